@@ -1,0 +1,198 @@
+"""The reference bank on disk: one immutable shard a class, and a manifest, written last, that names a bank's shards in order.
+
+    <cache>/shards/<class>-<digest>/    prototypes.safetensors, image-00.png, mask-00.png, ..., shard.json (sha256 of each)
+    <cache>/banks/<digest>.json         names, shards, settings, versions
+
+A shard is written to a temporary folder, fsynced and renamed, so a killed run leaves whole shards or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+ARRAYS = ("foreground", "background", "whole", "attention", "points")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One class's references, image by image.
+
+    Attributes:
+        name: the class.
+        images: uint8[K, H, W, 3], or None when only the features were read.
+        masks: bool[K, H, W] foregrounds, or None likewise.
+        attention: float32[K, h, w] averaged cross-attention in 0..1 (zeros for photographs).
+        points: float32[K, n, 2] prompt points xy in pixels, NaN where fewer were drawn.
+        fallbacks: how many masks came from the attention map alone.
+        foreground: float32[K, D] pooled under the mask (Eq. 4), NaN where it covers nothing.
+        background: float32[K, D] pooled under its complement, NaN likewise.
+        whole: float32[K, D] pooled over the whole image (Table 2, row 2).
+    """
+
+    name: str
+    images: np.ndarray | None
+    masks: np.ndarray | None
+    attention: np.ndarray
+    points: np.ndarray
+    fallbacks: int
+    foreground: np.ndarray
+    background: np.ndarray
+    whole: np.ndarray
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bank's table of contents.
+
+    Attributes:
+        names: classes in order, without the background.
+        shards: each class's shard folder name.
+        settings: the fields of `ReferenceSettings`.
+        preset: the models' preset name.
+        encoder: fingerprint of the encoder that made the features.
+        path: the manifest's file.
+    """
+
+    names: tuple[str, ...]
+    shards: tuple[str, ...]
+    settings: dict[str, object]
+    preset: str
+    encoder: str
+    path: Path
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """The given folder, or the user's cache folder (the environment variable RIMJAX_CACHE moves it)."""
+    return Path(cache_dir or os.environ.get("RIMJAX_CACHE") or user_cache_path("rimjax"))
+
+
+def shard_path(folder: Path, name: str, key: str) -> Path:
+    """A shard's folder: the class in plain letters, and the digest of what it depends on."""
+    return folder / "shards" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'class'}-{key}"
+
+
+def write_shard(final: Path, shard: Shard) -> None:
+    """Write a shard's folder whole or not at all."""
+    if shard.images is None or shard.masks is None:
+        raise ValueError("shard: its pictures were not read, so it can't be written")
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: np.ascontiguousarray(getattr(shard, name)) for name in ARRAYS}, temporary / "prototypes.safetensors")
+    for index, (image, mask) in enumerate(zip(shard.images, shard.masks, strict=True)):
+        Image.fromarray(image).save(temporary / f"image-{index:02d}.png")
+        Image.fromarray(mask).save(temporary / f"mask-{index:02d}.png")
+    files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    about = {"name": shard.name, "fallbacks": shard.fallbacks, "files": files}
+    (temporary / "shard.json").write_text(json.dumps(about, indent=1))
+    for file in temporary.iterdir():
+        _fsync(file)
+    _fsync(temporary)
+    if final.exists():  # another process finished the same shard first
+        shutil.rmtree(temporary)
+    else:
+        temporary.rename(final)
+    _fsync(final.parent)
+
+
+def read_shard(path: Path, pictures: bool = False) -> Shard:
+    """Read a shard, checking every file that is read against its sha256.
+
+    Args:
+        path: the shard's folder.
+        pictures: read images and masks too.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    remedy = "delete that folder and build the bank again"
+    try:
+        about = json.loads((path / "shard.json").read_text())
+        wanted = {name: digest for name, digest in about["files"].items() if pictures or not name.endswith(".png")}
+        for name, digest in wanted.items():
+            if _sha256(path / name) != digest:
+                raise ValueError(f"{path}: {name} is damaged (its sha256 is not the recorded one); {remedy}")
+        arrays = load_file(path / "prototypes.safetensors")
+        kinds: dict[str, np.ndarray | None] = {"image": None, "mask": None}
+        if pictures:
+            kinds = {kind: np.stack([np.asarray(Image.open(path / n)) for n in sorted(wanted) if n.startswith(kind)]) for kind in kinds}
+        return Shard(
+            name=about["name"], fallbacks=about["fallbacks"], images=kinds["image"], masks=kinds["mask"], **{n: arrays[n] for n in ARRAYS}
+        )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path}: this part of the bank is incomplete or damaged ({error}); {remedy}") from error
+
+
+def write_manifest(
+    folder: Path, *, names: tuple[str, ...], shards: tuple[str, ...], settings: dict[str, object], preset: str, encoder: str
+) -> Manifest:
+    """Write a bank's manifest under a name that digests its contents."""
+    versions = {package: metadata.version(package) for package in ("jax", "flax", "diffusers", "torch")}
+    contents = {"names": names, "shards": shards, "settings": settings, "preset": preset, "encoder": encoder}
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
+    final = folder / "banks" / f"{digest}.json"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({**contents, "versions": versions}, indent=1))
+    _fsync(temporary)
+    temporary.rename(final)
+    _fsync(final.parent)
+    return read_manifest(final)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        FileNotFoundError: there is none at that path.
+        ValueError: it is no manifest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such bank; `rimjax bank build` prints the path of the one it makes")
+    try:
+        fields = json.loads(path.read_text())
+        manifest = Manifest(tuple(fields["names"]), tuple(fields["shards"]), fields["settings"], fields["preset"], fields["encoder"], path)
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a bank manifest, or damaged ({error!r}); build the bank again") from error
+    if len(manifest.names) != len(manifest.shards) or not manifest.names:
+        raise ValueError(f"{path}: names {len(manifest.names)} classes but {len(manifest.shards)} shards; build the bank again")
+    return manifest
+
+
+def read_shards(manifest: Manifest, pictures: bool = False) -> list[Shard]:
+    """The shards of a bank in its class order.
+
+    Raises:
+        ValueError: a shard is missing or damaged, or holds another class than the manifest says.
+    """
+    shards = [read_shard(manifest.path.parent.parent / "shards" / name, pictures) for name in manifest.shards]
+    for name, shard in zip(manifest.names, shards, strict=True):
+        if shard.name != name:
+            raise ValueError(f"{manifest.path}: the shard in {name!r}'s place holds {shard.name!r}; build the bank again")
+    return shards
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,225 @@
+"""Fashion Scenes: real photographs of clothing cut out, tinted, turned, scaled and laid on textured grounds.
+
+The photographs are Fashion-MNIST's (MIT licence). The training split renders what the mini models learn from; the benchmark is
+200 scenes of test-split photographs that ship inside the package, so that it renders the same on every machine.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+"""Fashion-MNIST's classes in label order; a scene's label map holds 0 for the ground and 1 + index for these."""
+
+TINTS = {
+    "red": 0.0,
+    "orange": 0.08,
+    "yellow": 0.15,
+    "green": 0.33,
+    "cyan": 0.5,
+    "blue": 0.62,
+    "purple": 0.76,
+    "pink": 0.9,
+    "white": None,
+}
+"""Tint name -> hue in turns; None is unsaturated."""
+
+GROUNDS = ("plain", "striped", "checked", "dotted", "cloudy")
+
+SCENE_SIZE = 128
+BENCHMARK_SCENES = 200
+BENCHMARK_SEED = 2024
+DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
+
+# Longest side of an item in pixels of a 128-pixel scene, by how many items the scene holds.
+_EXTENTS = {1: (84, 114), 2: (60, 76), 3: (50, 62), 4: (50, 62)}
+_CENTRES = {
+    1: ((0.5, 0.5),),
+    2: ((0.5, 0.27), (0.5, 0.73)),
+    3: ((0.26, 0.27), (0.26, 0.73), (0.74, 0.5)),
+    4: ((0.26, 0.26), (0.26, 0.74), (0.74, 0.26), (0.74, 0.74)),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One rendered scene.
+
+    Attributes:
+        image: uint8[H, W, 3].
+        labels: uint8[H, W], 0 = ground, 1 + class index where an item is visible.
+        instances: uint8[H, W], 0 = ground, 1 + the item's position in `items` where it is visible.
+        items: the photographs' indices, in the order they were laid down.
+        tints: each item's tint name.
+        ground: the ground's name, one of `GROUNDS`.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    instances: np.ndarray
+    items: tuple[int, ...]
+    tints: tuple[str, ...]
+    ground: str
+
+
+def read_idx(split: str, root: str | Path = DEBIAN_ROOT) -> tuple[np.ndarray, np.ndarray]:
+    """Fashion-MNIST's photographs and class indices from its four idx.gz files.
+
+    Args:
+        split: "train" (60,000) or "test" (10,000).
+        root: the folder of the files; Debian's package `dataset-fashion-mnist` fills the default.
+
+    Returns:
+        uint8[n, 28, 28] photographs on black and uint8[n] class indices.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says how to get it.
+    """
+    prefix = {"train": "train", "test": "t10k"}[split]
+    arrays = []
+    for kind, offset in (("images-idx3", 16), ("labels-idx1", 8)):
+        path = Path(root) / f"{prefix}-{kind}-ubyte.gz"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: install Debian's package dataset-fashion-mnist, or point --data at a folder "
+                "with Fashion-MNIST's four idx.gz files"
+            )
+        arrays.append(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=offset))
+    return arrays[0].reshape(-1, 28, 28), arrays[1]
+
+
+def cut_out(photo: np.ndarray) -> np.ndarray:
+    """An item's mask from its photograph's own intensity: brighter than the black ground, holes filled, specks dropped.
+
+    Args:
+        photo: uint8[28, 28].
+
+    Returns:
+        bool[28, 28], never empty.
+    """
+    bright = photo > 12
+    if not bright.any():
+        bright = photo >= photo.max()
+    parts, count = ndimage.label(ndimage.binary_fill_holes(bright), structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return (sizes >= 0.05 * sizes.sum())[parts] & (parts > 0)
+
+
+def _colour(rng: np.random.Generator, hue: float | None, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
+    saturated = 0.0 if hue is None else rng.uniform(*saturation)
+    return np.array(colorsys.hsv_to_rgb(((hue or 0.0) + rng.uniform(-0.03, 0.03)) % 1.0, saturated, rng.uniform(*value)))
+
+
+def _ground(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """A textured ground, float64[size, size, 3] in 0-1: one muted colour, lightened and darkened by a pattern."""
+    base = _colour(rng, rng.uniform(), (0.05, 0.4), (0.25, 0.75))
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 20) * size / SCENE_SIZE
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    wave = {
+        "plain": lambda: np.zeros((size, size)),
+        "striped": lambda: np.sin(2 * np.pi * along / period),
+        "checked": lambda: np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period) * 1.5,
+        "dotted": lambda: 2.0 * ((np.sin(2 * np.pi * along / period) + np.sin(2 * np.pi * across / period)) > 1.1) - 0.5,
+        "cloudy": lambda: ndimage.zoom(rng.normal(size=(6, 6)), size / 6, order=1, mode="nearest", grid_mode=True),
+    }[name]()
+    shade = rng.uniform(0.05, 0.16) * wave + rng.normal(scale=0.012, size=(size, size))
+    return np.clip(base + shade[..., None], 0.0, 1.0)
+
+
+def render(
+    rng: np.random.Generator,
+    photos: np.ndarray,
+    classes: np.ndarray,
+    items: tuple[int, ...],
+    size: int = SCENE_SIZE,
+) -> Scene:
+    """Lay one to four photographs on a ground.
+
+    Args:
+        rng: decides ground, tints, turns (up to 20 degrees either way), mirroring, sizes and places.
+        photos: uint8[n, 28, 28].
+        classes: uint8[n] class indices.
+        items: which photographs, in the order they are laid down.
+        size: pixels a side.
+
+    Returns:
+        The scene; a later item hides what it covers of an earlier one.
+    """
+    ground = str(rng.choice(GROUNDS))
+    canvas = _ground(rng, ground, size)
+    labels, instances = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
+    tints = []
+    for position, (item, centre) in enumerate(zip(items, rng.permutation(_CENTRES[len(items)]), strict=True), start=1):
+        tint = str(rng.choice(list(TINTS)))
+        colour = _colour(rng, TINTS[tint], (0.45, 0.85), (0.8, 1.0))
+        mask = cut_out(photos[item]).astype(np.float64)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        middle = np.array([rows[0] + rows[-1], columns[0] + columns[-1]]) / 2
+        zoom = rng.uniform(*_EXTENTS[len(items)]) / SCENE_SIZE * size / max(np.ptp(rows) + 1, np.ptp(columns) + 1)
+        turn = np.deg2rad(rng.uniform(-20, 20))
+        mirror = rng.choice((-1.0, 1.0))
+        where = (np.asarray(centre) + rng.uniform(-0.045, 0.045, 2)) * size
+        inverse = np.array([[np.cos(turn), np.sin(turn)], [-mirror * np.sin(turn), mirror * np.cos(turn)]]) / zoom
+        reach = zoom * max(np.ptp(rows) + 1, np.ptp(columns) + 1) * 0.75
+        low = np.clip(np.floor(where - reach), 0, size).astype(int)
+        high = np.clip(np.ceil(where + reach), 0, size).astype(int)
+        window = np.s_[low[0] : high[0], low[1] : high[1]]
+        resample = partial(
+            ndimage.affine_transform,
+            matrix=inverse,
+            offset=middle - inverse @ (where - 0.5 - low),
+            output_shape=tuple(high - low),
+            order=1,
+        )
+        inside = resample(mask)
+        alpha = np.clip((inside - 0.5) * zoom * 0.7 + 0.5, 0.0, 1.0)[..., None]
+        shaded = (0.22 + 0.78 * resample(photos[item] / 255.0))[..., None] * colour
+        canvas[window] = canvas[window] * (1 - alpha) + np.clip(shaded, 0.0, 1.0) * alpha
+        labels[window][inside >= 0.5] = classes[item] + 1
+        instances[window][inside >= 0.5] = position
+        tints.append(tint)
+    image = np.round(canvas * 255).astype(np.uint8)
+    return Scene(image, labels, instances, tuple(int(i) for i in items), tuple(tints), ground)
+
+
+def random_scene(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, size: int = SCENE_SIZE) -> Scene:
+    """A scene of one to four random photographs, every class equally likely."""
+    count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.3, 0.25, 0.2]))
+    items = tuple(int(rng.choice(np.flatnonzero(classes == rng.integers(len(CLASSES))))) for _ in range(count))
+    return render(rng, photos, classes, items, size)
+
+
+def single(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, item: int, size: int = 64) -> tuple[Scene, str]:
+    """One large item on a ground, with the caption that the diffusion model and CLIP learn from.
+
+    Returns:
+        The scene and a caption such as "a photo of sneaker" or "a photo of red sneaker on striped ground".
+    """
+    scene = render(rng, photos, classes, (item,), size)
+    tint = f"{scene.tints[0]} " if rng.uniform() < 0.5 else ""
+    ground = f" on {scene.ground} ground" if rng.uniform() < 0.5 else ""
+    return scene, f"a photo of {tint}{CLASSES[classes[item]]}{ground}"
+
+
+def shipped_items() -> tuple[np.ndarray, np.ndarray]:
+    """The benchmark's test-split photographs and class indices, from the package."""
+    with resources.files(__package__).joinpath("fashion_items.npz").open("rb") as file, np.load(file) as arrays:
+        return arrays["photos"], arrays["classes"]
+
+
+def benchmark(count: int = BENCHMARK_SCENES) -> Iterator[Scene]:
+    """The benchmark's scenes, each from a seed of its own; the first `count` of the 200."""
+    photos, classes = shipped_items()
+    for index in range(count):
+        yield random_scene(np.random.default_rng((BENCHMARK_SEED, index)), photos, classes)

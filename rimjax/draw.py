@@ -1,0 +1,137 @@
+"""Pictures to look at: overlays with a legend, scenes beside their truth, contact sheets of a bank's class."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rimjax.bank import Shard
+from rimjax.types import Segmentation
+
+GAP = 4
+
+
+def palette(count: int) -> np.ndarray:
+    """Distinct colours, uint8[count, 3]; the first, the background's, is dark grey."""
+    hues = [(index * 0.381966) % 1.0 for index in range(count - 1)]
+    bright = [colorsys.hsv_to_rgb(hue, 0.85 if index % 2 else 0.6, 1.0 if index % 3 else 0.8) for index, hue in enumerate(hues)]
+    return np.round(np.array([(0.25, 0.25, 0.25), *bright]) * 255).astype(np.uint8)
+
+
+def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """A label map in the palette's colours, uint8[H, W, 3]; labels beyond the classes (255: ignored) are white."""
+    colours = np.concatenate([palette(num_classes), np.full((1, 3), 255, np.uint8)])
+    return colours[np.minimum(labels, num_classes)]
+
+
+def _legend(names: Sequence[str], shown: Sequence[int], width: int) -> Image.Image:
+    """Colour squares with class names, wrapped to a width."""
+    font, colours = ImageFont.load_default(size=12), palette(len(names))
+    x, y, places = GAP, GAP, []
+    for index in shown:
+        wide = 14 + GAP + int(font.getlength(names[index])) + 2 * GAP
+        if x + wide > width and x > GAP:
+            x, y = GAP, y + 18
+        places.append((x, y, index))
+        x += wide
+    sheet = Image.new("RGB", (width, y + 18), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, y, index in places:
+        pen.rectangle((x, y, x + 12, y + 12), fill=tuple(colours[index].tolist()), outline="black")
+        pen.text((x + 14 + GAP, y - 1), names[index], fill="black", font=font)
+    return sheet
+
+
+def _enlarged(picture: np.ndarray, least: int, resample: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
+    """A picture enlarged by a whole number, so that its short side has at least so many pixels."""
+    image = Image.fromarray(picture)
+    factor = max(1, -(-least // min(image.size)))
+    return image.resize((image.width * factor, image.height * factor), resample)
+
+
+def _stacked(parts: Sequence[Image.Image], across: bool = False) -> Image.Image:
+    """Pictures in a row or a column on white, with gaps."""
+    sizes = [part.size if across else part.size[::-1] for part in parts]
+    long, wide = sum(size[0] for size in sizes) + GAP * (len(parts) - 1), max(size[1] for size in sizes)
+    sheet = Image.new("RGB", (long, wide) if across else (wide, long), "white")
+    at = 0
+    for part, size in zip(parts, sizes, strict=True):
+        sheet.paste(part, (at, 0) if across else (0, at))
+        at += size[0] + GAP
+    return sheet
+
+
+def _blended(image: np.ndarray, labels: np.ndarray, num_classes: int, alpha: float) -> np.ndarray:
+    """The image with each class's colour laid over it and its outline drawn; the background is only darkened a little."""
+    share = np.where(labels > 0, alpha, alpha / 2)[..., None]
+    mixed = image * (1 - share) + colour_map(labels, num_classes) * share
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    mixed[edge] = 255
+    return mixed.astype(np.uint8)
+
+
+def overlay(image: np.ndarray | Image.Image, seg: Segmentation, alpha: float = 0.55) -> Image.Image:
+    """The image under its segmentation, with a legend of the classes found.
+
+    Args:
+        image: uint8[H, W, 3] or a PIL image, of the segmentation's size.
+        seg: from `rimjax.segment`.
+        alpha: opacity of the colours in 0..1.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    if pixels.shape[:2] != seg.labels.shape:
+        raise ValueError(f"image: its size {pixels.shape[:2]} isn't the segmentation's {seg.labels.shape}")
+    picture = _enlarged(_blended(pixels, seg.labels, len(seg.names), alpha), 384)
+    return _stacked([picture, _legend(seg.names, np.unique(seg.labels).tolist(), picture.width)])
+
+
+def comparison(image: np.ndarray, seg: Segmentation, truth: np.ndarray) -> Image.Image:
+    """Image, segmentation and truth side by side, with a legend."""
+    count = len(seg.names)
+    views = (image, _blended(image, seg.labels, count, 0.55), _blended(image, truth, count, 0.55))
+    row = _stacked([_enlarged(view, 256) for view in views], across=True)
+    shown = np.unique(np.concatenate([seg.labels.ravel(), truth[truth < count].ravel()]))
+    return _stacked([row, _legend(seg.names, shown.tolist(), row.width)])
+
+
+def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures in rows of so many."""
+    rows = [_stacked(pictures[start : start + columns], across=True) for start in range(0, len(pictures), columns)]
+    return _stacked(rows)
+
+
+def contact_sheet(shard: Shard, most: int = 16) -> Image.Image:
+    """A class's references: for each image, itself, its attention map, the prompt points on it, and its mask.
+
+    Args:
+        shard: read with its pictures.
+        most: images shown.
+    """
+    if shard.images is None or shard.masks is None:
+        raise ValueError("shard: read it with pictures=True")
+    columns = []
+    for image, mask, attention, points in zip(shard.images, shard.masks, shard.attention, shard.points, strict=True):
+        heat = (np.clip(attention / max(float(attention.max()), 1e-6), 0, 1) * 255).astype(np.uint8)
+        warm = np.stack([heat, heat // 2, 255 - heat], axis=-1)
+        side = (128, 128)
+        dotted = Image.fromarray(image).resize(side)
+        pen = ImageDraw.Draw(dotted)
+        for x, y in points[np.isfinite(points).all(1)] * 128 / np.array(image.shape[1::-1]):
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="red", outline="white")
+        cut = np.where(mask[..., None], image, image // 5)
+        views = [Image.fromarray(image).resize(side), Image.fromarray(warm).resize(side), dotted, Image.fromarray(cut).resize(side)]
+        columns.append(_stacked(views))
+        if len(columns) == most:
+            break
+    title = Image.new("RGB", (8 * (128 + GAP), 20), "white")
+    line = f"{shard.name}: {len(shard.images)} images, {shard.fallbacks} masks from the attention map alone"
+    ImageDraw.Draw(title).text((GAP, 3), line, fill="black", font=ImageFont.load_default(size=13))
+    return _stacked([title, grid(columns, 8)])

@@ -1,0 +1,296 @@
+"""Flow 1, reference construction (paper, Sec. 3.4): generate > localise > mask > pool > cluster > bank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from rimjax import bank as storage
+from rimjax.bank import Manifest, Shard
+from rimjax.cluster import cluster_prototypes
+from rimjax.images import read_alpha, read_image
+from rimjax.localise import foreground_mask
+from rimjax.pool import masked_average, resize_masks
+from rimjax.types import BACKGROUND, ReferenceBank
+
+if TYPE_CHECKING:
+    from rimjax.models.protocols import Encoder, Masker
+    from rimjax.presets import Models
+
+PHOTO_SIZE = 512
+"""Side in pixels at which a user's photographs are kept; encoders resize to their own input anyway."""
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """How references are drawn and summarised (DESIGN's choices; the paper's where it gives them).
+
+    Attributes:
+        num_images: K, synthetic images of a class.
+        threshold: where the averaged attention map, over its maximum, is binarised (Sec. 4.2: 0.7).
+        num_points: prompt points drawn from the binary map (Sec. 4.2: 5).
+        num_subcategories: T, clusters of a class's prototypes (Fig. 5a: 8); 1 gives Eq. 9.
+        foreground_mask: pool under the foreground mask; False is global average pooling (Table 2, row 2).
+        seed: of everything drawn; a class's own key is folded from it and the class's name.
+    """
+
+    num_images: int = 32
+    threshold: float = 0.7
+    num_points: int = 5
+    num_subcategories: int = 8
+    foreground_mask: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "num_points", "num_subcategories"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold: expected 0 <= threshold < 1, got {self.threshold}")
+
+
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names with outer blanks removed.
+
+    Raises:
+        ValueError: none at all, a blank, a duplicate (case ignored), or "background", which every bank has anyway.
+    """
+    clean = tuple(name.strip() for name in names)
+    if not clean:
+        raise ValueError('classes: expected at least one class name, e.g. --classes "sneaker,bag"')
+    if not all(clean):
+        raise ValueError(f"classes: a class name is blank in {list(clean)}")
+    lowered = [name.lower() for name in clean]
+    twice = sorted({name for name in lowered if lowered.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes: given more than once: {', '.join(twice)}")
+    if BACKGROUND in lowered:
+        raise ValueError("classes: 'background' is part of every bank already; leave it out")
+    return clean
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
+
+
+def _pooled(
+    name: str, images: np.ndarray, masks: np.ndarray, attention: np.ndarray, points: np.ndarray, fallbacks: int, encoder: Encoder
+) -> Shard:
+    """Prototypes of every image: under its mask, under the complement (Eq. 4), and over the whole image."""
+    features = encoder.encode_batch(images)
+    grid = features.shape[1:3]
+    prototypes = {"foreground": [], "background": [], "whole": []}
+    for feature, mask in zip(features, masks, strict=True):
+        weights = resize_masks(np.stack([mask, ~mask, np.ones_like(mask)]), grid)
+        average, valid = masked_average(feature, weights)
+        for kind, row, usable in zip(prototypes, np.asarray(average), np.asarray(valid), strict=True):
+            prototypes[kind].append(row if usable else np.full_like(row, np.nan))
+    return Shard(
+        name=name,
+        images=images,
+        masks=masks,
+        attention=attention,
+        points=points,
+        fallbacks=fallbacks,
+        **{kind: np.stack(rows).astype(np.float32) for kind, rows in prototypes.items()},
+    )
+
+
+def generated_shard(name: str, models: Models, settings: ReferenceSettings) -> Shard:
+    """Draw a class, cut out its foregrounds and pool their features (Sec. 3.4, Eq. 1-4)."""
+    drawn = models.generator.generate(name, settings.num_images, settings.seed)
+    cut = [
+        foreground_mask(
+            image,
+            attention,
+            models.masker,
+            threshold=settings.threshold,
+            num_points=settings.num_points,
+            rng=np.random.default_rng((_seed(settings.seed, name), index)),
+        )
+        for index, (image, attention) in enumerate(zip(drawn.images, drawn.attention, strict=True))
+    ]
+    points = np.full((len(cut), settings.num_points, 2), np.nan, np.float32)
+    for row, one in zip(points, cut, strict=True):
+        row[: len(one.points)] = one.points
+    masks = np.stack([one.mask for one in cut])
+    return _pooled(name, drawn.images, masks, drawn.attention, points, sum(one.fell_back for one in cut), models.encoder)
+
+
+def photo_mask(source: str | Path | np.ndarray, image: np.ndarray, masker: Masker, point: tuple[float, float] | None) -> np.ndarray:
+    """A photograph's foreground: its alpha if it has one, else SAM's mask from a point xy (default: the centre)."""
+    alpha = read_alpha(source)
+    if alpha is not None and point is None:
+        return alpha
+    height, width = image.shape[:2]
+    xy = np.array([point or (width / 2, height / 2)], np.float32)
+    if not (0 <= xy[0, 0] < width and 0 <= xy[0, 1] < height):
+        raise ValueError(f"point: {tuple(xy[0].tolist())} lies outside the {width}x{height} image {source}")
+    return masker.mask(image, xy)
+
+
+def photo_shard(
+    name: str, photos: Sequence[str | Path | np.ndarray], models: Models, points: Sequence[tuple[float, float]] | None = None
+) -> Shard:
+    """A class from the user's own photographs; they are kept at PHOTO_SIZE pixels a side.
+
+    Args:
+        name: of the class.
+        photos: paths or arrays; at least one.
+        models: masker and encoder are used.
+        points: one point xy in pixels for each photograph, where its foreground lies.
+    """
+    if not photos:
+        raise ValueError(f"references: no photographs given for {name!r}")
+    if points is not None and len(points) != len(photos):
+        raise ValueError(f"points: expected one for each of the {len(photos)} photographs of {name!r}, got {len(points)}")
+    images, masks, places = [], [], []
+    for index, photo in enumerate(photos):
+        image = read_image(photo)
+        point = points[index] if points is not None else None
+        mask = photo_mask(photo, image, models.masker, point)
+        if not mask.any() or mask.all():
+            raise ValueError(f"{photo}: no foreground found for {name!r}; give a point on it, or a picture with a transparent ground")
+        images.append(np.asarray(Image.fromarray(image).resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)))
+        masks.append(np.asarray(Image.fromarray(mask).resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.NEAREST)))
+        middle = np.array(point or (image.shape[1] / 2, image.shape[0] / 2), np.float32)
+        places.append(middle * PHOTO_SIZE / np.array([image.shape[1], image.shape[0]], np.float32))
+    nothing = np.zeros((len(images), 1, 1), np.float32)
+    return _pooled(name, np.stack(images), np.stack(masks), nothing, np.stack(places)[:, None], 0, models.encoder)
+
+
+def shard_key(
+    name: str, models: Models, settings: ReferenceSettings, photos: Sequence[str | Path | np.ndarray] | None = None, points: object = None
+) -> str:
+    """A digest of everything that a class's shard depends on: name, models' weights and settings, drawing settings or photographs."""
+    depends: dict[str, object] = {"name": name, "masker": models.masker.fingerprint, "encoder": models.encoder.fingerprint}
+    if photos is None:
+        drawing = {key: value for key, value in asdict(settings).items() if key not in ("num_subcategories", "foreground_mask")}
+        depends |= {"generator": models.generator.fingerprint, "settings": drawing}
+    else:
+        depends |= {"photos": [hashlib.sha256(read_image(photo).tobytes()).hexdigest() for photo in photos], "points": points}
+        depends["alpha"] = [alpha is not None and hashlib.sha256(alpha.tobytes()).hexdigest() for alpha in map(read_alpha, photos)]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def bank_from_shards(shards: Sequence[Shard], settings: ReferenceSettings, encoder: str) -> ReferenceBank:
+    """Class references (Eq. 4), the background reference and the sub-category prototypes (Sec. 3.5).
+
+    Args:
+        shards: one a class, in the bank's class order.
+        settings: `num_subcategories` and `foreground_mask` are used.
+        encoder: the fingerprint of the encoder that made the features.
+    """
+    groups = []
+    background = [row for shard in shards for row in shard.background if np.isfinite(row).all()]
+    groups.append(np.stack(background) if background else None)
+    for shard in shards:
+        rows = shard.foreground if settings.foreground_mask else shard.whole
+        rows = rows[np.isfinite(rows).all(1)]
+        if not len(rows):
+            raise ValueError(f"class {shard.name!r}: no image has a usable foreground; look at it with `rimjax bank show`")
+        groups.append(rows)
+    if groups[0] is None:
+        raise ValueError("no image has any background: the background reference can't be made")
+    clusters = [cluster_prototypes(rows, settings.num_subcategories, settings.seed) for rows in groups]
+    return ReferenceBank.create(
+        prototypes=np.concatenate(clusters),
+        owners=np.repeat(np.arange(len(clusters)), [len(rows) for rows in clusters]).astype(np.int32),
+        classes=np.stack([rows.mean(0) for rows in groups]),
+        names=(BACKGROUND, *(shard.name for shard in shards)),
+        encoder=encoder,
+    )
+
+
+def build_manifest(
+    names: Sequence[str],
+    models: Models,
+    *,
+    settings: ReferenceSettings | None = None,
+    cache_dir: str | Path | None = None,
+    references: Mapping[str, Sequence[str | Path | np.ndarray]] | None = None,
+    points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+    extend: Manifest | None = None,
+) -> Manifest:
+    """What `build_bank` does, up to the bank on disk: make the shards that the cache lacks, then write the manifest.
+
+    With `extend`, that bank's classes come first, and nothing of theirs is made again.
+    """
+    settings = settings or models.references
+    references, points = dict(references or {}), dict(points or {})
+    old, old_shards = (extend.names, extend.shards) if extend else ((), ())
+    checked = check_names([*old, *names, *references])
+    folder = storage.cache_folder(cache_dir)
+    paths = {
+        name: storage.shard_path(folder, name, shard_key(name, models, settings, references.get(name), points.get(name)))
+        for name in checked[len(old) :]
+    }
+    for name, path in paths.items():
+        if name not in references and not path.exists():
+            models.generator.check(name)
+    for name in progress(paths):
+        if not paths[name].exists():
+            made = (
+                photo_shard(name, references[name], models, points.get(name))
+                if name in references
+                else generated_shard(name, models, settings)
+            )
+            storage.write_shard(paths[name], made)
+    return storage.write_manifest(
+        folder,
+        names=checked,
+        shards=(*old_shards, *(path.name for path in paths.values())),
+        settings=asdict(settings),
+        preset=models.name,
+        encoder=models.encoder.fingerprint,
+    )
+
+
+def load_bank(manifest: Manifest | str | Path) -> ReferenceBank:
+    """The bank that a manifest names, for example a path that `rimjax bank build` printed.
+
+    Raises:
+        FileNotFoundError, ValueError: the manifest or a shard is missing or damaged.
+    """
+    manifest = manifest if isinstance(manifest, Manifest) else storage.read_manifest(manifest)
+    return bank_from_shards(storage.read_shards(manifest), ReferenceSettings(**manifest.settings), manifest.encoder)
+
+
+def build_bank(
+    names: Sequence[str],
+    models: Models,
+    *,
+    settings: ReferenceSettings | None = None,
+    cache_dir: str | Path | None = None,
+    references: Mapping[str, Sequence[str | Path | np.ndarray]] | None = None,
+    points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> ReferenceBank:
+    """Build the reference bank of some classes, drawing only what the cache doesn't hold.
+
+    Args:
+        names: classes to draw; the bank's order is these, then those of `references`.
+        models: from `load_preset`, any stage replaced as you like.
+        settings: default: the preset's.
+        cache_dir: where shards and the manifest are kept (default: the user's cache folder).
+        references: further classes from your own photographs: name -> paths or arrays.
+        points: for some of those, one point xy on the foreground of each photograph.
+        progress: wraps the class names while they are built, e.g. `tqdm.tqdm`.
+
+    Returns:
+        The bank; `names[0]` is the background.
+
+    Raises:
+        ValueError: names are blank, doubled or unknown to the model, or a class has no usable foreground.
+    """
+    return load_bank(
+        build_manifest(names, models, settings=settings, cache_dir=cache_dir, references=references, points=points, progress=progress)
+    )
