@@ -38,6 +38,6 @@ def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:
     try:
         with safe_open(path, framework="numpy") as file:
             config = ViTConfig(**json.loads((file.metadata() or {})["config"]))
-            return unflatten_dict({key: file.get_tensor(key) for key in file.keys()}, sep="/"), config
+            return unflatten_dict({key: file.get_tensor(key) for key in file.keys()}, sep="/"), config  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a ViT that ported_weights.save_vit wrote, or damaged ({error})") from error

@@ -58,15 +58,15 @@ def port_folder(source: str | Path, directory: str | Path) -> Checkpoint:
     """
     if not Path(source).is_dir():
         raise FileNotFoundError(f"{source}: no such folder; download CompVis/stable-diffusion-v1-4 there first")
-    libraries()  # first, so that the next imports are quiet
+    library = libraries()  # first, so that the next imports are quiet
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizerFast
+    from transformers import CLIPTextModel
 
     return port(
-        UNet2DConditionModel.from_pretrained(source, subfolder="unet"),
-        AutoencoderKL.from_pretrained(source, subfolder="vae"),
+        UNet2DConditionModel.from_pretrained(source, subfolder="unet", low_cpu_mem_usage=False),
+        AutoencoderKL.from_pretrained(source, subfolder="vae", low_cpu_mem_usage=False),
         CLIPTextModel.from_pretrained(source, subfolder="text_encoder"),
-        CLIPTokenizerFast.from_pretrained(source, subfolder="tokenizer"),
+        library.AutoTokenizer.from_pretrained(Path(source) / "tokenizer"),
         PNDMScheduler.from_pretrained(source, subfolder="scheduler"),
         directory,
     )
@@ -102,7 +102,9 @@ def _checked(params: Any, shapes: Any) -> dict[str, Any]:
     wanted = {key: (leaf.shape, leaf.dtype) for key, leaf in flatten_dict(unfreeze(shapes), sep="/").items()}
     problems = [f"{key}: the model has no such weight" for key in sorted(found.keys() - wanted.keys())]
     problems += [f"{key}: no source key fills it" for key in sorted(wanted.keys() - found.keys())]
-    problems += [f"{key}: {found[key]}, expected {wanted[key]}" for key in sorted(found.keys() & wanted.keys()) if found[key] != wanted[key]]
+    problems += [
+        f"{key}: {found[key]}, expected {wanted[key]}" for key in sorted(found.keys() & wanted.keys()) if found[key] != wanted[key]
+    ]
     if problems:
         raise ValueError("state_dict: doesn't fit the Flax model:\n  " + "\n  ".join(problems))
     return jax.tree.map(np.asarray, params)

@@ -16,6 +16,7 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -68,7 +69,7 @@ class Manifest:
 
     names: tuple[str, ...]
     shards: tuple[str, ...]
-    settings: dict[str, object]
+    settings: dict[str, Any]
     preset: str
     encoder: str
     path: Path
@@ -137,7 +138,7 @@ def read_shard(path: Path, pictures: bool = False) -> Shard:
 
 
 def write_manifest(
-    folder: Path, *, names: tuple[str, ...], shards: tuple[str, ...], settings: dict[str, object], preset: str, encoder: str
+    folder: Path, *, names: tuple[str, ...], shards: tuple[str, ...], settings: dict[str, Any], preset: str, encoder: str
 ) -> Manifest:
     """Write a bank's manifest under a name that digests its contents."""
     versions = {package: metadata.version(package) for package in ("jax", "flax", "diffusers", "torch")}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,53 +14,18 @@ from tqdm import tqdm
 
 from rimjax import bank as storage
 from rimjax import draw
+from rimjax.cli_bank import Bank
+from rimjax.console import PresetName, compile_cache, progress, provenance, versions, write
 from rimjax.datasets import DATASETS
 from rimjax.evaluate import Evaluation, evaluate
 from rimjax.images import read_image
 from rimjax.inference import SegmentSettings, check_bank, segment
-from rimjax.presets import PRESETS, Models, inventory, load_preset
+from rimjax.presets import PRESETS, inventory, load_preset
 from rimjax.references import ReferenceSettings, build_bank, build_manifest, check_names, load_bank
-from rimjax.types import ReferenceBank, Segmentation
+from rimjax.types import Segmentation
 
-PACKAGES = ("rimjax", "jax", "jaxlib", "flax", "diffusers", "transformers", "torch", "torchvision", "segment-anything", "numpy")
+MISSING = 'missing: pip install "rimjax[pipeline]"'
 Settings = TypeVar("Settings", ReferenceSettings, SegmentSettings)
-PresetName = Literal["mini", "paper"]
-
-
-def versions() -> dict[str, str | None]:
-    """Installed version of every package that a result depends on; None where it is missing."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _progress(names: Iterable[str]) -> Iterable[str]:
-    bar = tqdm(list(names), desc="bank", unit="class")
-    for name in bar:
-        bar.set_postfix_str(name)
-        yield name
-
-
-def _write(path: Path, content: str | Image.Image) -> None:
-    """Write a text or a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        content.save(temporary, format="PNG")
-    temporary.replace(path)
-
-
-def _provenance(models: Models) -> dict[str, Any]:
-    """Settings, weights and versions, to stand beside a result."""
-    stages = {stage: getattr(models, stage).fingerprint for stage in ("generator", "masker", "encoder")}
-    settings = {"references": asdict(models.references), "segmentation": asdict(models.segmentation)}
-    return {"preset": models.name, "settings": settings, "weights": stages, "versions": versions()}
 
 
 def _table(found: Evaluation) -> str:
@@ -75,7 +37,7 @@ def _table(found: Evaluation) -> str:
         [
             "IoU (%)",
             *lines,
-            f"  {'mIoU':<12} {100 * found.miou:5.1f}   (95 % interval over {len(found.confusions)} images: {100 * low:.1f} to {100 * high:.1f})",
+            f"  {'mIoU':<12} {100 * found.miou:5.1f}   (95 % interval: {100 * low:.1f} to {100 * high:.1f}; {len(found.confusions)} images)",
             f"an image: {stages}",
         ]
     )
@@ -99,19 +61,19 @@ class Demo:
         if not 1 <= self.scenes <= DATASETS["fashion-scenes"].size:
             raise ValueError(f"--scenes: expected 1 to {DATASETS['fashion-scenes'].size}, got {self.scenes}")
         dataset, models = DATASETS["fashion-scenes"], load_preset(self.preset)
-        _compile_cache(self.output / "cache")
-        manifest = build_manifest(dataset.classes, models, cache_dir=self.output / "cache", progress=_progress)
+        compile_cache(self.output / "cache")
+        manifest = build_manifest(dataset.classes, models, cache_dir=self.output / "cache", progress=progress)
         bank = load_bank(manifest)
         kept: list[Segmentation] = []
         pairs = list(dataset.scenes(self.scenes))
         found = evaluate(tqdm(pairs, desc="segment", unit="scene"), bank, models, keep=kept)
         pictures = [draw.comparison(image, seg, truth) for (image, truth), seg in zip(pairs, kept, strict=True)]
         for index, picture in enumerate(pictures[:12]):
-            _write(self.output / f"scene-{index:02d}.png", picture)
-        _write(self.output / "scenes.png", draw.grid(pictures[:8], 2))
+            write(self.output / f"scene-{index:02d}.png", picture)
+        write(self.output / "scenes.png", draw.grid(pictures[:8], 2))
         sheets = [draw.contact_sheet(shard, 8) for shard in storage.read_shards(manifest, pictures=True)]
-        _write(self.output / "references.png", draw.grid(sheets, 1))
-        _write(self.output / "results.json", json.dumps({**found.as_json(), **_provenance(models)}, indent=1))
+        write(self.output / "references.png", draw.grid(sheets, 1))
+        write(self.output / "results.json", json.dumps({**found.as_json(), **provenance(models)}, indent=1))
         print(_table(found))
         print(f"look at {self.output}/scenes.png (image, segmentation, truth) and {self.output}/references.png; {self.output}/results.json")
 
@@ -151,27 +113,28 @@ class Segment:
             raise ValueError('segment: say --classes "sneaker,bag", or --bank PATH')
         pictures = [read_image(path) for path in self.images]
         models = load_preset(self.preset)
-        _compile_cache(storage.cache_folder(self.cache_dir))
+        compile_cache(storage.cache_folder(self.cache_dir))
         if self.bank is not None:
-            bank = _loaded(self.bank, models)
+            bank = load_bank(self.bank)
+            check_bank(bank, models)
             if names is not None and names != bank.names[1:]:
                 raise ValueError(f"--classes: {', '.join(names)} isn't the bank's list, {', '.join(bank.names[1:])}; leave --classes out")
         else:
             assert names is not None
-            bank = build_bank(names, models, cache_dir=self.cache_dir, progress=_progress)
+            bank = build_bank(names, models, cache_dir=self.cache_dir, progress=progress)
         results = []
         for path, picture in zip(self.images, tqdm(pictures, desc="segment", unit="image"), strict=True):
             seg = segment(picture, bank, models)
             target = self._target(path)
-            _write(target, draw.overlay(picture, seg))
+            write(target, draw.overlay(picture, seg))
             labels = target.with_name(f"{target.stem.removesuffix('_segmented')}_labels.png")
-            _write(labels, Image.fromarray(seg.labels))
+            write(labels, Image.fromarray(seg.labels))
             shares = {name: float((seg.labels == index).mean()) for index, name in enumerate(seg.names)}
             results.append({"image": str(path), "overlay": str(target), "labels": str(labels), "shares": shares, **_regions(seg)})
             found = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share)
             tqdm.write(f"{path}: {found} -> {target}, {labels}")
         if self.json is not None:
-            _write(self.json, json.dumps({"results": results, "names": bank.names, **_provenance(models)}, indent=1))
+            write(self.json, json.dumps({"results": results, "names": bank.names, **provenance(models)}, indent=1))
 
     def _target(self, image: Path) -> Path:
         if self.output is None:
@@ -188,118 +151,6 @@ def _regions(seg: Segmentation) -> dict[str, Any]:
             box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
             regions.append({"class": seg.names[index], "score": float(scores[index]), "area": int(mask.sum()), "box": box})
     return {"regions": regions, "timings": seg.timings}
-
-
-def _loaded(path: Path, models: Models) -> ReferenceBank:
-    """The bank of a manifest, checked against the models that will use it."""
-    bank = load_bank(path)
-    check_bank(bank, models)
-    return bank
-
-
-@dataclass(frozen=True)
-class BankBuild:
-    """Draw classes (or take your own photographs of them) and build their reference bank; prints the bank's path.
-
-    Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mug1.jpg,mug2.jpg"
-    """
-
-    classes: str = ""
-    """Class names to draw, comma-separated."""
-    photos: tuple[str, ...] = ()
-    """Further classes from photographs: "name=file1,file2". The mask is the photo's alpha, or SAM's from the centre."""
-    preset: PresetName = "mini"
-    """Which models."""
-    images: int | None = None
-    """K, images drawn of each class (default: the preset's)."""
-    seed: int = 0
-    """Of everything drawn."""
-    cache_dir: Path | None = None
-    """Where banks are kept (default: the user's cache folder)."""
-
-    def run(self) -> None:
-        models = load_preset(self.preset)
-        settings = replace(models.references, seed=self.seed, num_images=self.images or models.references.num_images)
-        names = self.classes.split(",") if self.classes else []
-        photos = _photos(self.photos)
-        check_names([*names, *photos])
-        _compile_cache(storage.cache_folder(self.cache_dir))
-        manifest = build_manifest(names, models, settings=settings, cache_dir=self.cache_dir, references=photos, progress=_progress)
-        print(manifest.path)
-
-
-@dataclass(frozen=True)
-class BankShow:
-    """List a bank's classes and draw a contact sheet: image, attention map, prompt points and mask, class by class.
-
-    Example: rimjax bank show ~/.cache/rimjax/banks/0123456789ab.json --output sheet.png
-    """
-
-    bank: tyro.conf.Positional[Path]
-    """The manifest's path."""
-    output: Path = Path("bank.png")
-    """The contact sheet's file."""
-
-    def run(self) -> None:
-        manifest = storage.read_manifest(self.bank)
-        shards = storage.read_shards(manifest, pictures=True)
-        _write(self.output, draw.grid([draw.contact_sheet(shard) for shard in shards], 1))
-        for shard in shards:
-            print(f"{shard.name:<12} {len(shard.foreground)} images, {shard.fallbacks} masks from the attention map alone")
-        print(f"preset {manifest.preset}, encoder {manifest.encoder}; drawn to {self.output}")
-
-
-@dataclass(frozen=True)
-class BankAdd:
-    """A new bank with more classes; what the old one holds isn't made again. Prints the new bank's path.
-
-    Example: rimjax bank add ~/.cache/rimjax/banks/0123456789ab.json --classes coat
-    """
-
-    bank: tyro.conf.Positional[Path]
-    """The manifest's path."""
-    classes: str = ""
-    """Class names to draw, comma-separated."""
-    photos: tuple[str, ...] = ()
-    """Further classes from photographs: "name=file1,file2"."""
-
-    def run(self) -> None:
-        manifest = storage.read_manifest(self.bank)
-        models = load_preset(manifest.preset)
-        check_bank(load_bank(manifest), models)
-        names = self.classes.split(",") if self.classes else []
-        photos = _photos(self.photos)
-        cache = self.bank.resolve().parent.parent
-        _compile_cache(cache)
-        settings = ReferenceSettings(**manifest.settings)
-        print(
-            build_manifest(names, models, settings=settings, cache_dir=cache, references=photos, progress=_progress, extend=manifest).path
-        )
-
-
-def _photos(given: Iterable[str]) -> dict[str, list[str]]:
-    photos = {}
-    for entry in given:
-        name, _, files = entry.partition("=")
-        if not name.strip() or not files:
-            raise ValueError(f'--photos: expected "name=file1,file2", got {entry!r}')
-        photos[name.strip()] = [file.strip() for file in files.split(",")]
-    return photos
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Build, show or extend a reference bank."""
-
-    command: Annotated[
-        Annotated[BankBuild, tyro.conf.subcommand("build")]
-        | Annotated[BankShow, tyro.conf.subcommand("show")]
-        | Annotated[BankAdd, tyro.conf.subcommand("add")],
-        tyro.conf.arg(name=""),
-    ]
-
-    def run(self) -> None:
-        self.command.run()
 
 
 @dataclass(frozen=True)
@@ -337,14 +188,14 @@ class Evaluate:
             raise ValueError(f"--limit: expected at least 1, got {self.limit}")
         models = load_preset(self.preset)
         models = replace(models, references=self._chosen(models.references), segmentation=self._chosen(models.segmentation))
-        _compile_cache(storage.cache_folder(self.cache_dir))
+        compile_cache(storage.cache_folder(self.cache_dir))
         dataset = DATASETS[self.dataset]
-        bank = build_bank(dataset.classes, models, cache_dir=self.cache_dir, progress=_progress)
+        bank = build_bank(dataset.classes, models, cache_dir=self.cache_dir, progress=progress)
         scenes = tqdm(dataset.scenes(self.limit), total=min(self.limit or dataset.size, dataset.size), desc="evaluate", unit="image")
         found = evaluate(scenes, bank, models)
         print(_table(found))
         if self.json is not None:
-            _write(self.json, json.dumps({"dataset": self.dataset, **found.as_json(), **_provenance(models)}, indent=1))
+            write(self.json, json.dumps({"dataset": self.dataset, **found.as_json(), **provenance(models)}, indent=1))
 
     def _chosen(self, settings: Settings) -> Settings:
         """The preset's settings with those given on the command line put in."""
@@ -373,20 +224,12 @@ class Doctor:
         }
         print(f"python {report['python']}; JAX devices: {', '.join(report['devices'])}")
         for package, version in report["versions"].items():
-            print(f"  {package:<18} {version or 'missing: pip install "rimjax[pipeline]"'}")
+            print(f"  {package:<18} {version or MISSING}")
         for preset in PRESETS:
             for item in inventory(preset):
                 print(f"  {preset:<6} {item.stage:<10} {item.state:<8} {item.path}" + (f"\n{'':<20}{item.remedy}" if item.remedy else ""))
         if self.json is not None:
-            _write(self.json, json.dumps(report, indent=1))
-
-
-def _compile_cache(folder: Path) -> None:
-    """Keep XLA's compiled programs, so that a second start is fast."""
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "jit"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+            write(self.json, json.dumps(report, indent=1))
 
 
 Command = (

@@ -27,7 +27,7 @@ def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return colours[np.minimum(labels, num_classes)]
 
 
-def _legend(names: Sequence[str], shown: Sequence[int], width: int) -> Image.Image:
+def _legend(names: tuple[str, ...], shown: Sequence[int], width: int) -> Image.Image:
     """Colour squares with class names, wrapped to a width."""
     font, colours = ImageFont.load_default(size=12), palette(len(names))
     x, y, places = GAP, GAP, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from rimjax import metrics
 from rimjax.inference import SegmentSettings, check_bank, describe, label
 
 from rimjax.types import ReferenceBank, Segmentation
+
+if TYPE_CHECKING:
+    from rimjax.presets import Models
 
 
 @dataclass(frozen=True)

@@ -217,11 +217,12 @@ def load_preset(name: str, weights_dir: str | Path | None = None) -> Models:
     preset, folder = PRESETS[name], weights_folder(name, weights_dir)
     paths = {item.stage: folder / item.path for item in preset.weights}
     params, config = ported_weights.load_vit(paths["encoder"])
+    # The checker holds that a cached_property is no property, so it doesn't see that these have a fingerprint.
     return Models(
         name=name,
-        generator=DeferredGenerator(paths["generator"], preset.diffusion),
-        masker=sam.load(paths["masker"], preset.sam, proposals=preset.proposals),
-        encoder=ViTEncoder(params, config, preset.input_size, preset.mean, preset.std, batch_size=16 if name == "mini" else 4),
+        generator=DeferredGenerator(paths["generator"], preset.diffusion),  # pyright: ignore[reportArgumentType]
+        masker=sam.load(paths["masker"], preset.sam, proposals=preset.proposals),  # pyright: ignore[reportArgumentType]
+        encoder=ViTEncoder(params, config, preset.input_size, preset.mean, preset.std),  # pyright: ignore[reportArgumentType]
         references=preset.references,
         segmentation=preset.segmentation,
     )

@@ -84,7 +84,7 @@ def _pooled(
     name: str, images: np.ndarray, masks: np.ndarray, attention: np.ndarray, points: np.ndarray, fallbacks: int, encoder: Encoder
 ) -> Shard:
     """Prototypes of every image: under its mask, under the complement (Eq. 4), and over the whole image."""
-    features = encoder.encode_batch(images)
+    features = encoder.encode_batch(list(images))
     grid = features.shape[1:3]
     prototypes = {"foreground": [], "background": [], "whole": []}
     for feature, mask in zip(features, masks, strict=True):

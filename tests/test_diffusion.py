@@ -1,5 +1,6 @@
 """Stable Diffusion in Flax against diffusers' and transformers' PyTorch models, with tiny random weights of the same architecture."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -97,6 +98,11 @@ def model(folder) -> StableDiffusion:
 
 
 @pytest.fixture(scope="module")
+def denoise(model) -> Any:
+    return jax.jit(model.denoise)
+
+
+@pytest.fixture(scope="module")
 def drawn(model) -> Any:
     typed: Generator = model
     return typed.generate("Ankle boot", 3, seed=7)
@@ -157,10 +163,10 @@ def test_vae_agrees_with_torch(originals, model):
     assert 10 < ours.std() and ((ours > 0) & (ours < 255)).mean() > 0.5
 
 
-def test_trajectory_and_attention_agree_with_a_torch_loop(originals, model):
+def test_trajectory_and_attention_agree_with_a_torch_loop(originals, model, denoise):
     x = noise(2)
     ids, weights = model.tokenise("ankle boot")
-    latents, attention = jax.jit(model.denoise)(model.params, ids, weights, x)
+    latents, attention = denoise(model.params, ids, weights, x)
 
     recorder = Recorder()
     unet, scheduler = originals["unet"], torch_scheduler(CONFIG.steps)
@@ -192,7 +198,7 @@ class Toy(StableDiffusion):
 
     def _predict_noise(self, params: Any, latents: Any, timestep: Any, text: Any, weights: Any) -> Any:
         strength = jnp.repeat(jnp.array([0.6, 0.7]), len(latents) // 2)[:, None, None, None]
-        late = (timestep < 500).astype(jnp.float32)
+        late = (timestep < 600).astype(jnp.float32)
         maps = [jnp.zeros((2, 8, 8)).at[:, 0].set(5.0).at[:, 1].set(late), jnp.zeros((2, 4, 4)).at[:, :, 0].set(0.1)]
         return strength * jnp.sin(latents) + timestep / 2000, maps
 
@@ -223,11 +229,10 @@ def test_attention_is_averaged_over_layers_and_steps(model):
     np.testing.assert_allclose(every, np.broadcast_to(expected, (2, 8, 8)), atol=1e-6)
 
 
-def test_capture_changes_no_latent(model):
+def test_capture_changes_no_image(model, denoise):
     ids, weights = model.tokenise("ankle boot")
-    run = jax.jit(model.denoise)
-    captured, attention = run(model.params, ids, weights, noise(2))
-    plain, none = run(model.params, ids, None, noise(2))
+    captured, attention = denoise(model.params, ids, weights, noise(2))
+    plain, none = denoise(model.params, ids, None, noise(2))
     assert attention is not None and none is None
     assert relative_error(captured, plain) <= 1e-5  # fused otherwise, so rounded otherwise
     images = [np.asarray(model.decode(model.params, latents)).astype(int) for latents in (captured, plain)]
@@ -251,14 +256,13 @@ def test_images_depend_on_seed_name_and_index_only(model, folder, drawn):
     np.testing.assert_allclose(alone.attention, drawn.attention[:2], atol=1e-4)
 
 
-def test_bfloat16_stays_near_float32(model):
+def test_bfloat16_rounds_the_models_only(model):
     rounded = StableDiffusion(model.checkpoint, replace(CONFIG, dtype="bfloat16"))
-    x, (ids, weights) = noise(2), model.tokenise("bag")
-    exact, _ = jax.jit(model.denoise)(model.params, ids, weights, x)
-    latents, attention = jax.jit(rounded.denoise)(rounded.params, ids, weights, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded.params)} == {jnp.dtype(jnp.bfloat16)}
+    latents, attention = jax.eval_shape(rounded.denoise, rounded.params, *model.tokenise("bag"), noise(2))
     assert latents.dtype == jnp.float32 and attention.dtype == jnp.float32
-    assert rounded.params["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
-    assert 1e-4 < relative_error(latents, exact) < 0.2  # 8 bits of mantissa, guidance 3, three steps
+    exact, near = (np.asarray(one.decode(one.params, noise(2))).astype(float) for one in (model, rounded))
+    assert 0 < np.abs(near - exact).mean() < 4  # 8 bits of mantissa, 256 levels
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("bag", [4]), ("Ankle  boot", [4, 5]), ("t-shirt", [4]), (" bag ", [4])])
@@ -270,6 +274,30 @@ def test_weights_cover_the_names_tokens(model, name, tokens):
     expected[tokens] = 1 / len(tokens)
     np.testing.assert_allclose(weights, expected)
     assert [WORDS[index - 3] for index in ids[1][tokens]] == name.lower().split()
+
+
+def test_weights_cover_the_pieces_of_a_word_in_clips_own_tokenizer(model, tmp_path):
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    pieces = ["sn", "sne", "ea", "ke", "ker</w>", "er</w>"]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *pieces, "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\ns n\ne r</w>\nk er</w>\ne a\n")
+    tokenizer = transformers.CLIPTokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    checkpoint = Checkpoint(model.checkpoint.configs, model.checkpoint.params, tokenizer)
+    ids, weights = StableDiffusion(checkpoint, replace(CONFIG, template="a {} of")).tokenise("Sneaker")
+    assert [vocabulary[index] for index in ids[1]] == [
+        "<|startoftext|>",
+        "a</w>",
+        "sn",
+        "ea",
+        "ker</w>",
+        "o",
+        "f</w>",
+        "<|endoftext|>",
+        "<|endoftext|>",
+        "<|endoftext|>",
+    ]
+    np.testing.assert_allclose(weights, np.array([0, 0, 1, 1, 1, 0, 0, 0, 0, 0]) / 3, rtol=1e-6)
 
 
 def test_unknown_words_are_named_with_the_known_ones(model):

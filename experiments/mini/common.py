@@ -21,7 +21,7 @@ from rimjax.datasets import fashion_scenes
 RUNS = Path("runs/mini")
 
 
-def arguments(description: str, steps: int) -> argparse.Namespace:
+def arguments(description: str | None, steps: int) -> argparse.Namespace:
     """The command line of every training script; sets the number of torch threads."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=fashion_scenes.DEBIAN_ROOT, help="folder of Fashion-MNIST's idx.gz files")
@@ -83,7 +83,7 @@ def train(
         warm = min(1.0, (step + 1) / 100)
         cosine = 0.5 * (1 + np.cos(np.pi * step / options.steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warm * max(cosine, 0.01)
+            group["lr"] = float(learning_rate * warm * max(cosine, 0.01))
         torch.manual_seed(options.seed * 1_000_003 + step)
         losses = loss(step, np.random.default_rng((options.seed, step)))
         optimizer.zero_grad()

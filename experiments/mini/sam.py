@@ -61,7 +61,7 @@ class Prompted(torch.nn.Module):
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=1800)
+    options = arguments(__doc__, steps=1500)
     photos, classes = fashion_scenes.read_idx("train", options.data)
     photos, classes = photos[:-HELD_OUT], classes[:-HELD_OUT]
     torch.manual_seed(options.seed)

@@ -1,0 +1,99 @@
+"""Port the trained mini checkpoints to Flax and write `ported_weights/mini/` and the mini's part of `ported_weights/MANIFEST.toml`.
+
+Command:  python experiments/mini/export.py     (after clip.py, vae.py, unet.py, vit.py and sam.py; half a minute)
+The held-out figures of heldout.py are copied from ported_weights/mini/heldout.json where it is there.
+"""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import clip
+import torch
+import unet
+import vae
+from common import arguments, trained
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from sam import Prompted
+from transformers import CLIPTextModel
+from vit import CONFIG as VIT
+from vit import Student
+
+from ported_weights import dinov2, save_vit, stable_diffusion
+from rimjax.models import sam
+from rimjax.presets import MINI_SAM
+
+ROOT = Path(__file__).parents[2] / "ported_weights"
+SOURCES = {
+    "clip": "stable-diffusion/text_encoder",
+    "vae": "stable-diffusion/vae",
+    "unet": "stable-diffusion/unet",
+    "vit": "vit",
+    "sam": "sam",
+}
+
+
+def text_encoder(out: Path) -> CLIPTextModel:
+    """The text tower of the trained CLIP as a model of its own."""
+    whole = trained("clip", clip.build(), out)
+    tower = CLIPTextModel(whole.config.text_config)
+    tower.text_model.load_state_dict(whole.text_model.state_dict())
+    return tower.eval()
+
+
+def manifest(out: Path) -> str:
+    """What each file is, as TOML."""
+    lines = ["# Written by experiments/mini/export.py; sha256 of every weight file, what it learned from, and for how long."]
+    for name, place in SOURCES.items():
+        rows = list(csv.reader((out / f"{name}.csv").open()))
+        steps, seconds, *losses = rows[-1]
+        path = ROOT / "mini" / f"{place}.safetensors"
+        path = path if path.exists() else ROOT / "mini" / place / "flax_model.safetensors"
+        lines += [
+            "",
+            f"[mini.{name}]",
+            f'file = "{path.relative_to(ROOT)}"',
+            f'sha256 = "{hashlib.sha256(path.read_bytes()).hexdigest()}"',
+            f"bytes = {path.stat().st_size}",
+            f'source = "trained by experiments/mini/{name}.py on Fashion-MNIST\'s training split laid on textured grounds"',
+            'licence = "Apache-2.0; the photographs are Fashion-MNIST\'s (MIT)"',
+            "seed = 0",
+            f"steps = {steps}",
+            f"training_seconds = {seconds}",
+            f'last_losses = "{", ".join(losses)}"',
+        ]
+    figures = ROOT / "mini" / "heldout.json"
+    if figures.exists():
+        lines += ["", "[mini.heldout]", "# experiments/mini/heldout.py, test-split photographs only"]
+        lines += [f"{key} = {value:.4f}" for key, value in json.loads(figures.read_text()).items() if isinstance(value, float)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = arguments(__doc__, steps=0)
+    out = options.out
+    auto = trained("vae", AutoencoderKL(**vae.CONFIG), out)
+    latents = torch.load(out / "latents.pt", weights_only=True)["latents"]
+    auto.register_to_config(scaling_factor=round(float(1 / latents.float().chunk(2, 1)[0].std()), 5))
+    stable_diffusion.port(
+        trained("unet", UNet2DConditionModel(**unet.CONFIG), out),
+        auto,
+        text_encoder(out),
+        clip.tokenizer(),
+        DDPMScheduler(**unet.SCHEDULER),
+        ROOT / "mini" / "stable-diffusion",
+    )
+    state = {key: value.numpy() for key, value in trained("vit", Student(), out).vit.state_dict().items()}
+    params, config = dinov2.port(state, num_heads=VIT["num_attention_heads"])
+    save_vit(params, config, ROOT / "mini" / "vit.safetensors")
+    masker = trained("sam", Prompted(sam.build(MINI_SAM)), out).sam
+    save_file({key: value.contiguous() for key, value in masker.state_dict().items()}, ROOT / "mini" / "sam.safetensors")
+    (ROOT / "MANIFEST.toml").write_text(manifest(out))
+    total = sum(path.stat().st_size for path in (ROOT / "mini").rglob("*") if path.is_file())
+    print(f"{ROOT / 'mini'}: {total / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
