@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rimjax import draw as draw
     from rimjax import match as match
+    from rimjax.images import read_image as read_image
     from rimjax.inference import SegmentSettings as SegmentSettings
     from rimjax.inference import segment as segment
     from rimjax.presets import Models as Models
@@ -31,6 +32,7 @@ _HOME = {
     "ReferenceSettings": "references",
     "build_bank": "references",
     "load_bank": "references",
+    "read_image": "images",
     "Match": "types",
     "ReferenceBank": "types",
     "Regions": "types",
