@@ -98,8 +98,8 @@ def _checked(params: Any, shapes: Any) -> dict[str, Any]:
     from flax.core import unfreeze
     from flax.traverse_util import flatten_dict
 
-    found = {key: (leaf.shape, leaf.dtype) for key, leaf in flatten_dict(params, sep="/").items()}
-    wanted = {key: (leaf.shape, leaf.dtype) for key, leaf in flatten_dict(unfreeze(shapes), sep="/").items()}
+    leaves: list[dict[str, Any]] = [flatten_dict(unfreeze(tree), sep="/") for tree in (params, shapes)]
+    found, wanted = ({key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in tree.items()} for tree in leaves)
     problems = [f"{key}: the model has no such weight" for key in sorted(found.keys() - wanted.keys())]
     problems += [f"{key}: no source key fills it" for key in sorted(wanted.keys() - found.keys())]
     problems += [

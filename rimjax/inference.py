@@ -17,7 +17,7 @@ from rimjax.assemble import paint, vote
 from rimjax.images import read_image
 from rimjax.match import match
 from rimjax.pool import pool_regions
-from rimjax.types import ReferenceBank, Regions, Segmentation
+from rimjax.types import ReferenceBank, Regions, Segmentation, bucket_size
 
 if TYPE_CHECKING:
     from rimjax.presets import Models
@@ -72,9 +72,10 @@ def describe(image: np.ndarray, models: Models, timings: dict[str, float] | None
     with _timed(timings, "encode"):
         features = models.encoder.encode(image)
     with _timed(timings, "pool"):
-        pooled, valid = pool_regions(features, masks)
-        regions = Regions(features=np.asarray(pooled), masks=masks, valid=np.asarray(valid))
-    return regions
+        count = len(masks)
+        padded = np.concatenate([masks, np.zeros((bucket_size(count) - count, *masks.shape[1:]), bool)])  # few sizes, few compilations
+        pooled, valid = (np.asarray(part)[:count] for part in pool_regions(features, padded))
+    return Regions(features=pooled, masks=masks, valid=valid)
 
 
 def label(regions: Regions, bank: ReferenceBank, settings: SegmentSettings, timings: dict[str, float] | None = None) -> Segmentation:

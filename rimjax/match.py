@@ -42,6 +42,7 @@ _REGION_BLOCK = 8  # regions that go through together: at P=1000, 9 times faster
 _BLOCK_ELEMENTS = 2**22  # of the largest temporary array; references beyond it go through in turn
 _FLOOR = 1e-18  # least weight, relative to the largest: its square is still a normal float32, so gradients stay finite
 _CLIP = 1e-6
+_TIE = 1e-6  # scores this close are equal: the rounding of float32, and of sums in another order, goes up to here
 
 
 def permutation_probabilities(scores: Float[AnyArray, " N"]) -> Float[Array, " rankings"]:
@@ -119,7 +120,8 @@ def match(
     regions: features, or `Regions`, whose invalid rows get label -1 and scores 0 whatever they hold.
     similarity: "relation", of rankings (Eq. 9), or "cosine", of features (Table 2, rows 2 and 3).
     candidates: classes that may win: "all", or only the "agents" of the region; the others score -1.
-    The other settings, and the errors, are those of `relation_aware_similarity`. Ties go to the lowest class index.
+    The other settings, and the errors, are those of `relation_aware_similarity`. Ties, scores within 1e-6 of the best, go to
+    the lowest class index.
 
     Regions are padded to `bucket_size(P)`, so many images compile a few times only; under an outer jit, use `pad_regions` before.
     """
@@ -188,7 +190,8 @@ def _match(regions: Regions, bank: ReferenceBank, temperature: Any, key: Any, se
     may_win = jnp.broadcast_to(sizes > 0, scores.shape)
     if settings.candidates == "agents":
         may_win &= jax.nn.one_hot(agents, len(bank.classes), dtype=bool).any(axis=1)
-    labels = jnp.argmax(jnp.where(may_win, scores, -jnp.inf), axis=1).astype(jnp.int32)
+    in_play = jnp.where(may_win, scores, -jnp.inf)
+    labels = jnp.argmax(in_play >= in_play.max(axis=1, keepdims=True) - _TIE, axis=1).astype(jnp.int32)  # the first that is best
     return Match(jnp.where(regions.valid, labels, -1), jnp.where(valid, jnp.where(may_win, scores, -1), 0), agents)
 
 

@@ -99,7 +99,7 @@ PRESETS = {
             Weights(
                 "generator",
                 "stable-diffusion-v1-4",
-                "get CompVis/stable-diffusion-v1-4 in diffusers format and convert it with ported_weights.stable_diffusion.port",
+                "get CompVis/stable-diffusion-v1-4 in diffusers format and convert it with ported_weights.stable_diffusion.port_folder",
             ),
             Weights("masker", "sam_vit_b_01ec64.pth", "download segment-anything's ViT-B checkpoint of that name"),
             Weights(

@@ -107,9 +107,9 @@ class ReferenceBank:
 class Match:
     """What `match` says of each region.
 
-    labels: the winning class in [0, C), or -1 for an invalid region.
+    labels: the winning class in [0, C), the lowest of those within 1e-6 of the best score; -1 for an invalid region.
     scores: similarity to each class: relation-aware in [0, 1], cosine in [-1, 1]; -1 for a class that was not allowed to win;
-        all 0 for an invalid region. Of a valid region, `labels == scores.argmax(1)`.
+        all 0 for an invalid region.
     agents: the classes that each region was compared through (Eq. 6), best first under the "top" policy.
     """
 

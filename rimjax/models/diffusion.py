@@ -170,7 +170,7 @@ class StableDiffusion:
         """Digest of weights, tokenizer, architecture and drawing settings (but the batch size, which changes nothing)."""
         from flax.traverse_util import flatten_dict
 
-        weights = flatten_dict(dict(self.checkpoint.params), sep="/")
+        weights: dict[str, Any] = flatten_dict(dict(self.checkpoint.params), sep="/")
         words = self.checkpoint.tokenizer.backend_tokenizer.to_str()
         return fingerprint(replace(self.config, batch_size=1), weights, configs=self.checkpoint.configs, tokenizer=words)
 
@@ -239,7 +239,7 @@ class StableDiffusion:
         params: Params,
         ids: Int32[Array, "2 L"],
         weights: Float32[Array, " L"] | None,
-        noise: Float32[Array, "K c s s"],
+        noise: Float32[Array | np.ndarray, "K c s s"],
     ) -> tuple[Float32[Array, "K c s s"], Float32[Array, "K h h"] | None]:
         """Latents from noise, and the class's attention averaged over layers and steps (Eq. 1-3); no attention without weights."""
         batch, grid = len(noise), self._attention_sides[-1]
@@ -264,7 +264,7 @@ class StableDiffusion:
         (latents, _, attention), _ = jax.lax.scan(step, start, state.timesteps)
         return latents, None if weights is None else attention / self.config.steps
 
-    def decode(self, params: Params, latents: Float32[Array, "K c s s"]) -> UInt8[Array, "K H W 3"]:
+    def decode(self, params: Params, latents: Float32[Array | np.ndarray, "K c s s"]) -> UInt8[Array, "K H W 3"]:
         """Images from latents."""
         scaled = jnp.moveaxis(latents, 1, -1) / self.vae.config["scaling_factor"]
         pixels = self.vae.apply({"params": params["vae"]}, scaled.astype(self.vae.dtype), method=self.vae.decode).sample
@@ -273,7 +273,7 @@ class StableDiffusion:
 
     def _sample(
         self, params: Params, ids: Int32[Array, "2 L"], weights: Float32[Array, " L"], keys: Key[Array, " K"]
-    ) -> tuple[UInt8[Array, "K H W 3"], Float32[Array, "K h h"]]:
+    ) -> tuple[UInt8[Array, "K H W 3"], Float32[Array, "K h h"] | None]:
         with jax.default_matmul_precision(self.config.precision):
             noise = jax.vmap(lambda key: jax.random.normal(key, self._latent_shape))(keys)
             latents, attention = self.denoise(params, ids, weights, noise)

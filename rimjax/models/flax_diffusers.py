@@ -61,7 +61,7 @@ def as_in_torch(num_groups: int) -> Interceptor:
     from diffusers.models.attention_flax import FlaxGEGLU, FlaxTransformer2DModel
     from flax import linen as nn
 
-    def intercept(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
         module = context.module
         if context.method_name != "__call__":
             return call(*args, **kwargs)
@@ -90,12 +90,13 @@ def capture(weights: Float32[Array, " L"] | None, first: int) -> Interceptor:
     from diffusers.models.attention_flax import FlaxAttention
     from flax import linen as nn
 
-    def intercept(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
         module = context.module
         if weights is not None and context.method_name == "__call__" and isinstance(module, FlaxAttention):
-            text = args[1] if len(args) > 1 else kwargs.get("context")
+            pixels, *rest = args
+            text = rest[0] if rest else kwargs.get("context")
             if text is not None:
-                module.sow(COLLECTION, "map", _map(module, args[0][first:], text[first:], weights))
+                module.sow(COLLECTION, "map", _map(module, pixels[first:], text[first:], weights))
         return call(*args, **kwargs)
 
     return intercept
@@ -103,7 +104,7 @@ def capture(weights: Float32[Array, " L"] | None, first: int) -> Interceptor:
 
 def _map(module: Any, pixels: Float[Array, "K n d"], text: Float[Array, "K L e"], weights: Float32[Array, " L"]) -> Array:
     queries, keys = module.query(pixels), module.key(text)
-    queries, keys = (a.reshape(*a.shape[:2], module.heads, -1) for a in (queries, keys))
+    queries, keys = (array.reshape(*array.shape[:2], module.heads, -1) for array in (queries, keys))
     logits = jnp.einsum("bnhd,blhd->bhnl", queries, keys, preferred_element_type=jnp.float32) * module.scale
     attention = jnp.einsum("bhnl,l->bn", jax.nn.softmax(logits), weights) / module.heads
     side = round(attention.shape[1] ** 0.5)
