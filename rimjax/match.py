@@ -191,8 +191,9 @@ def _match(regions: Regions, bank: ReferenceBank, temperature: Any, key: Any, se
     if settings.candidates == "agents":
         may_win &= jax.nn.one_hot(agents, len(bank.classes), dtype=bool).any(axis=1)
     in_play = jnp.where(may_win, scores, -jnp.inf)
-    labels = jnp.argmax(in_play >= in_play.max(axis=1, keepdims=True) - _TIE, axis=1).astype(jnp.int32)  # the first that is best
-    return Match(jnp.where(regions.valid, labels, -1), jnp.where(valid, jnp.where(may_win, scores, -1), 0), agents)
+    best = in_play >= in_play.max(axis=1, keepdims=True) - _TIE  # nowhere, if a trace let NaN through
+    labels = jnp.where(regions.valid & best.any(axis=1), jnp.argmax(best, axis=1).astype(jnp.int32), -1)
+    return Match(labels, jnp.where(valid, jnp.where(may_win, scores, -1), 0), agents)
 
 
 def _cosines(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:

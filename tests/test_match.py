@@ -29,8 +29,9 @@ moderate = settings(max_examples=40, deadline=None)
 
 
 def oracle_probabilities(scores):
-    scores = np.asarray(scores, np.float64)
-    return np.array([np.prod([scores[p[k]] / scores[list(p[k:])].sum() for k in range(len(p))]) for p in itertools.permutations(range(len(scores)))])
+    """Eq. 7 as printed: one ranking per row, one draw per column."""
+    ranked = np.asarray(scores, np.float64)[list(itertools.permutations(range(len(scores))))]
+    return np.prod([ranked[:, k] / ranked[:, k:].sum(axis=1) for k in range(len(scores))], axis=0)
 
 
 def oracle_similarity(s, r):
@@ -318,7 +319,9 @@ def test_random_agents_differ_within_and_between_regions_and_repeat_with_the_key
     np.testing.assert_array_equal(draw(jax.random.key(0)).scores, first.scores)
     assert (np.asarray(draw(jax.random.key(1)).agents) != agents).any()
     np.testing.assert_array_equal(draw(jax.random.key(0), regions[:5]).agents, agents[:5])  # other regions, other padding
-    swapped = m.relation_aware_similarity(regions, bank.prototypes, bank.classes, num_agents=3, agent_policy="random", key=jax.random.key(0))
+    swapped = m.relation_aware_similarity(
+        regions, bank.prototypes, bank.classes, num_agents=3, agent_policy="random", key=jax.random.key(0)
+    )
     np.testing.assert_allclose(np.asarray(swapped).reshape(30, 10, 3).mean(axis=2), first.scores, atol=TOLERANCE)
 
 
@@ -469,6 +472,7 @@ def test_nan_raises_in_match_and_passes_through_a_trace():
         m.match(rows, make_bank())
     traced = jax.jit(lambda rows: m.match(rows, make_bank(), num_agents=1, similarity="cosine"))(rows)
     assert np.isnan(traced.scores[0]).all() and np.isfinite(traced.scores[1]).all()
+    assert traced.labels[0] == -1 and traced.labels[1] >= 0
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 1], [np.inf, 1], [-0.1, 1], [[1.0, 2.0]], [], np.ones(17)])

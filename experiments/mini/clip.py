@@ -1,7 +1,7 @@
 """Train the mini CLIP (image tower, text tower, tokenizer) by contrast on (image, caption) pairs.
 
 Command:  python experiments/mini/clip.py       Hardware: 2 CPU cores, about 5 minutes.
-Data:     Fashion-MNIST's training split on textured grounds, captions such as "a photo of red sneaker on striped ground".
+Data:     Fashion-MNIST's training split on textured grounds, captions such as "a photo on striped ground of red sneaker".
 """
 
 import numpy as np
@@ -18,20 +18,24 @@ TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, 
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level, over exactly the words of the captions; padded with the end token, as Stable Diffusion's is."""
+    """Word-level, over exactly the words of the captions, which end with the class name; padded on the left.
+
+    There is no end token: the caption's last word takes its place as the sum of the sentence. With an end token and padding on the right the
+    causal text encoder wrote the class into those, the UNet looked there, and attention to the class's own name was flat.
+    """
     words = ["a", "photo", "of", "on", "ground", *fashion_scenes.TINTS, *fashion_scenes.GROUNDS]
     words += [word for name in fashion_scenes.CLASSES for word in name.split()]
-    vocabulary = {word: index for index, word in enumerate(["<start>", "<end>", "<unknown>", *dict.fromkeys(words)])}
+    vocabulary = {word: index for index, word in enumerate(["<start>", "<pad>", "<unknown>", *dict.fromkeys(words)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)])
+    core.post_processor = processors.TemplateProcessing(single="<start> $A", special_tokens=[("<start>", 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<start>",
-        eos_token="<end>",
         unk_token="<unknown>",
-        pad_token="<end>",
+        pad_token="<pad>",
+        padding_side="left",
         model_max_length=LENGTH,
     )
 
@@ -55,7 +59,9 @@ def main() -> None:
         pairs = [fashion_scenes.single(rng, photos, classes, int(rng.integers(len(photos)))) for _ in range(BATCH)]
         tokens = words([caption for _, caption in pairs], padding="max_length", return_tensors="pt")
         x = pixels(np.stack([scene.image for scene, _ in pairs]))
-        similarity = model(input_ids=tokens["input_ids"], pixel_values=x).logits_per_image
+        image = torch.nn.functional.normalize(model.get_image_features(pixel_values=x), dim=1)
+        last = model.text_model(input_ids=tokens["input_ids"]).last_hidden_state[:, -1]
+        similarity = model.logit_scale.exp() * image @ torch.nn.functional.normalize(model.text_projection(last), dim=1).T
         target = torch.arange(BATCH)
         both = torch.nn.functional.cross_entropy(similarity, target) + torch.nn.functional.cross_entropy(similarity.T, target)
         return {"loss": both / 2, "top1": (similarity.argmax(1) == target).float().mean()}

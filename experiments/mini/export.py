@@ -7,9 +7,12 @@ The held-out figures of heldout.py are copied from ported_weights/mini/heldout.j
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import clip
+import jax
+import numpy as np
 import torch
 import unet
 import vae
@@ -22,7 +25,7 @@ from vit import CONFIG as VIT
 from vit import Student
 
 from ported_weights import dinov2, save_vit, stable_diffusion
-from rimjax.models import sam
+from rimjax.models import diffusion, sam
 from rimjax.presets import MINI_SAM
 
 ROOT = Path(__file__).parents[2] / "ported_weights"
@@ -77,14 +80,15 @@ def main() -> None:
     auto = trained("vae", AutoencoderKL(**vae.CONFIG), out)
     latents = torch.load(out / "latents.pt", weights_only=True)["latents"]
     auto.register_to_config(scaling_factor=round(float(1 / latents.float().chunk(2, 1)[0].std()), 5))
-    stable_diffusion.port(
+    checkpoint = stable_diffusion.port(
         trained("unet", UNet2DConditionModel(**unet.CONFIG), out),
         auto,
         text_encoder(out),
         clip.tokenizer(),
         DDPMScheduler(**unet.SCHEDULER),
-        ROOT / "mini" / "stable-diffusion",
     )
+    halved = jax.tree.map(lambda array: array.astype(np.float16), checkpoint.params)  # half the download; computed in float32
+    diffusion.save(replace(checkpoint, params=halved), ROOT / "mini" / "stable-diffusion")
     state = {key: value.numpy() for key, value in trained("vit", Student(), out).vit.state_dict().items()}
     params, config = dinov2.port(state, num_heads=VIT["num_attention_heads"])
     save_vit(params, config, ROOT / "mini" / "vit.safetensors")

@@ -61,7 +61,7 @@ class Prompted(torch.nn.Module):
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=1500)
+    options = arguments(__doc__, steps=2200)
     photos, classes = fashion_scenes.read_idx("train", options.data)
     photos, classes = photos[:-HELD_OUT], classes[:-HELD_OUT]
     torch.manual_seed(options.seed)
@@ -91,7 +91,7 @@ def main() -> None:
         parts = {"dice": dice.min(1).values.mean(), "iou_error": scored, "best_iou": iou.max(1).values.mean(), "chosen_iou": chosen}
         return {"loss": total, **{k: v.detach() for k, v in parts.items()}}
 
-    train("sam", model, loss, options, learning_rate=4e-4, weight_decay=0.01)
+    train("sam", model, loss, options, learning_rate=4e-4, weight_decay=0.01, ema=0.99)
 
 
 if __name__ == "__main__":

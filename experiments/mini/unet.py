@@ -55,7 +55,7 @@ def encoded(options: argparse.Namespace, model: AutoencoderKL) -> dict[str, torc
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=4500)
+    options = arguments(__doc__, steps=3700)
     pool = encoded(options, trained("vae", AutoencoderKL(**vae.CONFIG), options.out))
     mean, deviation = pool["latents"].float().chunk(2, 1)
     scaling = 1 / mean.std()

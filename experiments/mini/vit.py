@@ -4,8 +4,8 @@ Command:  python experiments/mini/vit.py        Hardware: 2 CPU cores, about 1 h
 Data:     scenes of Fashion-MNIST's training split, the last 5,000 photographs kept for validation. Expected: 20-NN about 70 %.
 
 DINOv2 ViT-B is distilled from a larger label-free teacher. The mini's teacher is the plainest one: the first 20 principal components
-of the clean photograph, half whitened (20-NN accuracy of such codes themselves: 82 %). Three losses on the last layer's keys, pooled under the item's
-visible mask: the pairwise similarities among the batch's regions follow the codes'; a linear head restores the code from the pooled
+of the clean photograph, half whitened (20-NN accuracy of such codes themselves: 82 %). Three losses on the last layer's keys, pooled
+under the item's visible mask: the pairwise similarities among the batch's regions follow the codes'; a linear head restores the code from the pooled
 keys; and the same head restores it from every single token. A ground has a code of its own, orthogonal to every item's.
 """
 

@@ -203,12 +203,13 @@ def single(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, it
     """One large item on a ground, with the caption that the diffusion model and CLIP learn from.
 
     Returns:
-        The scene and a caption such as "a photo of sneaker" or "a photo of red sneaker on striped ground".
+        The scene and a caption such as "a photo of sneaker" or "a photo on striped ground of red sneaker". The class name comes last: the
+        text encoder is causal, so nothing before the name can say it, and attention drawn by the class is attention to its name.
     """
     scene = render(rng, photos, classes, (item,), size)
     tint = f"{scene.tints[0]} " if rng.uniform() < 0.5 else ""
     ground = f" on {scene.ground} ground" if rng.uniform() < 0.5 else ""
-    return scene, f"a photo of {tint}{CLASSES[classes[item]]}{ground}"
+    return scene, f"a photo{ground} of {tint}{CLASSES[classes[item]]}"
 
 
 def shipped_items() -> tuple[np.ndarray, np.ndarray]:
