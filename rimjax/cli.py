@@ -37,7 +37,7 @@ def _table(found: Evaluation) -> str:
         [
             "IoU (%)",
             *lines,
-            f"  {'mIoU':<12} {100 * found.miou:5.1f}   (95 % interval: {100 * low:.1f} to {100 * high:.1f}; {len(found.confusions)} images)",
+            f"  {'mIoU':<12} {100 * found.miou:5.1f}   (95 %: {100 * low:.1f} to {100 * high:.1f}; {len(found.confusions)} images)",
             f"an image: {stages}",
         ]
     )

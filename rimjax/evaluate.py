@@ -10,7 +10,6 @@ import numpy as np
 
 from rimjax import metrics
 from rimjax.inference import SegmentSettings, check_bank, describe, label
-
 from rimjax.types import ReferenceBank, Segmentation
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ def match(
     rows = regions.features if traced else np.asarray(regions.features)[np.asarray(regions.valid)]
     _check(settings, temperature, key, max_bytes, bucket_size(count), regions=rows, prototypes=bank.prototypes, classes=bank.classes)
     regions = regions if traced else pad_regions(regions)
-    result = _match(regions, replace(bank, names=()), temperature, key, settings)  # other names: no other compilation
+    result = _match(regions, replace(bank, names=(), encoder=""), temperature, key, settings)  # other names: no other compilation
     if len(result.labels) == count:
         return result
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:count]), result)  # on the host, where slicing compiles nothing

@@ -150,7 +150,7 @@ def test_extending_a_bank_makes_only_the_new_class(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named(tmp_path: Path, file: str, damage: bytes) -> None:
     manifest = build_manifest(NAMES, fake_models(), cache_dir=tmp_path)
     (tmp_path / "shards" / manifest.shards[1] / file).write_bytes(damage)
-    with pytest.raises(ValueError, match=f"{manifest.shards[1]}.*delete that folder"):
+    with pytest.raises(ValueError, match=rf"{manifest.shards[1]}.*delete that folder"):
         rimjax.load_bank(manifest.path)
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_manifest_and_a_swapped_one_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a bank manifest"):
         rimjax.load_bank(manifest.path)
     manifest.path.write_text(text.replace('"apple"', '"pear"'))
-    with pytest.raises(ValueError, match="'pear'.*'apple'"):
+    with pytest.raises(ValueError, match=r"'pear'.*'apple'"):
         rimjax.load_bank(manifest.path)
     with pytest.raises(FileNotFoundError, match="no such bank"):
         rimjax.load_bank(tmp_path / "none.json")

@@ -1,5 +1,7 @@
 """Attention map to foreground mask, with a fake segmenter."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ class FakeMasker:
     def __init__(self, answer):
         self.answer = answer
 
-    def mask(self, image, points):
+    def mask(self, image, points) -> Any:
         self.image, self.points = image, points
         return self.answer
 

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def oracle_weights(cosines, score_map, temperature):
     return {"clip": np.maximum(cosines, 1e-6), "exp": np.exp(cosines / temperature), "shift": (1 + cosines) / 2}[score_map]
 
 
-def oracle_relation(regions, prototypes, classes, num_agents=4, score_map="clip", temperature=0.1):
+def oracle_relation(regions, prototypes, classes, *, num_agents=4, score_map="clip", temperature=0.1):
     region_cosines, reference_cosines = cosine_similarity(regions, classes), cosine_similarity(prototypes, classes)
     out = np.zeros((len(regions), len(prototypes)))
     for i, cosines in enumerate(region_cosines):
@@ -95,7 +96,7 @@ def test_similarity_equals_the_oracle(n, method):
 
 
 @pytest.mark.parametrize("method", ["lattice", "enumerate"])
-@pytest.mark.parametrize("n", [2, 4, 6])
+@pytest.mark.parametrize("n", [2, 6])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_edges_stay_finite_and_right(n, scale, method):
     """Zeros count as 1e-18 of the largest weight, whatever the scale."""
@@ -129,29 +130,24 @@ def test_probabilities_follow_their_items(scores, random):
     np.testing.assert_allclose(after, np.asarray(before)[moved], rtol=TOLERANCE)
 
 
-def float64_lattice(s, r):
-    """F(all) by memo over frozensets."""
-    memo = {frozenset(): 1.0}
-
-    def value(subset):
-        if subset not in memo:
-            inner = sum(s[i] * r[i] * value(subset - {i}) for i in subset)
-            memo[subset] = inner / (sum(s[i] for i in subset) * sum(r[i] for i in subset))
-        return memo[subset]
-
-    return value(frozenset(range(len(s))))
-
-
-def test_more_agents_than_can_be_enumerated():
-    s, r = np.random.default_rng(0).uniform(0.2, 1, (2, 11))
-    expected = float64_lattice(s, r) / np.sqrt(float64_lattice(s, s) * float64_lattice(r, r))
-    assert float(m.permutation_similarity(s, r)) == pytest.approx(expected, abs=TOLERANCE)
+def oracle_lattice(s, r):
+    """F(all) in float64, for more agents than can be enumerated."""
+    subsets, items = np.arange(1 << len(s))[:, None], np.arange(len(s))
+    member = subsets >> items & 1
+    value = np.ones(len(subsets))
+    for size in items + 1:
+        at = member.sum(axis=1) == size
+        terms = member[at] * s * r * value[subsets[at] & ~(1 << items)]
+        value[at] = terms.sum(axis=1) / ((member[at] @ s) * (member[at] @ r))
+    return value[-1]
 
 
 def test_sixteen_agents_hold_in_float32():
-    s = jnp.linspace(0.1, 1, 16)
+    s, r = np.random.default_rng(0).uniform(0.2, 1, (2, 16))
+    expected = oracle_lattice(s, r) / np.sqrt(oracle_lattice(s, s) * oracle_lattice(r, r))
+    assert 1e-3 < expected < 0.9
+    assert float(m.permutation_similarity(s, r)) == pytest.approx(expected, abs=TOLERANCE)
     assert float(m.permutation_similarity(s, s)) == pytest.approx(1, abs=TOLERANCE)
-    assert 0 < float(m.permutation_similarity(s, s[::-1])) < 1e-2
 
 
 def test_unrolled_and_by_level_are_one_function():
@@ -159,14 +155,11 @@ def test_unrolled_and_by_level_are_one_function():
     np.testing.assert_allclose(m._inner_unrolled(s, r), m._inner_by_level(s, r), rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("unrolled", [5, 0])
-def test_gradients_match_finite_differences(unrolled, monkeypatch):
-    monkeypatch.setattr(m, "_UNROLLED", unrolled)
-    jax.clear_caches()  # the threshold is read when tracing
+@pytest.mark.parametrize("function", [m.permutation_similarity, m._inner_by_level])
+def test_gradients_match_finite_differences(function):
     s, r = jnp.asarray(np.random.default_rng(0).uniform(0.3, 1, (2, 3)), jnp.float32)
     # float32 differences over a step of 1e-2 carry about 1e-5 / 1e-2 of noise and as much curvature
-    check_grads(m.permutation_similarity, (s, r), order=1, modes=("fwd", "rev"), eps=1e-2, atol=5e-3, rtol=5e-3)
-    jax.clear_caches()
+    check_grads(jax.jit(function), (s, r), order=1, modes=("fwd", "rev"), eps=1e-2, atol=5e-3, rtol=5e-3)
 
 
 @pytest.mark.parametrize("s", [[0.0, 0, 0], [1, 0, 0], [1e-30, 1e-20, 1], [0.5, 0.5, 0.5]])
@@ -190,7 +183,7 @@ def test_relation_equals_the_oracle(score_map, temperature, method):
 @pytest.mark.parametrize("n", range(1, 8))
 def test_labels_equal_the_oracles(n):
     bank = make_bank(n, classes=8, per_class=2)
-    (regions,) = features(100 + n, 12 if n < 6 else 3)
+    (regions,) = features(100 + n, 8 if n < 6 else 3)
     scores = oracle_relation(regions, bank.prototypes, bank.classes, num_agents=n).reshape(len(regions), 8, 2).mean(axis=2)
     got = m.match(regions, bank, num_agents=n)
     np.testing.assert_allclose(got.scores, scores, atol=1e-4)
@@ -216,26 +209,28 @@ def test_scale_type_and_class_order_change_nothing():
     got = m.relation_aware_similarity(regions, prototypes, classes)
     np.testing.assert_allclose(m.relation_aware_similarity(regions * 1e25, prototypes * 1e-25, classes), got, atol=1e-4)
     np.testing.assert_allclose(m.relation_aware_similarity(regions, prototypes, classes[::-1]), got, atol=1e-4)
-    short = jnp.asarray(regions, jnp.bfloat16)
-    expected = m.relation_aware_similarity(np.asarray(short, np.float32), prototypes, classes)
-    widened = m.relation_aware_similarity(short, prototypes, classes)
-    assert widened.dtype == jnp.float32
-    np.testing.assert_array_equal(widened, expected)
+
+
+def test_low_precision_inputs_are_computed_in_float32():
+    bank = make_bank()
+    short = jnp.asarray(features(3, 8)[0], jnp.bfloat16)
+    got, expected = (m.match(rows, bank) for rows in (short, np.asarray(short, np.float32)))
+    assert got.scores.dtype == jnp.float32
+    np.testing.assert_allclose(got.scores, expected.scores, atol=TOLERANCE)
+    np.testing.assert_array_equal(got.labels, expected.labels)
 
 
 def test_blocks_of_references_change_nothing(monkeypatch):
-    arrays = features(4, 11, 23, 9)
-    whole = m.relation_aware_similarity(*arrays, num_agents=3)
+    s, r = np.random.default_rng(4).uniform(0.1, 1, (3, 1)), np.random.default_rng(5).uniform(0.1, 1, (3, 23))
+    whole = m._in_blocks(jnp.asarray(s), jnp.asarray(r), "lattice")
     monkeypatch.setattr(m, "_BLOCK_ELEMENTS", 8 * 6 * 5)  # five references at a time
-    jax.clear_caches()  # the limit is read when tracing
-    blocked = m.relation_aware_similarity(*arrays, num_agents=3)
-    jax.clear_caches()
+    blocked = m._in_blocks(jnp.asarray(s), jnp.asarray(r), "lattice")
     np.testing.assert_allclose(blocked, whole, atol=TOLERANCE)
 
 
 def test_agents_are_the_nearest_class_references_best_first():
-    bank = make_bank(5, classes=9)
-    (regions,) = features(6, 4)
+    bank = make_bank(5)
+    (regions,) = features(6, 8)
     cosines = cosine_similarity(regions, bank.classes)
     np.testing.assert_array_equal(m.match(regions, bank).agents, np.argsort(-cosines, axis=1)[:, :4])
 
@@ -296,33 +291,34 @@ def test_a_class_scores_the_mean_of_its_prototypes_however_many():
 @pytest.mark.parametrize("similarity", ["relation", "cosine"])
 def test_only_agents_may_win_when_asked(similarity):
     bank = make_bank(15, classes=12, per_class=1)
-    (regions,) = features(16, 40)
+    (regions,) = features(16, 8)
     free = m.match(regions, bank, num_agents=2, similarity=similarity)
     bound = m.match(regions, bank, num_agents=2, similarity=similarity, candidates="agents")
     is_agent = (np.arange(12) == np.asarray(bound.agents)[:, :, None]).any(axis=1)
-    assert is_agent[np.arange(40), bound.labels].all()
+    assert is_agent[np.arange(8), bound.labels].all()
     best = np.asarray(bound.scores).max(axis=1)
-    np.testing.assert_allclose(np.asarray(bound.scores)[np.arange(40), bound.labels], best, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(bound.scores)[np.arange(8), bound.labels], best, atol=1e-6)
     np.testing.assert_array_equal(bound.scores, np.where(is_agent, free.scores, -1))
     if similarity == "relation":
-        assert not is_agent[np.arange(40), free.labels].all()  # else this test shows nothing
+        assert not is_agent[np.arange(8), free.labels].all()  # else this test shows nothing
 
 
 def test_random_agents_differ_within_and_between_regions_and_repeat_with_the_key():
-    bank = make_bank(17, classes=10)
-    (regions,) = features(18, 30)
+    bank = make_bank(17)
+    (regions,) = features(18, 8)
     draw = lambda key, rows=regions: m.match(rows, bank, num_agents=3, agent_policy="random", key=key)  # noqa: E731
     first = draw(jax.random.key(0))
     agents = np.asarray(first.agents)
     assert all(len(set(row)) == 3 for row in agents.tolist())
-    assert set(agents.ravel()) == set(range(10))
+    assert set(agents.ravel()) == set(range(6)) and len(set(map(tuple, agents.tolist()))) > 1
     np.testing.assert_array_equal(draw(jax.random.key(0)).scores, first.scores)
     assert (np.asarray(draw(jax.random.key(1)).agents) != agents).any()
-    np.testing.assert_array_equal(draw(jax.random.key(0), regions[:5]).agents, agents[:5])  # other regions, other padding
-    swapped = m.relation_aware_similarity(
-        regions, bank.prototypes, bank.classes, num_agents=3, agent_policy="random", key=jax.random.key(0)
-    )
-    np.testing.assert_allclose(np.asarray(swapped).reshape(30, 10, 3).mean(axis=2), first.scores, atol=TOLERANCE)
+    more = draw(jax.random.key(0), np.repeat(regions, 2, axis=0))  # other regions and other padding after the first ones
+    np.testing.assert_array_equal(more.agents[:8], agents)
+    # its scores are those over its agents, whichever they are
+    s, *references = np.maximum(cosine_similarity([regions[0], *bank.prototypes], bank.classes)[:, agents[0]], 1e-6)
+    expected = [oracle_similarity(s, r) for r in references]
+    np.testing.assert_allclose(first.scores[0], np.reshape(expected, (6, 3)).mean(axis=1), atol=1e-4)
 
 
 # ---- shapes, padding, tracing
@@ -336,11 +332,11 @@ def assert_same(a: Match, b: Match):
 
 def test_padded_and_unpadded_give_the_same():
     bank = make_bank(19)
-    (rows,) = features(20, 13)
+    (rows,) = features(20, 5)
     plain = m.match(rows, bank)
-    padded = m.match(m.pad_regions(Regions(rows, None, np.ones(13, bool)), 50), bank)
-    assert_same(plain, jax.tree.map(lambda leaf: leaf[:13], padded))
-    assert (np.asarray(padded.labels)[13:] == -1).all() and not np.asarray(padded.scores)[13:].any()
+    padded = m.match(m.pad_regions(Regions(rows, None, np.ones(5, bool)), 16), bank)
+    assert_same(plain, jax.tree.map(lambda leaf: leaf[:5], padded))
+    assert (np.asarray(padded.labels)[5:] == -1).all() and not np.asarray(padded.scores)[5:].any()
 
 
 @pytest.mark.parametrize("count", [3, 8])
@@ -360,12 +356,15 @@ def test_no_regions_give_empty_results():
 
 
 def test_many_images_compile_a_handful_of_times():
-    rng, before = np.random.default_rng(0), m._match._cache_size()
-    for seed, count in enumerate(rng.integers(1, 65, 40)):
+    rng, compilations = np.random.default_rng(0), m._match._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    before = compilations()
+    for seed, count in enumerate(rng.integers(1, 33, 40)):
         bank = make_bank(23, dim=5)
-        renamed = ReferenceBank(bank.prototypes, bank.owners, bank.classes, ("background", *(f"{seed} {name}" for name in bank.names[1:])))
+        renamed = ReferenceBank(
+            bank.prototypes, bank.owners, bank.classes, ("background", *(f"{seed} {name}" for name in bank.names[1:])), str(seed)
+        )
         m.match(rng.normal(size=(count, 5)).astype(np.float32), renamed, num_agents=2, temperature=0.1 + seed)
-    assert m._match._cache_size() - before == 4  # 8, 16, 32, 64
+    assert compilations() - before == 3  # 8, 16, 32
 
 
 def test_bucket_sizes():
@@ -386,7 +385,7 @@ def test_jit_equals_no_jit():
     (rows,) = features(25, 7)
     regions = Regions(rows, None, np.arange(7) != 2)
     assert_same(jax.jit(lambda regions, bank: m.match(regions, bank, num_agents=3))(regions, bank), m.match(regions, bank, num_agents=3))
-    s, r = rows[:2, :4] ** 2
+    s, r = rows[:2, :3] ** 2
     with jax.disable_jit():
         eager = m.permutation_similarity(s, r)
     np.testing.assert_allclose(jax.jit(m.permutation_similarity)(s, r), eager, atol=TOLERANCE)
@@ -398,7 +397,7 @@ def test_vmap_equals_loop():
     mapped = jax.vmap(lambda rows: m.match(rows, bank, num_agents=3))(images)
     for i, rows in enumerate(images):
         assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), m.match(rows, bank, num_agents=3))
-    s, r = np.random.default_rng(0).uniform(0.1, 1, (2, 6, 4))
+    s, r = np.random.default_rng(0).uniform(0.1, 1, (2, 6, 3))
     looped = [m.permutation_similarity(a, b) for a, b in zip(s, r, strict=True)]
     np.testing.assert_allclose(jax.vmap(m.permutation_similarity)(s, r), looped, atol=TOLERANCE)
 
@@ -447,7 +446,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_too_much_memory_is_refused_before_it_is_taken():
     huge = np.broadcast_to(np.float32(1), (2**21, 1))  # its own memory: four bytes
-    with pytest.raises(ValueError, match="max_bytes: P=2097152 regions x R=16384 .* GiB"):
+    with pytest.raises(ValueError, match=r"max_bytes: P=2097152 regions x R=16384 .* GiB"):
         m.relation_aware_similarity(huge, huge[: 2**14], np.ones((2, 1), np.float32))
 
 
@@ -507,7 +506,7 @@ def test_enumeration_refuses_nine_items():
     ],
 )
 def test_a_bank_checks_its_parts(arguments, message):
-    parts = dict(prototypes=np.ones((3, 4)), owners=[0, 1, 1], classes=np.ones((2, 4)), names=("background", "cat"))
+    parts: dict[str, Any] = dict(prototypes=np.ones((3, 4)), owners=[0, 1, 1], classes=np.ones((2, 4)), names=("background", "cat"))
     ReferenceBank.create(**parts)
     with pytest.raises(ValueError, match=message):
         ReferenceBank.create(**parts | arguments)

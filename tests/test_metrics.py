@@ -19,7 +19,7 @@ def test_confusion_and_iou_equal_scikit_learns(dtype):
     confusion = confusion_matrix(truth, prediction, 5)
     assert confusion.dtype == np.int64
     np.testing.assert_array_equal(confusion, sklearn.metrics.confusion_matrix(truth.ravel(), prediction.ravel(), labels=range(5)))
-    expected = sklearn.metrics.jaccard_score(truth.ravel(), prediction.ravel(), labels=range(5), average=None)
+    expected = sklearn.metrics.jaccard_score(truth.ravel(), prediction.ravel(), labels=range(5), average=None)  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(iou_per_class(confusion), expected)
     assert mean_iou(confusion) == pytest.approx(np.mean(expected))
 
@@ -41,7 +41,8 @@ def test_classes_absent_everywhere_are_left_out_but_false_alarms_count():
 def test_scenes_add_up():
     scenes = [labels(seed) for seed in range(3)]
     summed = sum(confusion_matrix(t, p, 5) for t, p in scenes)
-    together = confusion_matrix(*(np.stack(part) for part in zip(*scenes, strict=True)), 5)
+    truths, predictions = zip(*scenes, strict=True)
+    together = confusion_matrix(np.stack(truths), np.stack(predictions), 5)
     np.testing.assert_array_equal(summed, together)
 
 

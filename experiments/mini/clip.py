@@ -20,8 +20,8 @@ TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Word-level, over exactly the words of the captions, which end with the class name; padded on the left.
 
-    There is no end token: the caption's last word takes its place as the sum of the sentence. With an end token and padding on the right the
-    causal text encoder wrote the class into those, the UNet looked there, and attention to the class's own name was flat.
+    There is no end token: the caption's last word takes its place as the sum of the sentence. With an end token and padding on the
+    right the causal text encoder wrote the class into those, the UNet looked there, and attention to the class's own name was flat.
     """
     words = ["a", "photo", "of", "on", "ground", *fashion_scenes.TINTS, *fashion_scenes.GROUNDS]
     words += [word for name in fashion_scenes.CLASSES for word in name.split()]

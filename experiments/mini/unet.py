@@ -1,7 +1,9 @@
 """Train the mini Stable Diffusion UNet on (latent, caption) pairs, epsilon prediction, one caption in ten dropped for guidance.
 
 Command:  python experiments/mini/unet.py       Hardware: 2 CPU cores, about 1 hour; needs vae.py's and clip.py's checkpoints.
-Data:     30,000 single items of Fashion-MNIST's training split on textured grounds, encoded once by the mini VAE.
+Data:     30,000 single items and 5,000 pairs of Fashion-MNIST's training split on textured grounds, encoded once by the mini VAE.
+
+The pairs are there for the attention: with one item an image the class could be told everywhere alike, and for some classes it was.
 """
 
 import argparse
@@ -31,6 +33,15 @@ CONFIG = {
 SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BATCH = 32
 POOL = 30_000
+PAIRS = 5_000
+
+
+def unlike(rng: np.random.Generator, classes: np.ndarray) -> tuple[int, int]:
+    """Two photographs of different classes."""
+    while True:
+        first, second = rng.integers(len(classes), size=2)
+        if classes[first] != classes[second]:
+            return int(first), int(second)
 
 
 @torch.inference_mode()
@@ -44,8 +55,11 @@ def encoded(options: argparse.Namespace, model: AutoencoderKL) -> dict[str, torc
     order = rng.permutation(len(photos))[:POOL]
     words = clip.tokenizer()
     latents, tokens = [], []
-    for start in tqdm(range(0, POOL, 100), desc="encode", mininterval=20):
-        pairs = [fashion_scenes.single(rng, photos, classes, int(item)) for item in order[start : start + 100]]
+    for start in tqdm(range(0, POOL + PAIRS, 100), desc="encode", mininterval=20):
+        if start < POOL:
+            pairs = [fashion_scenes.single(rng, photos, classes, int(item)) for item in order[start : start + 100]]
+        else:
+            pairs = [fashion_scenes.captioned(rng, photos, classes, unlike(rng, classes)) for _ in range(100)]
         posterior = model.encode(pixels(np.stack([scene.image for scene, _ in pairs]))).latent_dist
         latents.append(torch.cat([posterior.mean, posterior.std], 1).half())
         tokens.append(words([caption for _, caption in pairs], padding="max_length", return_tensors="pt")["input_ids"])
@@ -55,7 +69,7 @@ def encoded(options: argparse.Namespace, model: AutoencoderKL) -> dict[str, torc
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=3700)
+    options = arguments(__doc__, steps=3300)
     pool = encoded(options, trained("vae", AutoencoderKL(**vae.CONFIG), options.out))
     mean, deviation = pool["latents"].float().chunk(2, 1)
     scaling = 1 / mean.std()
@@ -71,7 +85,8 @@ def main() -> None:
     model = UNet2DConditionModel(**CONFIG)
 
     def loss(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        chosen = torch.from_numpy(rng.integers(len(mean), size=BATCH))
+        singles, doubles = rng.integers(POOL, size=BATCH // 2), POOL + rng.integers(PAIRS, size=BATCH // 2)
+        chosen = torch.from_numpy(np.concatenate([singles, doubles]))
         clean = (mean[chosen] + deviation[chosen] * torch.randn(BATCH, *mean.shape[1:])) * scaling
         prompt = torch.where(torch.rand(BATCH, 1, 1) < 0.1, blank, states[where[chosen]])
         times = torch.randint(0, 1000, (BATCH,))

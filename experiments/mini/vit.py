@@ -5,8 +5,9 @@ Data:     scenes of Fashion-MNIST's training split, the last 5,000 photographs k
 
 DINOv2 ViT-B is distilled from a larger label-free teacher. The mini's teacher is the plainest one: the first 20 principal components
 of the clean photograph, half whitened (20-NN accuracy of such codes themselves: 82 %). Three losses on the last layer's keys, pooled
-under the item's visible mask: the pairwise similarities among the batch's regions follow the codes'; a linear head restores the code from the pooled
-keys; and the same head restores it from every single token. A ground has a code of its own, orthogonal to every item's.
+under the item's visible mask: the pairwise similarities among the batch's regions follow the codes'; a linear head restores the
+code from the pooled keys; and the same head restores it from every single token. A ground has a code of its own, orthogonal to
+every item's.
 """
 
 import numpy as np
@@ -92,7 +93,7 @@ def nearest_neighbours(model: Student, rng: np.random.Generator, photos: np.ndar
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=3200)
+    options = arguments(__doc__, steps=3500)
     photos, classes = fashion_scenes.read_idx("train", options.data)
     flat = photos.reshape(len(photos), -1) / 255.0
     pca = PCA(CODE, random_state=0).fit(flat[:20_000])

@@ -200,16 +200,27 @@ def random_scene(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarr
 
 
 def single(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, item: int, size: int = 64) -> tuple[Scene, str]:
-    """One large item on a ground, with the caption that the diffusion model and CLIP learn from.
+    """One large item on a ground, with its caption: `captioned` of one item."""
+    return captioned(rng, photos, classes, (item,), size)
+
+
+def captioned(
+    rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, items: tuple[int, ...], size: int = 64
+) -> tuple[Scene, str]:
+    """Items on a ground, with the caption that the diffusion model and CLIP learn from.
 
     Returns:
-        The scene and a caption such as "a photo of sneaker" or "a photo on striped ground of red sneaker". The class name comes last: the
-        text encoder is causal, so nothing before the name can say it, and attention drawn by the class is attention to its name.
+        The scene and a caption such as "a photo of sneaker", "a photo on striped ground of red sneaker" or, of two items, "a photo of
+        sneaker of blue bag". The class name comes last: the text encoder is causal, so nothing before the name can say it, and attention
+        drawn by the class is attention to its name.
     """
-    scene = render(rng, photos, classes, (item,), size)
-    tint = f"{scene.tints[0]} " if rng.uniform() < 0.5 else ""
-    ground = f" on {scene.ground} ground" if rng.uniform() < 0.5 else ""
-    return scene, f"a photo{ground} of {tint}{CLASSES[classes[item]]}"
+    scene = render(rng, photos, classes, items, size)
+    ground = f" on {scene.ground} ground" if len(items) == 1 and rng.uniform() < 0.5 else ""
+    named = [
+        f" of {tint} {CLASSES[classes[item]]}" if rng.uniform() < 0.5 else f" of {CLASSES[classes[item]]}"
+        for tint, item in zip(scene.tints, items, strict=True)
+    ]
+    return scene, f"a photo{ground}{''.join(named)}"
 
 
 def shipped_items() -> tuple[np.ndarray, np.ndarray]:
