@@ -92,7 +92,7 @@ PRESETS = {
         input_size=128,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        references=ReferenceSettings(num_images=24, threshold=0.9),
+        references=ReferenceSettings(num_images=24, threshold=0.9, flat=0.7),
     ),
     "paper": Preset(
         weights=(

@@ -48,7 +48,7 @@ def test_proposals_cover_the_items(models: Models) -> None:
 
 
 def test_the_whole_method_finds_unlike_classes(models: Models, tmp_path: Path) -> None:
-    names = ("trouser", "sneaker", "bag")
+    names = ("pullover", "sneaker", "ankle boot")
     manifest = build_manifest(names, models, cache_dir=tmp_path)
     for shard in storage.read_shards(manifest, pictures=True):
         assert shard.images is not None and shard.masks is not None
