@@ -79,6 +79,7 @@ def train(
     curve = (options.out / f"{name}.csv").open("a", newline="")
     began = time.monotonic()
     sums: dict[str, float] = {}
+    counted = 0
     for step in tqdm(range(start, options.steps), initial=start, total=options.steps, desc=name, mininterval=20):
         warm = min(1.0, (step + 1) / 100)
         cosine = 0.5 * (1 + np.cos(np.pi * step / options.steps))
@@ -93,11 +94,13 @@ def train(
         average.update_parameters(model)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
+        counted += 1
         if (step + 1) % save_every == 0 or step + 1 == options.steps:
             spent = seconds + time.monotonic() - began
-            csv.writer(curve).writerow([step + 1, round(spent), *(f"{k}={v / save_every:.4f}" for k, v in sums.items())])
+            csv.writer(curve).writerow([step + 1, round(spent), *(f"{k}={v / counted:.4f}" for k, v in sums.items())])
             curve.flush()
             sums.clear()
+            counted = 0
             state = {
                 "model": model.state_dict(),
                 "average": average.state_dict(),

@@ -3,7 +3,7 @@
 Command:  python experiments/mini/heldout.py    Hardware: 2 CPU cores, about 6 minutes; needs judge.py's checkpoint.
 
 (a) share of generated images that the judge, trained on real training-split cut-outs, assigns to the class asked for
-(b) mean over the benchmark's items of the best IoU of a proposal with the item's visible mask
+(b) mean over the items of the benchmark's first 100 scenes of the best IoU of a proposal with the item's visible mask
 (c) accuracy of 20 nearest neighbours on pooled keys: gallery of training-split items, queries of test-split items, true masks
 (d) mean IoU of the reference foreground masks with the outlines that the judge draws in the same generated images
 The judge's own scores on test-split photographs stand beside (a) and (d), since they bound them.
