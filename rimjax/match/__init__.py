@@ -11,15 +11,15 @@ distributions is a recursion over the subsets S of the agents, exact in O(2^N N)
     <P(.|s), P(.|r)> = F(all),    F(empty) = 1,    F(S) = sum_{i in S} s_i/s(S) * r_i/r(S) * F(S \\ {i}),    s(S) = sum_{i in S} s_i
 
 `method="lattice"` is this recursion; `method="enumerate"` is the paper's formula as printed, and the lattice's oracle in the tests.
+Here are the public functions and what they compile; `rankings` holds the two methods, `arguments` the checks.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +28,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from rimjax.match.arguments import AgentPolicy, Candidates, Method, ScoreMap, Settings, Similarity, check, checked_weights
+from rimjax.match.rankings import ranking_cosine, ranking_probabilities, scaled
 from rimjax.types import AnyArray, Match, ReferenceBank, Regions, bucket_size, pad_regions
 
-Method = Literal["lattice", "enumerate"]
-ScoreMap = Literal["clip", "exp", "shift"]
-AgentPolicy = Literal["top", "random"]
-Similarity = Literal["relation", "cosine"]
-Candidates = Literal["all", "agents"]
-
-_MAX_AGENTS = {"lattice": 16, "enumerate": 8}
-_UNROLLED = 5  # agents up to which the lattice is unrolled: it runs faster, but takes twice as long to compile with every agent more
 _REGION_BLOCK = 8  # regions that go through together: at P=1000, 9 times faster than all at once
 _BLOCK_ELEMENTS = 2**22  # of the largest temporary array; references beyond it go through in turn
-_FLOOR = 1e-18  # least weight, relative to the largest: its square is still a normal float32, so gradients stay finite
 _CLIP = 1e-6
 _TIE = 1e-6  # scores this close are equal: the rounding of float32, and of sums in another order, goes up to here
 
@@ -54,7 +47,7 @@ def permutation_probabilities(scores: Float[AnyArray, " N"]) -> Float[Array, " r
     >>> permutation_probabilities(jnp.array([2.0, 1.0, 1.0])).tolist()[:2]  # 2/4 * 1/2, twice
     [0.25, 0.25]
     """
-    return _ranking_probabilities(_checked_weights("scores", scores, "enumerate"))[:, 0]
+    return ranking_probabilities(scaled(checked_weights("scores", scores, "enumerate")[:, None]))[:, 0]
 
 
 def permutation_similarity(s: Float[AnyArray, " N"], r: Float[AnyArray, " N"], method: Method = "lattice") -> Float[Array, ""]:
@@ -66,10 +59,10 @@ def permutation_similarity(s: Float[AnyArray, " N"], r: Float[AnyArray, " N"], m
     >>> f"{permutation_similarity(jnp.array([3.0, 1.0]), jnp.array([1.0, 3.0])):.3f}"  # (3/4 * 1/4 * 2) / (9/16 + 1/16)
     '0.600'
     """
-    s, r = _checked_weights("s", s, method), _checked_weights("r", r, method)
+    s, r = checked_weights("s", s, method), checked_weights("r", r, method)
     if s.shape != r.shape:
         raise ValueError(f"s and r must weigh the same agents, got N={len(s)} and N={len(r)}")
-    return _ranking_cosine(s, r, method)[0]
+    return ranking_cosine(scaled(s[:, None]), scaled(r[:, None]), method)[0]
 
 
 def relation_aware_similarity(
@@ -96,8 +89,8 @@ def relation_aware_similarity(
     Works under jit, vmap and grad (which agents are chosen has no gradient), and compiles once per shape. Raises ValueError, naming the
     argument, for wrong shapes, settings out of range, more memory than `max_bytes`, and, outside of a trace, NaN or infinity.
     """
-    settings = _Settings(num_agents, method, score_map, agent_policy)
-    _check(settings, temperature, key, max_bytes, len(regions), regions=regions, prototypes=prototypes, classes=classes)
+    settings = Settings(num_agents, method, score_map, agent_policy)
+    check(settings, temperature, key, max_bytes, len(regions), regions=regions, prototypes=prototypes, classes=classes)
     return _relation(regions, prototypes, classes, temperature, key, settings)[0]
 
 
@@ -125,13 +118,13 @@ def match(
 
     Regions are padded to `bucket_size(P)`, so many images compile a few times only; under an outer jit, use `pad_regions` before.
     """
-    settings = _Settings(num_agents, method, score_map, agent_policy, similarity, candidates)
+    settings = Settings(num_agents, method, score_map, agent_policy, similarity, candidates)
     if not isinstance(regions, Regions):
         regions = Regions(regions, None, np.ones(regions.shape[:1], bool))
     regions, count = Regions(regions.features, None, regions.valid), len(regions.valid)
     traced = isinstance(regions.features, Tracer) or isinstance(regions.valid, Tracer)
     rows = regions.features if traced else np.asarray(regions.features)[np.asarray(regions.valid)]
-    _check(settings, temperature, key, max_bytes, bucket_size(count), regions=rows, prototypes=bank.prototypes, classes=bank.classes)
+    check(settings, temperature, key, max_bytes, bucket_size(count), regions=rows, prototypes=bank.prototypes, classes=bank.classes)
     regions = regions if traced else pad_regions(regions)
     result = _match(regions, replace(bank, names=(), encoder=""), temperature, key, settings)  # other names: no other compilation
     if len(result.labels) == count:
@@ -142,18 +135,6 @@ def match(
 # ---- compiled: P regions against R prototypes
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What a compilation depends on besides shapes."""
-
-    num_agents: int
-    method: Method
-    score_map: ScoreMap
-    agent_policy: AgentPolicy
-    similarity: Similarity = "relation"
-    candidates: Candidates = "all"
-
-
 @partial(jax.jit, static_argnames="settings")
 def _relation(
     regions: Float[Array, "P D"],
@@ -161,22 +142,22 @@ def _relation(
     classes: Float[Array, "C D"],
     temperature: Any,
     key: Any,
-    settings: _Settings,
+    settings: Settings,
 ) -> tuple[Float[Array, "P R"], Int[Array, "P N"]]:
     region_cosines, reference_cosines = _cosines(regions, classes), _cosines(classes, prototypes)
     agents = _choose_agents(region_cosines, settings, key)
 
     def one_region(args: tuple[Float[Array, " C"], Int[Array, " N"]]) -> Float[Array, " R"]:
         cosines, own = args
-        s = _scaled(_weigh(cosines[own][:, None], settings.score_map, temperature))
-        r = _scaled(_weigh(reference_cosines[own], settings.score_map, temperature))  # [N, R]
+        s = scaled(_weigh(cosines[own][:, None], settings.score_map, temperature))
+        r = scaled(_weigh(reference_cosines[own], settings.score_map, temperature))  # [N, R]
         return _in_blocks(s, r, settings.method)
 
     return lax.map(one_region, (region_cosines, agents), batch_size=_REGION_BLOCK), agents
 
 
 @partial(jax.jit, static_argnames="settings")
-def _match(regions: Regions, bank: ReferenceBank, temperature: Any, key: Any, settings: _Settings) -> Match:
+def _match(regions: Regions, bank: ReferenceBank, temperature: Any, key: Any, settings: Settings) -> Match:
     valid = regions.valid[:, None]
     features = jnp.where(valid, regions.features, 0)
     if settings.similarity == "relation":
@@ -208,7 +189,7 @@ def _unit(x: Float[Array, "A D"]) -> Float[Array, "A D"]:
     return x / jnp.sqrt(jnp.where(top > 0, jnp.sum(x * x, axis=1, keepdims=True), 1))
 
 
-def _choose_agents(cosines: Float[Array, "P C"], settings: _Settings, key: Any) -> Int[Array, "P N"]:
+def _choose_agents(cosines: Float[Array, "P C"], settings: Settings, key: Any) -> Int[Array, "P N"]:
     count = min(settings.num_agents, cosines.shape[1])
     if settings.agent_policy == "top":
         return lax.top_k(cosines, count)[1]
@@ -232,120 +213,7 @@ def _in_blocks(s: Float[Array, "N 1"], r: Float[Array, "N R"], method: Method) -
     per_pair = math.factorial(n) * n if method == "enumerate" else max(math.comb(n, k) * k for k in range(n + 1))
     size = max(1, _BLOCK_ELEMENTS // (_REGION_BLOCK * per_pair))
     if count <= size:
-        return _ranking_cosine(s, r, method)
+        return ranking_cosine(s, r, method)
     blocks = -(-count // size)
     padded = jnp.pad(r, ((0, 0), (0, blocks * size - count)), constant_values=1).reshape(n, blocks, size)
-    return lax.map(lambda block: _ranking_cosine(s, block, method), padded.swapaxes(0, 1)).reshape(-1)[:count]
-
-
-# ---- kernels: one region against X references, as weights of the same N agents. The pairs go last, where they vectorise;
-# `vmap` would put them first, and gathering across them was 10 to 75 times slower on a CPU. The region's own weights have X = 1.
-
-
-def _scaled(weights: Float[Array, "N X"]) -> Float[Array, "N X"]:
-    """Weights over their maximum, and no less than `_FLOOR`. Rankings don't depend on scale, so no gradient runs through the maximum."""
-    top = lax.stop_gradient(weights.max(axis=0))
-    return jnp.maximum(weights / jnp.where(top > 0, top, 1), _FLOOR)
-
-
-@partial(jax.jit, static_argnames="method")
-def _ranking_cosine(s: Float[Array, "N X"], r: Float[Array, "N X"], method: Method) -> Float[Array, " X"]:
-    if method == "lattice":
-        inner = _inner_unrolled if len(s) <= _UNROLLED else _inner_by_level
-        return inner(s, r) / (jnp.sqrt(inner(s, s)) * jnp.sqrt(inner(r, r)))  # inner(s, s): once per region, not per pair
-    p, q = _ranking_probabilities(s), _ranking_probabilities(r)
-    return (p * q).sum(axis=0) / (jnp.sqrt((p * p).sum(axis=0)) * jnp.sqrt((q * q).sum(axis=0)))
-
-
-def _inner_unrolled(s: Float[Array, "N X"], r: Float[Array, "N X"]) -> Float[Array, " X"]:
-    """F(all) of the module's docstring, a subset being the set bits of an integer."""
-    value = {1 << i: jnp.ones_like(s[0] * r[0]) for i in range(len(s))}  # a single agent has one ranking
-    for subset in range(1, 1 << len(s)):
-        members = [i for i in range(len(s)) if subset >> i & 1]
-        if len(members) > 1:
-            per_s, per_r = 1 / _sum([s[i] for i in members]), 1 / _sum([r[i] for i in members])
-            value[subset] = _sum([(s[i] * per_s) * (r[i] * per_r) * value[subset ^ (1 << i)] for i in members])
-    return value[(1 << len(s)) - 1]
-
-
-def _inner_by_level(s: Float[Array, "N X"], r: Float[Array, "N X"]) -> Float[Array, " X"]:
-    """F(all) again, all subsets of one size at a time: few operations to compile, whatever N."""
-    value = jnp.ones_like(s * r)
-    for members, without in _levels(len(s)):
-        picked_s, picked_r = [s[column] for column in members.T], [r[column] for column in members.T]
-        per_s, per_r = 1 / _sum(picked_s), 1 / _sum(picked_r)
-        value = _sum([(a * per_s) * (b * per_r) * value[rest] for a, b, rest in zip(picked_s, picked_r, without.T, strict=True)])
-    return value[0]
-
-
-def _sum(terms: list[Array]) -> Array:
-    return sum(terms[1:], start=terms[0])
-
-
-@lru_cache
-def _levels(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For k = 2..n, i32[subsets, k] each: the members of every subset of size k, and where, one level below, it is without that member."""
-    subsets = np.arange(1 << n)
-    bits = subsets[:, None] >> np.arange(n) & 1
-    row, levels = np.zeros(1 << n, np.int32), []
-    for k in range(1, n + 1):
-        level = subsets[bits.sum(axis=1) == k]
-        row[level] = np.arange(len(level))
-        members = np.nonzero(bits[level])[1].reshape(-1, k).astype(np.int32)
-        levels.append((members, row[level[:, None] ^ (1 << members)]))
-    return levels[1:]
-
-
-@jax.jit
-def _ranking_probabilities(weights: Float[Array, "N X"]) -> Float[Array, "rankings X"]:
-    orders = np.array(list(itertools.permutations(range(len(weights)))), np.int32)
-    ranked = weights[orders]  # [N!, N, ...]
-    left = jnp.cumsum(ranked[:, ::-1], axis=1)[:, ::-1]  # what each draw chooses from
-    return jnp.prod(ranked / left, axis=1)
-
-
-# ---- arguments
-
-
-def _check(settings: _Settings, temperature: Any, key: Any, max_bytes: int, p: int, **features: Any) -> None:
-    for name, allowed in {"score_map": ScoreMap, "agent_policy": AgentPolicy, "similarity": Similarity, "candidates": Candidates}.items():
-        _check_choice(name, getattr(settings, name), allowed)
-    _check_num_agents("num_agents", settings.num_agents, settings.method)
-    if settings.agent_policy == "random" and key is None:
-        raise ValueError("key must be given with agent_policy='random', for example jax.random.key(0)")
-    if not isinstance(temperature, Tracer) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    for name, rows in features.items():
-        if rows.ndim != 2 or rows.shape[1] == 0 or (len(rows) == 0 and name != "regions"):
-            raise ValueError(f"{name} must have shape [rows, D], not empty, got {list(rows.shape)}")
-        if (size := features["regions"].shape[1]) != rows.shape[1]:
-            raise ValueError(f"{name} must have the feature size of regions, D={size}, got {rows.shape[1]}")
-        if not isinstance(rows, Tracer) and not np.isfinite(np.asarray(rows, np.float32)).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-    r, c = len(features["prototypes"]), len(features["classes"])
-    if (needed := 4 * (p * r + p * c + c * r)) > max_bytes:
-        sizes = f"P={p} regions x R={r} prototypes x C={c} classes need {needed / 2**30:.2f} GiB"
-        raise ValueError(f"max_bytes: {sizes}, over {max_bytes / 2**30:.2f}; pass fewer regions at a time, or raise max_bytes")
-
-
-def _checked_weights(name: str, weights: Any, method: Method) -> Float[Array, "N 1"]:
-    weights = jnp.asarray(weights, jnp.float32)
-    if weights.ndim != 1:
-        raise ValueError(f"{name} must have shape [N], got {list(weights.shape)}")
-    _check_num_agents(f"the length of {name}", len(weights), method)
-    if not isinstance(weights, Tracer) and not (np.isfinite(weights).all() and np.min(weights) >= 0):
-        raise ValueError(f"{name} must be finite and not negative, got {np.asarray(weights).tolist()}; map cosines to weights first")
-    return _scaled(weights[:, None])
-
-
-def _check_choice(name: str, value: str, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
-
-
-def _check_num_agents(name: str, n: int, method: Method) -> None:
-    _check_choice("method", method, Method)
-    if method == "enumerate" and n > _MAX_AGENTS[method]:
-        raise ValueError(f"{name} must be at most {_MAX_AGENTS[method]} to enumerate all rankings, got {n}; use method='lattice', up to 16")
-    if not 1 <= n <= _MAX_AGENTS[method]:
-        raise ValueError(f"{name} must be in [1, {_MAX_AGENTS[method]}], got {n}")
+    return lax.map(lambda block: ranking_cosine(s, block, method), padded.swapaxes(0, 1)).reshape(-1)[:count]
