@@ -47,12 +47,8 @@ def foreground_mask(
     rng: np.random.Generator,
     threshold: float = 0.7,
     num_points: int = 5,
-    flat: float = 1.0,
 ) -> Foreground:
     """Attention map f32[h, w], any grid, to foreground: resize to the image, binarise, draw points, ask the masker.
-
-    A map whose lowest tenth lies over `flat` of its maximum says nothing about where; the prompt is then the image's centre, as it
-    is for photographs. The default, 1, never does so.
 
     The masker's mask gives way to the map over 0.5 of its maximum where it is empty, misses the binarised map altogether,
     or fills over 95 % of the image. Raises ValueError for wrong shapes, NaN or infinity, a threshold outside [0, 1),
@@ -64,8 +60,6 @@ def foreground_mask(
     attention = resize_map(attention, size)
     binary = binarise(attention, threshold)
     points = sample_points(binary, num_points, rng)
-    if np.quantile(normalise_map(attention), 0.1) > flat:
-        points, binary = np.array([[size[1] / 2, size[0] / 2]], np.float32), np.ones(size, bool)
     mask = np.asarray(masker.mask(image, points), bool)
     if mask.shape != size:
         raise ValueError(f"masker must return a mask of the image's size {list(size)}, got {list(mask.shape)}")

@@ -86,13 +86,19 @@ PRESETS = {
             Weights("masker", "sam.safetensors", _REINSTALL),
             Weights("encoder", "vit.safetensors", _REINSTALL),
         ),
-        diffusion=DiffusionConfig(steps=20, guidance=3.0, attention_resolutions=(8,), batch_size=16, vocabulary=fashion_scenes.CLASSES),
+        diffusion=DiffusionConfig(
+            steps=20,
+            template="a photo of white {}",
+            attention_resolutions=(8,),
+            batch_size=16,
+            vocabulary=fashion_scenes.CLASSES,
+        ),
         sam=MINI_SAM,
-        proposals=ProposalConfig(points_per_side=10, pred_iou_thresh=0.4, stability_score_thresh=0.7, min_area=30),
+        proposals=ProposalConfig(points_per_side=10, pred_iou_thresh=0.5, stability_score_thresh=0.4, box_nms_thresh=0.5, min_area=30),
         input_size=128,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        references=ReferenceSettings(num_images=24, threshold=0.9, flat=0.7),
+        references=ReferenceSettings(num_images=24, threshold=0.7),
     ),
     "paper": Preset(
         weights=(

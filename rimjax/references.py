@@ -36,7 +36,6 @@ class ReferenceSettings:
         num_images: K, synthetic images of a class.
         threshold: where the averaged attention map, over its maximum, is binarised (Sec. 4.2: 0.7).
         num_points: prompt points drawn from the binary map (Sec. 4.2: 5).
-        flat: where an attention map's lowest tenth lies over this share of its maximum, the prompt is the image's centre; 1: never.
         num_subcategories: T, clusters of a class's prototypes (Fig. 5a: 8); 1 gives Eq. 9.
         foreground_mask: pool under the foreground mask; False is global average pooling (Table 2, row 2).
         seed: of everything drawn; a class's own key is folded from it and the class's name.
@@ -45,7 +44,6 @@ class ReferenceSettings:
     num_images: int = 32
     threshold: float = 0.7
     num_points: int = 5
-    flat: float = 1.0
     num_subcategories: int = 8
     foreground_mask: bool = True
     seed: int = 0
@@ -115,7 +113,6 @@ def generated_shard(name: str, models: Models, settings: ReferenceSettings) -> S
             models.masker,
             threshold=settings.threshold,
             num_points=settings.num_points,
-            flat=settings.flat,
             rng=np.random.default_rng((_seed(settings.seed, name), index)),
         )
         for index, (image, attention) in enumerate(zip(drawn.images, drawn.attention, strict=True))

@@ -75,15 +75,6 @@ def test_ninety_five_percent_is_still_a_mask():
     assert not localise.foreground_mask(image, blob(), FakeMasker(wide), rng=np.random.default_rng(0)).fell_back
 
 
-def test_a_flat_map_prompts_with_the_centre_if_asked_to():
-    good = answer(slice(2, 12), slice(4, 18))
-    masker, flat = FakeMasker(good), 0.9 + 0.1 * blob()
-    found = localise.foreground_mask(IMAGE, flat, masker, rng=np.random.default_rng(0), flat=0.7)
-    assert masker.points.tolist() == [[12, 8]] and not found.fell_back and found.binary.all()
-    assert len(localise.foreground_mask(IMAGE, flat, masker, rng=np.random.default_rng(0)).points) == 5
-    assert len(locate(good, flat=0.7)[0].points) == 5, "a map with a peak is used as ever"
-
-
 def test_the_threshold_and_the_number_of_points_are_settings():
     mask = answer(slice(2, 12), slice(4, 18))
     assert locate(mask, threshold=0.2)[0].binary.sum() > locate(mask, threshold=0.9)[0].binary.sum()

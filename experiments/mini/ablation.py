@@ -25,11 +25,12 @@ from rimjax.references import bank_from_shards, build_manifest
 ROWS = {
     "no mask, cosine (row 2)": ({"foreground_mask": False, "num_subcategories": 1}, {"similarity": "cosine"}),
     "mask, cosine (row 3)": ({"num_subcategories": 1}, {"similarity": "cosine"}),
-    "mask, cosine, sub-categories": ({}, {"similarity": "cosine"}),
-    "relation-aware, T=1 (row 4)": ({"num_subcategories": 1}, {}),
-    "relation-aware, sub-categories (row 5, default)": ({}, {}),
+    "mask, cosine, T=8": ({"num_subcategories": 8}, {"similarity": "cosine"}),
+    "relation-aware, T=1 (row 4)": ({"num_subcategories": 1}, {"candidates": "all"}),
+    "relation-aware, T=8 (row 5)": ({"num_subcategories": 8}, {"candidates": "all"}),
     "row 4, candidates=agents": ({"num_subcategories": 1}, {"candidates": "agents"}),
-    "row 5, candidates=agents": ({}, {"candidates": "agents"}),
+    "row 5, candidates=agents": ({"num_subcategories": 8}, {"candidates": "agents"}),
+    "the preset's own": ({}, {}),
 }
 
 
@@ -62,7 +63,7 @@ def main() -> None:
         confusions = [confusion_matrix(truth, seg.labels, len(bank.names)) for seg, (_, truth) in zip(found, scenes, strict=True)]
         rows[name] = Evaluation(bank.names, np.stack(confusions), found[0].timings)
         low, high = rows[name].interval()
-        print(f"{name:<50} {100 * rows[name].miou:5.1f}   ({100 * low:.1f} to {100 * high:.1f})", flush=True)
+        print(f"{name:<30} {100 * rows[name].miou:5.1f}   ({100 * low:.1f} to {100 * high:.1f})", flush=True)
     if options.json:
         options.json.write_text(json.dumps({name: row.as_json() for name, row in rows.items()}, indent=1))
 

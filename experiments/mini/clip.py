@@ -1,7 +1,8 @@
 """Train the mini CLIP (image tower, text tower, tokenizer) by contrast on (image, caption) pairs.
 
 Command:  python experiments/mini/clip.py       Hardware: 2 CPU cores, about 5 minutes.
-Data:     Fashion-MNIST's training split on textured grounds, captions such as "a photo on striped ground of red sneaker".
+Data:     Fashion-MNIST's training split on textured grounds, half of it single items and half pairs of unlike ones, captions such as
+          "a photo on striped ground of red sneaker of bag".
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from rimjax.datasets import fashion_scenes
 
-LENGTH = 12
+LENGTH = 14
 BATCH = 64
 TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 64}
 
@@ -48,6 +49,14 @@ def build() -> CLIPModel:
     )
 
 
+def captioned(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, count: int) -> tuple[fashion_scenes.Scene, str]:
+    """A rendered image of one item, or of two of different classes, and its caption."""
+    items = tuple(int(item) for item in rng.integers(len(photos), size=count))
+    while count == 2 and classes[items[0]] == classes[items[1]]:
+        items = tuple(int(item) for item in rng.integers(len(photos), size=count))
+    return fashion_scenes.captioned(rng, photos, classes, items)
+
+
 def main() -> None:
     options = arguments(__doc__, steps=1000)
     photos, classes = fashion_scenes.read_idx("train", options.data)
@@ -56,7 +65,7 @@ def main() -> None:
     model = build()
 
     def loss(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        pairs = [fashion_scenes.single(rng, photos, classes, int(rng.integers(len(photos)))) for _ in range(BATCH)]
+        pairs = [captioned(rng, photos, classes, 1 + index % 2) for index in range(BATCH)]
         tokens = words([caption for _, caption in pairs], padding="max_length", return_tensors="pt")
         x = pixels(np.stack([scene.image for scene, _ in pairs]))
         image = torch.nn.functional.normalize(model.get_image_features(pixel_values=x), dim=1)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from scipy import ndimage
 from tqdm import tqdm
 
 from rimjax.datasets import fashion_scenes
@@ -39,6 +41,16 @@ def pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def drawn(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+    """A picture as a small diffusion model might have drawn it: at 64 pixels, grainy, its colours uneven."""
+    small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX), np.float32)
+    if rng.uniform() < 0.7:
+        grain = ndimage.gaussian_filter(rng.normal(size=(64, 64, 3)), (rng.uniform(0.6, 1.2),) * 2 + (0,))
+        patches = ndimage.zoom(rng.normal(size=(8, 8, 3)), (8, 8, 1), order=1)
+        small = small + rng.uniform(0, 14) * grain / grain.std() + rng.uniform(0, 18) * patches
+    return Image.fromarray(np.clip(small, 0, 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+
+
 def train(
     name: str,
     model: torch.nn.Module,
@@ -48,18 +60,20 @@ def train(
     weight_decay: float = 0.01,
     ema: float = 0.998,
     save_every: int = 100,
+    muon: Callable[[str, torch.Tensor], bool] = lambda name, parameter: False,
 ) -> torch.nn.Module:
-    """Run AdamW with warm-up and cosine decay, resuming from `<out>/<name>.pt` if it is there.
+    """Run AdamW (and Muon) with warm-up and cosine decay, resuming from `<out>/<name>.pt` if it is there.
 
     Args:
         name: of the checkpoint and of the curve, `<out>/<name>.csv`.
         model: trained in place; left holding the moving average of its weights.
         loss: (step, rng) -> named losses; "loss" is minimised, the others are only logged.
         options: what `arguments` returned.
-        learning_rate: at the peak.
-        weight_decay: of AdamW.
+        learning_rate: at the peak, of both optimisers (Muon's is scaled to AdamW's root mean square of an update).
+        weight_decay: of both optimisers.
         ema: decay of the moving average of the weights.
         save_every: steps between checkpoints.
+        muon: (name, parameter) -> whether Muon trains it; it has to be a matrix.
 
     Returns:
         The model.
@@ -67,14 +81,20 @@ def train(
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{name}.pt"
     torch.manual_seed(options.seed)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay=weight_decay)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = [parameter for name, parameter in trainable.items() if muon(name, parameter)]
+    others = [parameter for name, parameter in trainable.items() if not muon(name, parameter)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, learning_rate, weight_decay=weight_decay)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema), use_buffers=True)
     start, seconds = 0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         start, seconds = saved["step"], saved["seconds"]
     curve = (options.out / f"{name}.csv").open("a", newline="")
     began = time.monotonic()
@@ -83,14 +103,16 @@ def train(
     for step in tqdm(range(start, options.steps), initial=start, total=options.steps, desc=name, mininterval=20):
         warm = min(1.0, (step + 1) / 100)
         cosine = 0.5 * (1 + np.cos(np.pi * step / options.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = float(learning_rate * warm * max(cosine, 0.01))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = float(learning_rate * warm * max(cosine, 0.01))
         torch.manual_seed(options.seed * 1_000_003 + step)
         losses = loss(step, np.random.default_rng((options.seed, step)))
-        optimizer.zero_grad()
+        model.zero_grad()
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.update_parameters(model)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
@@ -104,7 +126,7 @@ def train(
             state = {
                 "model": model.state_dict(),
                 "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step + 1,
                 "seconds": spent,
             }
