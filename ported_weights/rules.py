@@ -45,13 +45,14 @@ class Rule:
     transform: Callable[[np.ndarray], Sequence[np.ndarray]] = _one
 
 
-def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
+def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[str, Any], *, widen: bool = False) -> dict[str, Any]:
     """Fill the tree `shapes` from a state dict.
 
     Args:
         rules: every key of the state dict must match exactly one.
         state_dict: NumPy arrays or torch tensors on the CPU.
         shapes: nested dicts of leaves with `shape` and `dtype`, e.g. from `jax.eval_shape`.
+        widen: float16 and bfloat16 values become float32, which is exact; otherwise they are as wrong as any other dtype.
 
     Returns:
         Nested dicts of NumPy arrays.
@@ -72,7 +73,7 @@ def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[
         if not rule.targets:
             continue
         try:
-            arrays = rule.transform(np.asarray(value))
+            arrays = rule.transform(np.asarray(_widened(value) if widen else value))
         except (TypeError, ValueError, RuntimeError) as error:
             problems.append(f"{key}: can't be converted ({error})")
             continue
@@ -91,3 +92,9 @@ def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[
     if problems:
         raise ValueError("state_dict: doesn't fit the model:\n  " + "\n  ".join(problems))
     return unflatten_dict(filled, sep="/")
+
+
+def _widened(value: Any) -> Any:
+    if str(getattr(value, "dtype", "")).removeprefix("torch.") not in ("float16", "bfloat16"):
+        return value
+    return value.float() if hasattr(value, "float") else value.astype(np.float32)

@@ -1,0 +1,63 @@
+"""The encoder of MAE for `rimjax.models.vit`, from either published layout.
+
+The hub's (transformers' ViTMAEForPreTraining and ViTMAEModel) splits queries, keys and values; facebookresearch's `.pth` fuses them.
+The decoder, where it is there, is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ported_weights import layouts
+from ported_weights.layouts import FACEBOOK_RESEARCH, Layout
+from ported_weights.rules import apply
+from rimjax.models.vit import ViTConfig, param_shapes
+
+
+def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[dict[str, Any], ViTConfig]:
+    """Parameters and config of an MAE's encoder; what lies behind the last layer's keys is left out.
+
+    Args:
+        state_dict: {key: NumPy array or torch tensor on the CPU}, float32, float16 or bfloat16 (made float32, which is exact), in either
+            layout; the layout is seen from the keys. facebookresearch's files keep it under "model", see `files.read_state_dict`.
+        num_heads: default: as in the published models, 16 for ViT-H's 1280 features, else one for every 64.
+
+    Returns:
+        params: nested dicts of float32 NumPy arrays for `vit.last_layer_keys`.
+        config: inferred from the shapes. `layer_norm_eps` is the source's: 1e-12 on the hub, 1e-6 at facebookresearch. The
+            `position_rule` is "transformers" for both: `interpolate_pos_encoding=True` on the hub, and what facebookresearch does
+            before it fine-tunes at another size.
+
+    Raises:
+        ValueError: neither layout, or a key is missing, unknown, or of the wrong shape or dtype; the message lists them all.
+    """
+    layout = layouts.seen((_hub(""), _hub("vit."), _FACEBOOK), state_dict)
+    patches = state_dict.get(f"{layout.patch_embedding}.weight")
+    if num_heads is None and patches is not None and tuple(patches.shape[:1]) == (1280,):
+        num_heads = 16
+    config = layouts.config(layout, state_dict, num_heads, "MAE in the hub's or facebookresearch's layout")
+    return apply(layouts.rules(layout, config.num_layers - 1), state_dict, param_shapes(config), widen=True), config
+
+
+def _hub(prefix: str) -> Layout:
+    return Layout(
+        class_token=f"{prefix}embeddings.cls_token",
+        position_embedding=f"{prefix}embeddings.position_embeddings",
+        patch_embedding=f"{prefix}embeddings.patch_embeddings.projection",
+        layers=f"{prefix}encoder.layer.",
+        norms=("layernorm_before", "layernorm_after"),
+        attention=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        out="attention.output.dense",
+        mlp=("intermediate.dense", "output.dense"),
+        settings={"layer_norm_eps": 1e-12, "position_rule": "transformers"},
+        unused=((prefix + "layernorm").replace(".", r"\.") + r"\.(weight|bias)", r"decoder\..*"),
+    )
+
+
+_FACEBOOK = replace(
+    FACEBOOK_RESEARCH,
+    settings={"layer_norm_eps": 1e-6, "position_rule": "transformers"},
+    unused=(*FACEBOOK_RESEARCH.unused, r"decoder_.*"),
+)
