@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -99,6 +98,8 @@ class Measured:
 
 def self_test(what: str, seconds: float) -> None:
     """Report a stage's seconds and the process's peak of resident memory so far."""
+    import resource  # Unix's own
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     _say(f"{what}: {seconds:.1f} s, peak memory so far {peak:.2f} GiB")
 
