@@ -16,7 +16,7 @@ from rimjax import bank as storage
 from rimjax import draw
 from rimjax.cli_bank import Bank
 from rimjax.cli_weights import Weights
-from rimjax.console import DrawingOptions, compile_cache, one_line, progress, provenance, self_test, versions, write
+from rimjax.console import ModelOptions, compile_cache, one_line, progress, provenance, self_test, versions, write
 from rimjax.datasets import DATASETS
 from rimjax.evaluate import Evaluation, evaluate
 from rimjax.images import read_image
@@ -45,7 +45,7 @@ def _table(found: Evaluation) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(DrawingOptions):
+class Demo(ModelOptions):
     """Run the whole method on real photographs: draw the 10 Fashion classes, build their bank, segment scenes, score them.
 
     Example: rimjax demo --scenes 20 --output demo-output
@@ -78,7 +78,7 @@ class Demo(DrawingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(DrawingOptions):
+class Segment(ModelOptions):
     """Segment images into the classes you name.
 
     Example: rimjax segment photo.jpg --classes "sneaker,bag" --output out.png --json out.json
@@ -154,7 +154,7 @@ def _regions(seg: Segmentation) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(DrawingOptions):
+class Evaluate(ModelOptions):
     """Mean IoU on a labelled data set; by default the preset's own configuration.
 
     Example: rimjax evaluate --dataset fashion-scenes --preset mini --json result.json

@@ -11,13 +11,13 @@ import tyro
 
 from rimjax import bank as storage
 from rimjax import draw
-from rimjax.console import DrawingOptions, ModelOptions, PresetName, compile_cache, progress, write
+from rimjax.console import ModelOptions, StageOptions, compile_cache, progress, write
 from rimjax.inference import check_bank
 from rimjax.references import ReferenceSettings, build_manifest, check_names, load_bank
 
 
 @dataclass(frozen=True, kw_only=True)
-class BankBuild(DrawingOptions):
+class BankBuild(ModelOptions):
     """Draw classes (or take your own photographs of them) and build their reference bank; prints the bank's path.
 
     Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mug1.jpg,mug2.jpg"
@@ -65,7 +65,7 @@ class BankShow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BankAdd(ModelOptions):
+class BankAdd(StageOptions):
     """A new bank with more classes; what the old one holds isn't made again. Prints the new bank's path.
 
     Example: rimjax bank add ~/.cache/rimjax/banks/0123456789ab.json --classes coat
@@ -73,8 +73,6 @@ class BankAdd(ModelOptions):
 
     bank: tyro.conf.Positional[Path]
     """The manifest's path."""
-    preset: PresetName | None = None
-    """Which models and settings (default: the bank's)."""
     classes: str = ""
     """Class names to draw, comma-separated."""
     photos: tuple[str, ...] = ()
@@ -82,7 +80,7 @@ class BankAdd(ModelOptions):
 
     def run(self) -> None:
         manifest = storage.read_manifest(self.bank)
-        models = replace(self, preset=self.preset or manifest.preset).load()
+        models = self.load_preset(manifest.preset)
         check_bank(load_bank(manifest), models)
         names = self.classes.split(",") if self.classes else []
         photos = _photos(self.photos)

@@ -70,7 +70,7 @@ class WeightsDownload:
                 needed[Path(constants.HF_HUB_CACHE)] = needed.get(Path(constants.HF_HUB_CACHE), 0) + (size or 0)
         check_disk(needed)
         if not self.yes and not _agreed(f"Download to {folder} under these licences? [y/N] "):
-            raise ValueError(f"nothing downloaded; --yes agrees beforehand. {' '.join(wanted(source, folder) for source in chosen)}")
+            raise ValueError(f"nothing downloaded; --yes agrees beforehand. {'. '.join(wanted(source, folder) for source in chosen)}")
         for source in chosen:
             fetched = fetch(source, folder)
             if source.kind != "sam":

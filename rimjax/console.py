@@ -22,11 +22,9 @@ PresetName = Literal["mini", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which models a command runs; the commands that run some inherit these."""
+class StageOptions:
+    """Which of a preset's models a command runs, and how."""
 
-    preset: PresetName | None = "mini"
-    """Which models and settings."""
     weights_dir: Path | None = None
     """Folder that holds the paper preset's weights in `paper/` (default: RIMJAX_WEIGHTS, or the user's data folder)."""
     generator: str | None = None
@@ -40,13 +38,13 @@ class ModelOptions:
     steps: int | None = None
     """Steps of the sampler (default: the preset's)."""
 
-    def load(self) -> Models:
-        """The models, with what was asked for put in."""
+    def load_preset(self, preset: str) -> Models:
+        """The preset's models, with what was asked for put in."""
         start = time.perf_counter()
         if self.random_weights:
             _say("random weights: pictures, masks and labels mean nothing; only time and memory do")
         models = load_preset(
-            self.preset or "mini",
+            preset,
             self.weights_dir,
             generator=self.generator,
             masker=self.masker,
@@ -63,14 +61,17 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions(ModelOptions):
-    """`ModelOptions` of the commands that draw references."""
+class ModelOptions(StageOptions):
+    """Which models a command runs; the commands that draw references inherit these."""
 
+    preset: PresetName = "mini"
+    """Which models and settings."""
     images: int | None = None
     """K, images drawn of each class (default: the preset's)."""
 
     def load(self) -> Models:
-        models = super().load()
+        """The models, with what was asked for put in."""
+        models = self.load_preset(self.preset)
         if self.images is None:
             return models
         return replace(models, references=replace(models.references, num_images=self.images))
