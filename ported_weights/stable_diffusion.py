@@ -13,8 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rimjax.models.diffusion import Checkpoint, save
+from ported_weights.files import read_state_dict
+from rimjax.models.diffusion import MODELS, Checkpoint, save, save_part
 from rimjax.models.flax_diffusers import libraries
 
 
@@ -39,37 +42,61 @@ def port(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any,
         "text_encoder": _plain(text_encoder.config.to_json_string(use_diff=False)),
         "scheduler": _plain(scheduler.to_json_string()),
     }
-    params = {
-        "unet": _convert_diffusers(libraries().FlaxUNet2DConditionModel.from_config(configs["unet"]), unet.state_dict()),
-        "vae": _convert_diffusers(libraries().FlaxAutoencoderKL.from_config(configs["vae"]), vae.state_dict()),
-        "text_encoder": _convert_text_encoder(configs["text_encoder"], text_encoder.state_dict()),
-    }
+    models = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+    params = {name: _convert(name, configs[name], model.state_dict()) for name, model in models.items()}
     checkpoint = Checkpoint(configs, params, tokenizer)
     if directory is not None:
         save(checkpoint, directory)
     return checkpoint
 
 
-def port_folder(source: str | Path, directory: str | Path) -> Checkpoint:
+def port_folder(source: str | Path, directory: str | Path) -> None:
     """Port a downloaded diffusers folder, such as CompVis/stable-diffusion-v1-4, and write it for `diffusion.load`.
 
-    Raises:
-        FileNotFoundError: there is no such folder; nothing is downloaded here.
-    """
-    if not Path(source).is_dir():
-        raise FileNotFoundError(f"{source}: no such folder; download CompVis/stable-diffusion-v1-4 there first")
-    library = libraries()  # first, so that the next imports are quiet
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    Weights may be safetensors or .bin, of 32 or 16 bits (made float32, which is exact). One model at a time is in memory, and of
+    safetensors only what is being written.
 
-    return port(
-        UNet2DConditionModel.from_pretrained(source, subfolder="unet", low_cpu_mem_usage=False),
-        AutoencoderKL.from_pretrained(source, subfolder="vae", low_cpu_mem_usage=False),
-        CLIPTextModel.from_pretrained(source, subfolder="text_encoder"),
-        library.AutoTokenizer.from_pretrained(Path(source) / "tokenizer"),
-        PNDMScheduler.from_pretrained(source, subfolder="scheduler"),
-        directory,
-    )
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing; nothing is downloaded here.
+        ValueError: a file is damaged or holds code, or its weights aren't the model's; the message names the file.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder; download CompVis/stable-diffusion-v1-4 there first")
+    library = libraries()
+    tokenizer = library.AutoTokenizer.from_pretrained(_there(source / "tokenizer"))
+    save_part("scheduler", _config(source / "scheduler" / "scheduler_config.json"), None, directory)
+    for name in MODELS:
+        config, weights = _config(source / name / "config.json"), _weights(source / name)
+        state_dict = {key: tensor for key, tensor in read_state_dict(weights).items() if not key.endswith(".position_ids")}
+        try:
+            save_part(name, config, _convert(name, config, state_dict), directory)
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error
+    tokenizer.save_pretrained(Path(directory) / "tokenizer")
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; a diffusers folder has unet, vae, text_encoder, tokenizer, scheduler")
+    return path
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return _plain(_there(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+
+
+def _weights(folder: Path) -> Path:
+    """The weight file of a model: 32 bits before 16, safetensors before pickles."""
+    stems = ("model", "pytorch_model") if folder.name == "text_encoder" else ("diffusion_pytorch_model", "diffusion_pytorch_model")
+    names = [f"{stem}{half}{suffix}" for half in ("", ".fp16") for stem, suffix in zip(stems, (".safetensors", ".bin"), strict=True)]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder}: has none of {', '.join(names)}")
 
 
 def _plain(config: str) -> dict[str, Any]:
@@ -77,12 +104,25 @@ def _plain(config: str) -> dict[str, Any]:
     return {key: value for key, value in json.loads(config).items() if key != "_name_or_path"}
 
 
-def _convert_diffusers(model: Any, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    from diffusers.models.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax
+def _convert(name: str, config: dict[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The Flax tree of "unet", "vae" or "text_encoder", as views of the state dict where a 32-bit float is one."""
+    library = libraries()
+    widened = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state_dict.items()}
+    if name == "text_encoder":
+        return _convert_text_encoder(config, widened)
+    from diffusers.models.modeling_flax_pytorch_utils import rename_key, rename_key_and_reshape_tensor
 
-    shapes = jax.eval_shape(model.init_weights, jax.random.key(0))
-    stand_in = SimpleNamespace(init_weights=lambda key: shapes)  # all that is asked of the model, but in no time
-    return _checked(convert_pytorch_state_dict_to_flax(dict(state_dict), stand_in), shapes)
+    kind = library.FlaxUNet2DConditionModel if name == "unet" else library.FlaxAutoencoderKL
+    shapes = flatten_dict(unfreeze(jax.eval_shape(kind.from_config(config).init_weights, jax.random.key(0))))
+    found = {}
+    for key, tensor in widened.items():
+        path = tuple(rename_key(key).split("."))
+        try:
+            path, array = rename_key_and_reshape_tensor(path, tensor.numpy(), shapes)
+        except AssertionError:  # the library's word for an attention weight of the wrong shape, whose name it doesn't say
+            raise ValueError(f"state_dict: doesn't fit the Flax model: {key} has the wrong shape, {list(tensor.shape)}") from None
+        found[path] = array
+    return _checked(unflatten_dict(found), unflatten_dict(shapes))
 
 
 def _convert_text_encoder(config: dict[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,9 +135,6 @@ def _convert_text_encoder(config: dict[str, Any], state_dict: Mapping[str, Any])
 
 
 def _checked(params: Any, shapes: Any) -> dict[str, Any]:
-    from flax.core import unfreeze
-    from flax.traverse_util import flatten_dict
-
     leaves: list[dict[str, Any]] = [flatten_dict(unfreeze(tree), sep="/") for tree in (params, shapes)]
     found, wanted = ({key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in tree.items()} for tree in leaves)
     problems = [f"{key}: the model has no such weight" for key in sorted(found.keys() - wanted.keys())]

@@ -1,4 +1,4 @@
-"""The command line: `rimjax demo | segment | bank | evaluate | doctor`."""
+"""The command line: `rimjax demo | segment | bank | evaluate | weights | doctor`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tqdm import tqdm
 from rimjax import bank as storage
 from rimjax import draw
 from rimjax.cli_bank import Bank
-from rimjax.console import PresetName, compile_cache, progress, provenance, versions, write
+from rimjax.cli_weights import Weights
+from rimjax.console import ModelOptions, compile_cache, one_line, progress, provenance, self_test, versions, write
 from rimjax.datasets import DATASETS
 from rimjax.evaluate import Evaluation, evaluate
 from rimjax.images import read_image
 from rimjax.inference import SegmentSettings, check_bank, segment
-from rimjax.presets import PRESETS, inventory, load_preset
+from rimjax.presets import PRESETS, inventory
 from rimjax.references import ReferenceSettings, build_bank, build_manifest, check_names, load_bank
 from rimjax.types import Segmentation
 
@@ -43,15 +44,13 @@ def _table(found: Evaluation) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Demo:
+@dataclass(frozen=True, kw_only=True)
+class Demo(ModelOptions):
     """Run the whole method on real photographs: draw the 10 Fashion classes, build their bank, segment scenes, score them.
 
     Example: rimjax demo --scenes 20 --output demo-output
     """
 
-    preset: PresetName = "mini"
-    """Which models."""
     scenes: int = 40
     """How many of the 200 benchmark scenes."""
     output: Path = Path("demo-output")
@@ -60,7 +59,7 @@ class Demo:
     def run(self) -> None:
         if not 1 <= self.scenes <= DATASETS["fashion-scenes"].size:
             raise ValueError(f"--scenes: expected 1 to {DATASETS['fashion-scenes'].size}, got {self.scenes}")
-        dataset, models = DATASETS["fashion-scenes"], load_preset(self.preset)
+        dataset, models = DATASETS["fashion-scenes"], self.load()
         compile_cache(self.output / "cache")
         manifest = build_manifest(dataset.classes, models, cache_dir=self.output / "cache", progress=progress)
         bank = load_bank(manifest)
@@ -78,19 +77,17 @@ class Demo:
         print(f"look at {self.output}/scenes.png (image, segmentation, truth) and {self.output}/references.png; {self.output}/results.json")
 
 
-@dataclass(frozen=True)
-class Segment:
+@dataclass(frozen=True, kw_only=True)
+class Segment(ModelOptions):
     """Segment images into the classes you name.
 
     Example: rimjax segment photo.jpg --classes "sneaker,bag" --output out.png --json out.json
     """
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    files: tyro.conf.Positional[tuple[Path, ...]]
     """Image files."""
     classes: str | None = None
     """Class names, comma-separated. With --bank they may be left out."""
-    preset: PresetName = "mini"
-    """Which models."""
     bank: Path | None = None
     """A bank's manifest, as printed by `rimjax bank build`, instead of building one."""
     output: Path | None = None
@@ -101,18 +98,18 @@ class Segment:
     """Where banks are kept (default: the user's cache folder)."""
 
     def run(self) -> None:
-        if not self.images:
+        if not self.files:
             raise ValueError("segment: expected at least one image file")
-        if self.output and len(self.images) > 1 and self.output.suffix:
-            raise ValueError(f"--output: for {len(self.images)} images expected a folder, got {self.output}")
-        stems = [path.stem for path in self.images]
+        if self.output and len(self.files) > 1 and self.output.suffix:
+            raise ValueError(f"--output: for {len(self.files)} images expected a folder, got {self.output}")
+        stems = [path.stem for path in self.files]
         if len(set(stems)) < len(stems):
             raise ValueError("segment: two images have the same name; their results would overwrite each other")
         names = check_names(self.classes.split(",")) if self.classes is not None else None
         if names is None and self.bank is None:
             raise ValueError('segment: say --classes "sneaker,bag", or --bank PATH')
-        pictures = [read_image(path) for path in self.images]
-        models = load_preset(self.preset)
+        pictures = [read_image(path) for path in self.files]
+        models = self.load()
         compile_cache(storage.cache_folder(self.cache_dir))
         if self.bank is not None:
             bank = load_bank(self.bank)
@@ -123,8 +120,11 @@ class Segment:
             assert names is not None
             bank = build_bank(names, models, cache_dir=self.cache_dir, progress=progress)
         results = []
-        for path, picture in zip(self.images, tqdm(pictures, desc="segment", unit="image"), strict=True):
+        for path, picture in zip(self.files, tqdm(pictures, desc="segment", unit="image"), strict=True):
             seg = segment(picture, bank, models)
+            if self.random_weights:
+                stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in seg.timings.items())
+                self_test(f"{path}: {len(seg.masks)} regions; {stages}; in all", sum(seg.timings.values()))
             target = self._target(path)
             write(target, draw.overlay(picture, seg))
             labels = target.with_name(f"{target.stem.removesuffix('_segmented')}_labels.png")
@@ -153,8 +153,8 @@ def _regions(seg: Segmentation) -> dict[str, Any]:
     return {"regions": regions, "timings": seg.timings}
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ModelOptions):
     """Mean IoU on a labelled data set; by default the preset's own configuration.
 
     Example: rimjax evaluate --dataset fashion-scenes --preset mini --json result.json
@@ -162,8 +162,6 @@ class Evaluate:
 
     dataset: Literal["fashion-scenes"] = "fashion-scenes"
     """Which data set."""
-    preset: PresetName = "mini"
-    """Which models."""
     limit: int | None = None
     """Only the first so many images."""
     similarity: Literal["relation", "cosine"] | None = None
@@ -186,7 +184,7 @@ class Evaluate:
     def run(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit: expected at least 1, got {self.limit}")
-        models = load_preset(self.preset)
+        models = self.load()
         models = replace(models, references=self._chosen(models.references), segmentation=self._chosen(models.segmentation))
         compile_cache(storage.cache_folder(self.cache_dir))
         dataset = DATASETS[self.dataset]
@@ -237,6 +235,7 @@ Command = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Bank, tyro.conf.subcommand("bank")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -250,7 +249,7 @@ def main() -> None:
     try:
         command.run()
     except (ValueError, OSError, ImportError) as error:
-        print(f"rimjax: {error}", file=sys.stderr)
+        print(f"rimjax: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

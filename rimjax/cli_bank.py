@@ -11,14 +11,13 @@ import tyro
 
 from rimjax import bank as storage
 from rimjax import draw
-from rimjax.console import PresetName, compile_cache, progress, write
+from rimjax.console import ModelOptions, StageOptions, compile_cache, progress, write
 from rimjax.inference import check_bank
-from rimjax.presets import load_preset
 from rimjax.references import ReferenceSettings, build_manifest, check_names, load_bank
 
 
-@dataclass(frozen=True)
-class BankBuild:
+@dataclass(frozen=True, kw_only=True)
+class BankBuild(ModelOptions):
     """Draw classes (or take your own photographs of them) and build their reference bank; prints the bank's path.
 
     Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mug1.jpg,mug2.jpg"
@@ -28,21 +27,17 @@ class BankBuild:
     """Class names to draw, comma-separated."""
     photos: tuple[str, ...] = ()
     """Further classes from photographs: "name=file1,file2". The mask is the photo's alpha, or SAM's from the centre."""
-    preset: PresetName = "mini"
-    """Which models."""
-    images: int | None = None
-    """K, images drawn of each class (default: the preset's)."""
     seed: int = 0
     """Of everything drawn."""
     cache_dir: Path | None = None
     """Where banks are kept (default: the user's cache folder)."""
 
     def run(self) -> None:
-        models = load_preset(self.preset)
-        settings = replace(models.references, seed=self.seed, num_images=self.images or models.references.num_images)
         names = self.classes.split(",") if self.classes else []
         photos = _photos(self.photos)
         check_names([*names, *photos])
+        models = self.load()
+        settings = replace(models.references, seed=self.seed)
         compile_cache(storage.cache_folder(self.cache_dir))
         manifest = build_manifest(names, models, settings=settings, cache_dir=self.cache_dir, references=photos, progress=progress)
         print(manifest.path)
@@ -69,8 +64,8 @@ class BankShow:
         print(f"preset {manifest.preset}, encoder {manifest.encoder}; drawn to {self.output}")
 
 
-@dataclass(frozen=True)
-class BankAdd:
+@dataclass(frozen=True, kw_only=True)
+class BankAdd(StageOptions):
     """A new bank with more classes; what the old one holds isn't made again. Prints the new bank's path.
 
     Example: rimjax bank add ~/.cache/rimjax/banks/0123456789ab.json --classes coat
@@ -85,7 +80,7 @@ class BankAdd:
 
     def run(self) -> None:
         manifest = storage.read_manifest(self.bank)
-        models = load_preset(manifest.preset)
+        models = self.load_preset(manifest.preset)
         check_bank(load_bank(manifest), models)
         names = self.classes.split(",") if self.classes else []
         photos = _photos(self.photos)

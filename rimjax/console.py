@@ -1,10 +1,12 @@
-"""What the commands share: progress, whole-or-nothing files, where a result came from, the compilation cache."""
+"""What the commands share: the models' options, progress, whole-or-nothing files, where a result came from, the compilation cache."""
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,107 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm import tqdm
 
-from rimjax.presets import Models
+from rimjax.models.deferred import DeferredGenerator
+from rimjax.presets import Models, load_preset
 
 PACKAGES = ("rimjax", "jax", "jaxlib", "flax", "diffusers", "transformers", "torch", "torchvision", "segment-anything", "numpy")
 PresetName = Literal["mini", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Which of a preset's models a command runs, and how."""
+
+    weights_dir: Path | None = None
+    """Folder that holds the paper preset's weights in `paper/` (default: RIMJAX_WEIGHTS, or the user's data folder)."""
+    generator: str | None = None
+    """Of the paper preset: sd-1.4 (default) or sd-1.5."""
+    masker: str | None = None
+    """Of the paper preset: sam-vit-b (default), sam-vit-l or sam-vit-h."""
+    encoder: str | None = None
+    """Of the paper preset: dinov2-base (default), dinov2-small, dinov2-large, clip-vit-b-16 or mae-vit-b."""
+    random_weights: bool = False
+    """A self-test of the paper preset without its weights: reports every stage's time and memory; its results mean nothing."""
+    steps: int | None = None
+    """Steps of the sampler (default: the preset's)."""
+
+    def load_preset(self, preset: str) -> Models:
+        """The preset's models, with what was asked for put in."""
+        start = time.perf_counter()
+        if self.random_weights:
+            _say("random weights: pictures, masks and labels mean nothing; only time and memory do")
+        models = load_preset(
+            preset,
+            self.weights_dir,
+            generator=self.generator,
+            masker=self.masker,
+            encoder=self.encoder,
+            random_weights=self.random_weights,
+        )
+        if self.steps is not None and isinstance(models.generator, DeferredGenerator):
+            drawing = replace(models.generator.config, steps=self.steps)
+            models = replace(models, generator=replace(models.generator, config=drawing))
+        if self.random_weights:
+            self_test("load SAM and the encoder", time.perf_counter() - start)
+            models = replace(models, **{stage: Measured(stage, getattr(models, stage)) for stage in ("generator", "masker", "encoder")})
+        return models
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(StageOptions):
+    """Which models a command runs; the commands that draw references inherit these."""
+
+    preset: PresetName = "mini"
+    """Which models and settings."""
+    images: int | None = None
+    """K, images drawn of each class (default: the preset's)."""
+
+    def load(self) -> Models:
+        """The models, with what was asked for put in."""
+        models = self.load_preset(self.preset)
+        if self.images is None:
+            return models
+        return replace(models, references=replace(models.references, num_images=self.images))
+
+
+class Measured:
+    """A model that reports each call's seconds and the peak of memory so far: the self-test's view of a stage."""
+
+    def __init__(self, stage: str, model: Any) -> None:
+        self._stage, self._model = stage, model
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._model, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = found(*args, **kwargs)
+            self_test(f"{self._stage}.{name}", time.perf_counter() - start)
+            return result
+
+        return call
+
+
+def self_test(what: str, seconds: float) -> None:
+    """Report a stage's seconds and the process's peak of resident memory so far."""
+    import resource  # Unix's own
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    _say(f"{what}: {seconds:.1f} s, peak memory so far {peak:.2f} GiB")
+
+
+def _say(line: str) -> None:
+    tqdm.write(f"self-test: {line}", file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line: of a long list the first items and how many more there are."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    rest = len(lines) - 4
+    shown = " ".join([lines[0], "; ".join(lines[1:4])]).strip() if lines else type(error).__name__
+    return shown if rest <= 0 else f"{shown}; and {rest} more"
 
 
 def versions() -> dict[str, str | None]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import ported_weights
+from ported_weights.sources import sources
 from rimjax.datasets import fashion_scenes
 from rimjax.inference import SegmentSettings
+from rimjax.models.deferred import DeferredGenerator
 from rimjax.models.diffusion import DiffusionConfig
-from rimjax.models.protocols import Encoder, Generated, Generator, Masker
+from rimjax.models.protocols import Encoder, Generator, Masker
 from rimjax.models.sam import ProposalConfig, SamConfig
 from rimjax.references import ReferenceSettings
-
-if TYPE_CHECKING:
-    from rimjax.models.diffusion import StableDiffusion
 
 MINI_SAM = SamConfig(
     image_size=128,
@@ -35,57 +32,77 @@ MINI_SAM = SamConfig(
 )
 
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
 @dataclass(frozen=True)
-class Weights:
-    """A weight file or folder that a stage needs.
+class MaskerChoice:
+    """A SAM that a preset offers: weights below the preset's folder, and architecture."""
+
+    path: str
+    sam: SamConfig
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """An encoder that a preset offers.
 
     Attributes:
-        stage: "generator", "masker" or "encoder".
-        path: below the preset's folder.
-        remedy: how to get it.
+        path: of the weights, below the preset's folder.
+        input_size: side in pixels that images are resized to; a multiple of the patch size.
+        mean: of red, green and blue in 0..1, subtracted before the encoder.
+        std: of the same, divided by.
+        vit: fields of the `ViTConfig` that differ from its defaults; None: whatever the file says.
     """
 
-    stage: str
     path: str
-    remedy: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    vit: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Architectures, weights and settings under one name.
+    """Architectures, weights and settings under one name. Of each stage's choices the first is the default.
 
     Attributes:
-        weights: what must be on disk.
+        generators: Stable Diffusions, name -> folder below the preset's.
+        maskers: by name.
+        encoders: by name.
         diffusion: how images are drawn.
-        sam: architecture of the masker.
-        proposals: its proposal grid and thresholds.
-        input_size: side in pixels that images are resized to for the encoder.
-        mean: of red, green and blue in 0..1, subtracted before the encoder.
-        std: of the same, divided by.
+        proposals: the masker's grid and thresholds.
         references: of flow 1.
         segmentation: of flow 2.
     """
 
-    weights: tuple[Weights, ...]
+    generators: Mapping[str, str]
+    maskers: Mapping[str, MaskerChoice]
+    encoders: Mapping[str, EncoderChoice]
     diffusion: DiffusionConfig
-    sam: SamConfig
     proposals: ProposalConfig
-    input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     references: ReferenceSettings = field(default_factory=ReferenceSettings)
     segmentation: SegmentSettings = field(default_factory=SegmentSettings)
 
 
-_REINSTALL = "part of the package: install rimjax again"
+def _published(name: str) -> str:
+    return sources()[name].becomes
+
+
+_LARGE = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16}
+_CLIP = {"patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-5, "layer_scale": False}
+_CLIP |= {"pre_norm": True, "patch_bias": False, "activation": "quick_gelu"}
+_MAE = {"patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-12, "layer_scale": False}
+_SAM_L = SamConfig(encoder_dim=1024, encoder_depth=24, encoder_heads=16, global_attn_indexes=(5, 11, 17, 23))
+_SAM_H = SamConfig(encoder_dim=1280, encoder_depth=32, encoder_heads=16, global_attn_indexes=(7, 15, 23, 31))
+_SAMS = {"sam-vit-b": SamConfig(), "sam-vit-l": _SAM_L, "sam-vit-h": _SAM_H}
+_CLIP_COLOURS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 PRESETS = {
     "mini": Preset(
-        weights=(
-            Weights("generator", "stable-diffusion", _REINSTALL),
-            Weights("masker", "sam.safetensors", _REINSTALL),
-            Weights("encoder", "vit.safetensors", _REINSTALL),
-        ),
+        generators={"mini": "stable-diffusion"},
+        maskers={"mini": MaskerChoice("sam.safetensors", MINI_SAM)},
+        encoders={"mini": EncoderChoice("vit.safetensors", 128, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))},
         diffusion=DiffusionConfig(
             steps=20,
             template="a photo of white {}",
@@ -93,67 +110,24 @@ PRESETS = {
             batch_size=16,
             vocabulary=fashion_scenes.CLASSES,
         ),
-        sam=MINI_SAM,
         proposals=ProposalConfig(points_per_side=10, pred_iou_thresh=0.5, stability_score_thresh=0.4, box_nms_thresh=0.5, min_area=30),
-        input_size=128,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
         references=ReferenceSettings(num_images=24, threshold=0.7),
     ),
     "paper": Preset(
-        weights=(
-            Weights(
-                "generator",
-                "stable-diffusion-v1-4",
-                "get CompVis/stable-diffusion-v1-4 in diffusers format and convert it with ported_weights.stable_diffusion.port_folder",
-            ),
-            Weights("masker", "sam_vit_b_01ec64.pth", "download segment-anything's ViT-B checkpoint of that name"),
-            Weights(
-                "encoder",
-                "dinov2-vitb14.safetensors",
-                "get facebook/dinov2-base (or dinov2_vitb14_pretrain.pth) and convert it with ported_weights.dinov2.port and "
-                "ported_weights.save_vit",
-            ),
-        ),
+        generators={name: _published(name) for name in ("sd-1.4", "sd-1.5")},
+        maskers={name: MaskerChoice(_published(name), sam) for name, sam in _SAMS.items()},
+        encoders={
+            "dinov2-base": EncoderChoice(_published("dinov2-base"), 518, **IMAGENET, vit={}),
+            "dinov2-small": EncoderChoice(_published("dinov2-small"), 518, **IMAGENET, vit={"hidden_size": 384, "num_heads": 6}),
+            "dinov2-large": EncoderChoice(_published("dinov2-large"), 518, **IMAGENET, vit=_LARGE),
+            # 37x37 patches, as DINOv2 has at 518 pixels
+            "clip-vit-b-16": EncoderChoice(_published("clip-vit-b-16"), 592, **_CLIP_COLOURS, vit=_CLIP),
+            "mae-vit-b": EncoderChoice(_published("mae-vit-b"), 592, **IMAGENET, vit=_MAE),
+        },
         diffusion=DiffusionConfig(),
-        sam=SamConfig(),
         proposals=ProposalConfig(),
-        input_size=518,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
     ),
 }
-
-
-class DeferredGenerator:
-    """Stable Diffusion, loaded when first asked to draw; its fingerprint comes from its files, so a cached bank never loads it."""
-
-    def __init__(self, directory: Path, config: DiffusionConfig) -> None:
-        self.directory, self.config = directory, config
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of all files and of the drawing settings."""
-        drawing = {name: value for name, value in asdict(self.config).items() if name != "batch_size"}
-        digest = hashlib.sha256(json.dumps(drawing, sort_keys=True).encode())
-        for path in sorted(path for path in self.directory.rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                digest.update(f"{path.relative_to(self.directory)} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-        return digest.hexdigest()[:20]
-
-    @cached_property
-    def _model(self) -> StableDiffusion:
-        from rimjax.models import diffusion
-
-        return diffusion.load(self.directory, self.config)
-
-    def check(self, class_name: str) -> None:
-        """As `Generator.check`."""
-        self._model.check(class_name)
-
-    def generate(self, class_name: str, num_images: int, seed: int) -> Generated:
-        """As `Generator.generate`."""
-        return self._model.generate(class_name, num_images, seed)
 
 
 @dataclass(frozen=True)
@@ -187,48 +161,121 @@ def weights_folder(preset: str, weights_dir: str | Path | None = None) -> Path:
     return Path(weights_dir or os.environ.get("RIMJAX_WEIGHTS") or user_data_path("rimjax")) / preset
 
 
-def inventory(preset: str, weights_dir: str | Path | None = None) -> list[Inventory]:
-    """Every weight file of a preset and whether it is there."""
+def inventory(
+    preset: str,
+    weights_dir: str | Path | None = None,
+    *,
+    generator: str | None = None,
+    masker: str | None = None,
+    encoder: str | None = None,
+) -> list[Inventory]:
+    """The weights of a preset's three stages and whether they are there; the choices are those of `load_preset`."""
     folder = weights_folder(preset, weights_dir)
-    found = [(item, folder / item.path) for item in PRESETS[preset].weights]
-    return [
-        Inventory(item.stage, str(path), "present" if path.exists() else "missing", "" if path.exists() else item.remedy)
-        for item, path in found
-    ]
+    found = []
+    for stage, (name, choice) in _choices(preset, generator, masker, encoder).items():
+        path = folder / (choice if isinstance(choice, str) else choice.path)
+        remedy = "part of the package: install rimjax again" if preset == "mini" else f"rimjax weights download {name}"
+        found.append(Inventory(stage, str(path), "present", "") if path.exists() else Inventory(stage, str(path), "missing", remedy))
+    return found
 
 
-def load_preset(name: str, weights_dir: str | Path | None = None) -> Models:
+def _choices(preset: str, generator: str | None, masker: str | None, encoder: str | None) -> dict[str, tuple[str, Any]]:
+    """Stage -> name and what the preset offers under it."""
+    chosen, given = PRESETS[preset], {"generator": generator, "masker": masker, "encoder": encoder}
+    found = {}
+    for stage, name in given.items():
+        offered = getattr(chosen, f"{stage}s")
+        if name is not None and name not in offered:
+            raise ValueError(f"{stage}: preset {preset!r} offers {', '.join(offered)}, got {name!r}")
+        name = name or next(iter(offered))
+        found[stage] = name, offered[name]
+    return found
+
+
+def load_preset(
+    name: str,
+    weights_dir: str | Path | None = None,
+    *,
+    generator: str | None = None,
+    masker: str | None = None,
+    encoder: str | None = None,
+    random_weights: bool = False,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> Models:
     """The models of a preset, ready to use.
 
     Args:
         name: "mini" or "paper".
         weights_dir: folder that holds `paper/` (default: the environment variable RIMJAX_WEIGHTS, or the user's data folder).
+        generator: of `paper`: "sd-1.4" (default) or "sd-1.5".
+        masker: of `paper`: "sam-vit-b" (default), "sam-vit-l" or "sam-vit-h".
+        encoder: of `paper`: "dinov2-base" (default), "dinov2-small", "dinov2-large", "clip-vit-b-16" or "mae-vit-b".
+        random_weights: of `paper`: a self-test without any weight file; shapes, time and memory are real, results mean nothing, and
+            every proposal is kept.
+        dtype: of the generator and the encoder; default: float32, but for `paper` on an accelerator bfloat16. SAM and the matching
+            are float32 always.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: there is no such preset or choice, or a weight file isn't what it should be.
         FileNotFoundError: weights are missing; the message lists them all and how to get them.
         ImportError: the `pipeline` extra is missing.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    missing = [item for item in inventory(name, weights_dir) if item.state == "missing"]
-    if missing:
+    if random_weights and name == "mini":
+        raise ValueError("random_weights: a self-test of the paper preset; mini has its weights in the package")
+    found = inventory(name, weights_dir, generator=generator, masker=masker, encoder=encoder)
+    missing = [item for item in found if item.state == "missing"]
+    if missing and not random_weights:
         wanted = "; ".join(f"{item.path} ({item.remedy})" for item in missing)
         raise FileNotFoundError(
             f"preset {name!r} lacks weights: {wanted}. RIMJAX_WEIGHTS moves the folder; --preset mini needs no download"
         )
-    from rimjax.models import sam
-    from rimjax.models.vit import ViTEncoder
+    if dtype is None:
+        import jax
 
-    preset, folder = PRESETS[name], weights_folder(name, weights_dir)
-    paths = {item.stage: folder / item.path for item in preset.weights}
-    params, config = ported_weights.load_vit(paths["encoder"])
+        dtype = "bfloat16" if name == "paper" and jax.default_backend() != "cpu" else "float32"
+    preset, choices = PRESETS[name], _choices(name, generator, masker, encoder)
+    paths = {item.stage: None if random_weights else Path(item.path) for item in found}
     # The checker holds that a cached_property is no property, so it doesn't see that these have a fingerprint.
     return Models(
-        name=name,
-        generator=DeferredGenerator(paths["generator"], preset.diffusion),  # pyright: ignore[reportArgumentType]
-        masker=sam.load(paths["masker"], preset.sam, proposals=preset.proposals),  # pyright: ignore[reportArgumentType]
-        encoder=ViTEncoder(params, config, preset.input_size, preset.mean, preset.std),  # pyright: ignore[reportArgumentType]
+        name=f"{name} (random weights)" if random_weights else name,
+        generator=DeferredGenerator(paths["generator"], replace(preset.diffusion, dtype=dtype)),  # pyright: ignore[reportArgumentType]
+        masker=_masker(paths["masker"], choices["masker"][1], preset.proposals),
+        encoder=_encoder(paths["encoder"], choices["encoder"][1], dtype),
         references=preset.references,
         segmentation=preset.segmentation,
     )
+
+
+def _masker(path: Path | None, choice: MaskerChoice, proposals: ProposalConfig) -> Masker:
+    from rimjax.models import sam
+
+    if path is None:  # SAM believes in none of a random decoder's masks: keep them all
+        proposals = replace(proposals, pred_iou_thresh=0, stability_score_thresh=0)
+        return sam.load(None, choice.sam, proposals=proposals)  # pyright: ignore[reportReturnType]
+    from ported_weights.files import read_state_dict
+
+    state = read_state_dict(path)
+    try:
+        return sam.load(state, choice.sam, proposals=proposals)  # pyright: ignore[reportReturnType]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _encoder(path: Path | None, choice: EncoderChoice, dtype: Literal["float32", "bfloat16"]) -> Encoder:
+    from rimjax.models.vit import ViTConfig, ViTEncoder
+
+    if path is None:
+        from rimjax.models import random_weights
+
+        config = ViTConfig(**choice.vit or {})
+        params = random_weights.vit(config)
+    else:
+        params, config = ported_weights.load_vit(path)
+        wanted = config if choice.vit is None else ViTConfig(**choice.vit)
+        for key in ("hidden_size", "num_layers", "num_heads", "patch_size", "layer_scale", "pre_norm"):
+            if getattr(config, key) != getattr(wanted, key):
+                raise ValueError(f"{path}: another model's weights: expected {key} {getattr(wanted, key)}, got {getattr(config, key)}")
+    config = replace(config, dtype=dtype)
+    return ViTEncoder(params, config, choice.input_size, choice.mean, choice.std)  # pyright: ignore[reportReturnType]

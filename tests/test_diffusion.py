@@ -388,8 +388,9 @@ def test_a_downloaded_folder_can_be_ported(originals, folder, tmp_path):
         module.save_pretrained(tmp_path / "source" / name)
     diffusers.PNDMScheduler(**SCHEDULE).save_pretrained(tmp_path / "source" / "scheduler")
     diffusion.load(folder).checkpoint.tokenizer.save_pretrained(tmp_path / "source" / "tokenizer")
-    ported = stable_diffusion.port_folder(tmp_path / "source", tmp_path / "ported")
-    jax.tree.map(np.testing.assert_array_equal, dict(ported.params), dict(diffusion.load(folder).checkpoint.params))
+    stable_diffusion.port_folder(tmp_path / "source", tmp_path / "ported")
+    ported, loaded = (diffusion.load(path).checkpoint for path in (tmp_path / "ported", folder))
+    jax.tree.map(np.testing.assert_array_equal, dict(ported.params), dict(loaded.params))
     with pytest.raises(FileNotFoundError, match="no such folder"):
         stable_diffusion.port_folder(tmp_path / "none", tmp_path / "ported")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ported_weights.files import read_state_dict
 from rimjax.models import sam as adapter
 from rimjax.models.protocols import Masker
 from rimjax.models.sam import ProposalConfig, SamConfig, SamMasker
@@ -131,7 +132,7 @@ def test_checkpoints_round_trip(masker, image, tmp_path, suffix):
 
     path = tmp_path / f"sam{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(masker.sam.state_dict(), path)
-    loaded = adapter.load(path, CONFIG, proposals=LENIENT, device="cpu")
+    loaded = adapter.load(read_state_dict(path), CONFIG, proposals=LENIENT, device="cpu")
     assert loaded.fingerprint == masker.fingerprint
     np.testing.assert_array_equal(loaded.propose(image), masker.propose(image))
 
@@ -143,12 +144,20 @@ def test_fingerprint_follows_weights_not_proposal_settings(masker):
     assert SamMasker(adapter.build(CONFIG), CONFIG, device="cpu").fingerprint != masker.fingerprint
 
 
-def test_load_says_what_is_wrong(tmp_path, masker):
-    with pytest.raises(FileNotFoundError, match="no such SAM checkpoint"):
-        adapter.load(tmp_path / "none.pth", CONFIG)
-    torch.save(masker.sam.state_dict(), tmp_path / "sam.pth")
-    with pytest.raises(ValueError, match="doesn't hold the weights"):
-        adapter.load(tmp_path / "sam.pth", replace(CONFIG, out_chans=64))
+def test_load_says_what_is_wrong(masker):
+    state = masker.sam.state_dict()
+    with pytest.raises(ValueError, match=r"(?s)not the weights of this SAM.*neck\.0\.weight: \[32, 32, 1, 1\], expected \[64, 32, 1, 1\]"):
+        adapter.load(state, replace(CONFIG, out_chans=64))
+    state["extra"] = state.pop("mask_decoder.iou_token.weight")
+    with pytest.raises(ValueError, match=r"(?s)iou_token\.weight: not in the file.*extra: this SAM has no such weight"):
+        adapter.load(state, CONFIG)
+
+
+def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone():
+    before = torch.get_rng_state()
+    prints = [adapter.load(None, CONFIG, seed=seed).fingerprint for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_published_architecture_is_segment_anythings_vit_b():

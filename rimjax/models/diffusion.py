@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, Key, UInt8
 
 from rimjax.models.flax_diffusers import COLLECTION, as_in_torch, capture, libraries, over_maximum
+from rimjax.models.mapped import load_mapped, save_mapped
 from rimjax.models.protocols import Generated, fingerprint
 
 Params = Mapping[str, Any]
@@ -80,30 +81,33 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, directory: str | Path) -> None:
     """Write a checkpoint: `<model>/config.json` and `<model>/flax_model.safetensors` (keys joined by "/") for "unet", "vae" and
     "text_encoder", `scheduler/scheduler_config.json`, and `tokenizer/`."""
-    from flax.traverse_util import flatten_dict
-    from safetensors.numpy import save_file
-
     directory = Path(directory)
     for name, config in checkpoint.configs.items():
-        path = directory / name / _config_name(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in MODELS:
-        arrays = {key: np.ascontiguousarray(array) for key, array in flatten_dict(checkpoint.params[name], sep="/").items()}
-        save_file(arrays, directory / name / "flax_model.safetensors")
+        save_part(name, config, checkpoint.params.get(name), directory)
     checkpoint.tokenizer.save_pretrained(directory / "tokenizer")
 
 
+def save_part(name: str, config: Mapping[str, Any], params: Params | None, directory: str | Path) -> None:
+    """Write the config and the parameters, if there are any, of "unet", "vae", "text_encoder" or "scheduler" as `save` does."""
+    from flax.traverse_util import flatten_dict
+
+    path = Path(directory) / name / _config_name(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if params is not None:
+        save_mapped(flatten_dict(dict(params), sep="/"), path.with_name("flax_model.safetensors"))
+
+
 def load(directory: str | Path, config: DiffusionConfig | None = None) -> StableDiffusion:
-    """The model that `save` wrote.
+    """The model that `save` wrote; its weights are views of the files until they go to the device.
 
     Raises:
         FileNotFoundError: a file of the layout is missing.
+        ValueError: a weight file is damaged.
         ImportError: diffusers, transformers or flax is missing.
     """
     library = libraries()
     from flax.traverse_util import unflatten_dict
-    from safetensors.numpy import load_file
 
     directory = Path(directory)
     files = {name: directory / name / _config_name(name) for name in (*MODELS, "scheduler")}
@@ -113,7 +117,7 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
             raise FileNotFoundError(f"{path}: no such part of a Stable Diffusion; ported_weights.stable_diffusion writes this layout")
     checkpoint = Checkpoint(
         configs={name: json.loads(path.read_text()) for name, path in files.items()},
-        params={name: unflatten_dict(load_file(path), sep="/") for name, path in weights.items()},
+        params={name: unflatten_dict(load_mapped(path), sep="/") for name, path in weights.items()},
         tokenizer=library.AutoTokenizer.from_pretrained(directory / "tokenizer"),
     )
     return StableDiffusion(checkpoint, config)

@@ -5,9 +5,9 @@ torch and segment-anything are imported where a model is built, never when this 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -118,42 +118,43 @@ def build(config: SamConfig) -> Any:
 
 
 def load(
-    path: str | Path | None,
+    state: Mapping[str, Any] | None,
     config: SamConfig | None = None,
     *,
     proposals: ProposalConfig | None = None,
     device: str | None = None,
+    seed: int = 0,
 ) -> SamMasker:
-    """A masker from a checkpoint on disk.
+    """A masker from a checkpoint's state dict, e.g. from `ported_weights.files.read_state_dict("sam_vit_b_01ec64.pth")`.
 
     Args:
-        path: `.safetensors`, or segment-anything's own `.pth`; None: random weights.
+        state: {name: tensor}; None: random weights.
         config: the checkpoint's architecture; default: ViT-B.
         proposals: settings of `propose`.
         device: of torch; default: "cuda" if there is one, else "cpu".
+        seed: of random weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file doesn't hold exactly the weights of this architecture.
+        ValueError: the state dict isn't exactly that of this architecture; the message lists what is off.
         ImportError: torch or segment-anything is missing.
     """
     config = config or SamConfig()
     torch, _ = _import()
-    sam = build(config)
-    if path is not None:
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such SAM checkpoint")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        try:
-            sam.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: doesn't hold the weights of {config}: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sam = build(config)
+    if state is not None:
+        wanted = sam.state_dict()
+        problems = [f"{name}: not in the file" for name in wanted if name not in state]
+        problems += [f"{name}: this SAM has no such weight" for name in state if name not in wanted]
+        problems += [
+            f"{name}: {list(tensor.shape)}, expected {list(wanted[name].shape)}"
+            for name, tensor in state.items()
+            if name in wanted and tensor.shape != wanted[name].shape
+        ]
+        if problems:
+            raise ValueError("not the weights of this SAM:\n  " + "\n  ".join(problems))
+        sam.load_state_dict(state)
     return SamMasker(sam, config, proposals, device)
 
 

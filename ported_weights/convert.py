@@ -1,0 +1,83 @@
+"""Published weights to rimjax's own files: whole or not at all, with their sha256 beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ported_weights import clip, dinov2, mae, save_vit, stable_diffusion
+from ported_weights.files import read_state_dict
+from ported_weights.sources import sha256
+
+VITS = {"dinov2": dinov2.port, "clip": clip.port, "mae": mae.port}
+KINDS = ("stable-diffusion", *VITS)
+_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+def convert(kind: str, source: str | Path, destination: str | Path) -> None:
+    """Port published weights.
+
+    Args:
+        kind: "stable-diffusion", "dinov2", "clip" or "mae".
+        source: a diffusers folder; for the others a checkpoint file, or a folder with model.safetensors or pytorch_model.bin.
+        destination: the folder, or the .safetensors file, to write; `<destination>.sha256` goes beside it.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: the destination is there already, or the source isn't such a model, is damaged, or holds code.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    source, destination = Path(source), Path(destination)
+    if destination.exists():
+        raise ValueError(f"{destination}: is there already; delete it first")
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        if kind == "stable-diffusion":
+            stable_diffusion.port_folder(source, temporary)
+        else:
+            file = _file(source)
+            state = read_state_dict(file)
+            try:
+                ported = VITS[kind](state)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            save_vit(*ported, temporary)
+        lines = [f"{sha256(path)}  {destination.name / path.relative_to(temporary)}\n" for path in _files(temporary)]
+        temporary.rename(destination)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        raise
+    _record(destination).write_text("".join(lines))
+
+
+def damaged(path: Path) -> list[str] | None:
+    """The ported files that are missing or have changed since `convert` wrote them; None where it left no record."""
+    record = _record(path)
+    if not record.exists():
+        return None
+    entries = [line.split("  ", 1) for line in record.read_text().splitlines()]
+    return [name for digest, name in entries if not (path.parent / name).is_file() or sha256(path.parent / name) != digest]
+
+
+def _record(path: Path) -> Path:
+    """What `sha256sum -c` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _file(source: Path) -> Path:
+    if source.is_file():
+        return source
+    for name in _NAMES:
+        if (source / name).is_file():
+            return source / name
+    raise FileNotFoundError(f"{source}: holds neither {' nor '.join(_NAMES)}")

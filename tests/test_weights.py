@@ -1,0 +1,218 @@
+"""Published weights converted from tiny models in the published formats, or refused in one line with nothing left behind."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from published import dinov2_state, refused, run, safetensors_torch, torch, write_stable_diffusion
+from safetensors.numpy import load_file, save_file
+
+import ported_weights
+from ported_weights import convert, dinov2
+from rimjax.console import one_line
+from rimjax.models import diffusion
+from rimjax.models.mapped import load_mapped, save_mapped
+
+
+class Evil:
+    """A pickle of it runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code ran",))
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Any]:
+    return dinov2_state()
+
+
+@pytest.fixture(scope="module")
+def stable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    write_stable_diffusion(folder)
+    return folder
+
+
+# ---- safetensors, array by array
+
+
+def test_mapped_files_are_the_librarys(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    arrays = {
+        "a/half": random.standard_normal((3, 5)).astype(np.float16),
+        "b": random.standard_normal((2, 3, 4)).astype(np.float32).transpose(2, 0, 1),
+        "c/ids": np.arange(7),
+        "empty": np.zeros((0, 3), np.float32),
+        "scalar": np.float32(3).reshape(()),
+    }
+    save_mapped(arrays, tmp_path / "ours.safetensors")
+    theirs = load_file(tmp_path / "ours.safetensors")
+    save_file({key: np.array(array, order="C") for key, array in arrays.items()}, tmp_path / "theirs.safetensors", {"about": "x"})
+    for found in (theirs, load_mapped(tmp_path / "ours.safetensors"), load_mapped(tmp_path / "theirs.safetensors")):
+        assert found.keys() == arrays.keys()
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(found[key], array, strict=True)
+    bfloat = jax.numpy.arange(5, dtype=jax.numpy.bfloat16)
+    save_mapped({"x": bfloat}, tmp_path / "b.safetensors")
+    assert (load_mapped(tmp_path / "b.safetensors")["x"] == bfloat).all()
+    whole = (tmp_path / "ours.safetensors").read_bytes()
+    for count in (0, 5, 30, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:count])
+        with pytest.raises(ValueError, match=r"cut\.safetensors: truncated, or no safetensors file"):
+            load_mapped(tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match="x: expected one of"):
+        save_mapped({"x": np.zeros(2, np.complex64)}, tmp_path / "no.safetensors")
+
+
+# ---- porting
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.pth", "pytorch_model.bin"])
+def test_a_vit_is_ported_from_a_file_or_its_folder(state: dict[str, Any], tmp_path: Path, name: str) -> None:
+    source, out = tmp_path / "source" / name, tmp_path / "made" / "vit.safetensors"
+    source.parent.mkdir()
+    (safetensors_torch.save_file if name.endswith("safetensors") else torch.save)(state, source)
+    run("weights", "port", "dinov2", source if name == "weights.pth" else source.parent, out)
+    params, config = ported_weights.load_vit(out)
+    wanted, wanted_config = dinov2.port(state)
+    assert config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["vit.safetensors", "vit.safetensors.sha256"]
+    assert convert.damaged(out) == []
+    out.write_bytes(out.read_bytes()[:-1] + b"x")
+    assert convert.damaged(out) == ["vit.safetensors"]
+
+
+def test_a_stable_diffusion_is_the_same_from_every_format(stable: Path, tmp_path: Path) -> None:
+    run("weights", "port", "stable-diffusion", stable, tmp_path / "made" / "sd")
+    first = diffusion.load(tmp_path / "made" / "sd")
+    assert convert.damaged(tmp_path / "made" / "sd") == [] and len(list((tmp_path / "made").iterdir())) == 2
+    state = safetensors_torch.load_file(stable / "unet/diffusion_pytorch_model.safetensors")
+    kernel = first.checkpoint.params["unet"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["conv_in.weight"].numpy().transpose(2, 3, 1, 0))
+    attention = safetensors_torch.load_file(stable / "vae/diffusion_pytorch_model.safetensors")
+    found = first.checkpoint.params["vae"]["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"]
+    np.testing.assert_array_equal(found, attention["decoder.mid_block.attentions.0.proj_attn.weight"].numpy().T)
+
+    shutil.copytree(stable, tmp_path / "bin")
+    for path in (tmp_path / "bin").glob("*/*.safetensors"):
+        name = "pytorch_model.bin" if path.parent.name == "text_encoder" else "diffusion_pytorch_model.bin"
+        torch.save(safetensors_torch.load_file(path), path.with_name(name))
+        path.unlink()
+    convert.convert("stable-diffusion", tmp_path / "bin", tmp_path / "from-bin")
+    same = diffusion.load(tmp_path / "from-bin")
+    jax.tree.map(np.testing.assert_array_equal, dict(same.checkpoint.params), dict(first.checkpoint.params))
+
+    shutil.copytree(stable, tmp_path / "half")
+    for path in (tmp_path / "half").glob("*/*.safetensors"):
+        half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in safetensors_torch.load_file(path).items()}
+        safetensors_torch.save_file(half, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+        path.unlink()
+    convert.convert("stable-diffusion", tmp_path / "half", tmp_path / "from-half")
+    for ours, theirs in zip(
+        jax.tree.leaves(dict(diffusion.load(tmp_path / "from-half").checkpoint.params)),
+        jax.tree.leaves(dict(first.checkpoint.params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs.astype(np.float16).astype(np.float32), strict=True)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _changed(path: Path, **changes: Any) -> None:
+    state = safetensors_torch.load_file(path)
+    for key, value in changes.items():
+        key = key.replace("__", ".")
+        if value is None:
+            del state[key]
+        else:
+            state[key] = value
+    safetensors_torch.save_file(state, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_cut, "truncated"),
+        (lambda path: _changed(path, embeddings__patch_embeddings__projection__weight=None), "expected DINOv2"),
+        (
+            lambda path: _changed(path, embeddings__mask_token=None, encoder__layer__0__norm2__bias=None),
+            "layers_0/norm2/bias: no source key",
+        ),
+        (lambda path: _changed(path, extra=torch.zeros(2)), "extra: no rule knows this key"),
+        (lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.zeros(65)), "float32[65] for layers_0/norm2/bias"),
+        (lambda path: path.write_bytes(b""), "truncated"),
+        (lambda path: path.unlink(), "holds neither model.safetensors nor pytorch_model.bin"),
+    ],
+)
+def test_bad_checkpoints_leave_nothing(
+    state: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str
+) -> None:
+    source, out = tmp_path / "model.safetensors", tmp_path / "made"
+    safetensors_torch.save_file(state, source)
+    spoil(source)
+    assert said in refused(capsys, "weights", "port", "dinov2", tmp_path, out / "vit.safetensors")
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_code_another_architecture_and_a_taken_name_are_refused(
+    state: dict[str, Any], stable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made" / "vit.safetensors"
+    with (tmp_path / "evil.pth").open("wb") as file:
+        pickle.dump({"weight": Evil()}, file, protocol=2)
+    assert "run code" in refused(capsys, "weights", "port", "dinov2", tmp_path / "evil.pth", out)
+    torch.save({"model": state, "optimizer": Evil()}, tmp_path / "evil.bin")
+    assert "run code" in refused(capsys, "weights", "port", "dinov2", tmp_path / "evil.bin", out)
+    unet = stable / "unet/diffusion_pytorch_model.safetensors"
+    assert "expected MAE" in refused(capsys, "weights", "port", "mae", unet, out)
+    assert "no such file" in refused(capsys, "weights", "port", "dinov2", tmp_path / "none.pth", out)
+    assert not list(out.parent.iterdir())
+    out.write_text("mine")
+    assert "is there already" in refused(capsys, "weights", "port", "mae", unet, out)
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: _cut(folder / "vae/diffusion_pytorch_model.safetensors"), "truncated"),
+        (lambda folder: (folder / "unet/config.json").write_text("{"), "unet/config.json: damaged"),
+        (lambda folder: (folder / "text_encoder/model.safetensors").unlink(), "text_encoder: has none of model.safetensors"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer: missing"),
+        (
+            lambda folder: _changed(folder / "unet/diffusion_pytorch_model.safetensors", conv_in__bias=None, more=torch.zeros(2)),
+            "unet/diffusion_pytorch_model.safetensors: state_dict: doesn't fit the Flax model: more: the model has no such weight; "
+            "conv_in/bias: no source key fills it",
+        ),
+        (
+            lambda folder: _changed(
+                folder / "vae/diffusion_pytorch_model.safetensors",
+                decoder__mid_block__attentions__0__query__weight=None,
+                decoder__mid_block__attentions__0__to_q__weight=torch.zeros(32, 33),
+            ),
+            "decoder.mid_block.attentions.0.to_q.weight has the wrong shape, [32, 33]",
+        ),
+    ],
+)
+def test_bad_stable_diffusions_leave_nothing(
+    stable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str
+) -> None:
+    shutil.copytree(stable, tmp_path / "source")
+    spoil(tmp_path / "source")
+    assert said in refused(capsys, "weights", "port", "stable-diffusion", tmp_path / "source", tmp_path / "made" / "sd")
+    assert not list((tmp_path / "made").iterdir())
+
+
+def test_a_long_list_becomes_one_line() -> None:
+    assert one_line(ValueError("a:\n  b\n  c")) == "a: b; c"
+    assert one_line(ValueError("a:\n  b\n  c\n d\n\n e\n f")) == "a: b; c; d; and 2 more"
+    assert one_line(ValueError("alone")) == "alone" and one_line(ValueError()) == "ValueError"
