@@ -111,7 +111,8 @@ PRESETS = {
             vocabulary=fashion_scenes.CLASSES,
         ),
         proposals=ProposalConfig(points_per_side=10, pred_iou_thresh=0.5, stability_score_thresh=0.4, box_nms_thresh=0.5, min_area=30),
-        references=ReferenceSettings(num_images=24, threshold=0.7),
+        references=ReferenceSettings(num_images=24, num_subcategories=1),
+        segmentation=SegmentSettings(score_map="exp", candidates="agents"),
     ),
     "paper": Preset(
         generators={name: _published(name) for name in ("sd-1.4", "sd-1.5")},

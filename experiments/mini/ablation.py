@@ -22,14 +22,15 @@ from rimjax.inference import describe, label
 from rimjax.metrics import confusion_matrix
 from rimjax.references import bank_from_shards, build_manifest
 
+PAPER = {"score_map": "clip", "candidates": "all"}
 ROWS = {
     "no mask, cosine (row 2)": ({"foreground_mask": False, "num_subcategories": 1}, {"similarity": "cosine"}),
     "mask, cosine (row 3)": ({"num_subcategories": 1}, {"similarity": "cosine"}),
     "mask, cosine, T=8": ({"num_subcategories": 8}, {"similarity": "cosine"}),
-    "relation-aware, T=1 (row 4)": ({"num_subcategories": 1}, {"candidates": "all"}),
-    "relation-aware, T=8 (row 5)": ({"num_subcategories": 8}, {"candidates": "all"}),
-    "row 4, candidates=agents": ({"num_subcategories": 1}, {"candidates": "agents"}),
-    "row 5, candidates=agents": ({"num_subcategories": 8}, {"candidates": "agents"}),
+    "relation-aware, T=1 (row 4)": ({"num_subcategories": 1}, PAPER),
+    "relation-aware, T=8 (row 5)": ({"num_subcategories": 8}, PAPER),
+    "row 4, candidates=agents": ({"num_subcategories": 1}, {**PAPER, "candidates": "agents"}),
+    "row 5, candidates=agents": ({"num_subcategories": 8}, {**PAPER, "candidates": "agents"}),
     "the preset's own": ({}, {}),
 }
 

@@ -1,6 +1,6 @@
 """Train the mini Stable Diffusion UNet on (latent, caption) pairs, epsilon prediction, one caption in ten dropped for guidance.
 
-Command:  python experiments/mini/unet.py       Hardware: 2 CPU cores, about 1 hour; needs vae.py's and clip.py's checkpoints.
+Command:  python experiments/mini/unet.py       Hardware: 2 CPU cores, about 1 hour 10 minutes; needs vae.py's and clip.py's checkpoints.
 Data:     20,000 single items and 12,000 pairs of Fashion-MNIST's training split on textured grounds, encoded once by the mini VAE.
 
 The pairs are there for the attention: with one item an image the class could be told everywhere alike, and for some classes it was.

@@ -1,6 +1,6 @@
 """Train the mini ViT, without class labels, to say which photograph a region shows, whatever its ground, tint, size and turn.
 
-Command:  python experiments/mini/vit.py        Hardware: 2 CPU cores, about 1 hour.
+Command:  python experiments/mini/vit.py        Hardware: 2 CPU cores, about 1 hour 45 minutes. Expected: 20-NN about 80 %.
 Data:     scenes of Fashion-MNIST's training split, the last 5,000 photographs kept for validation.
 
 DINOv2 ViT-B is distilled from a larger label-free teacher. The mini's teacher is the plainest one: the first 20 principal components
