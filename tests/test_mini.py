@@ -66,7 +66,7 @@ def test_the_whole_method_finds_unlike_classes(models: Models, tmp_path: Path) -
         items = tuple(int(item) for item in rng.choice(np.flatnonzero(kept), 2, replace=False))
         scene = fashion_scenes.render(rng, photos, renamed, items)
         scenes.append((scene.image, scene.labels))
-    assert evaluate(scenes, bank, models).miou > 0.4, "one label everywhere scores at most 0.2, labels at random about 0.3"
+    assert evaluate(scenes, bank, models).miou > 0.6, "one label everywhere scores at most 0.2, labels at random about 0.3"
 
 
 def test_a_class_comes_out_the_same_alone_and_in_company(models: Models, tmp_path: Path) -> None:
