@@ -77,7 +77,10 @@ class Manifest:
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """The given folder, or the user's cache folder (the environment variable RIMJAX_CACHE moves it)."""
-    return Path(cache_dir or os.environ.get("RIMJAX_CACHE") or user_cache_path("rimjax"))
+    folder = Path(cache_dir or os.environ.get("RIMJAX_CACHE") or user_cache_path("rimjax"))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; give a folder for the banks (--cache-dir, RIMJAX_CACHE)")
+    return folder
 
 
 def shard_path(folder: Path, name: str, key: str) -> Path:
@@ -133,7 +136,7 @@ def read_shard(path: Path, pictures: bool = False) -> Shard:
         return Shard(
             name=about["name"], fallbacks=about["fallbacks"], images=kinds["image"], masks=kinds["mask"], **{n: arrays[n] for n in ARRAYS}
         )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{path}: this part of the bank is incomplete or damaged ({error}); {remedy}") from error
 
 
@@ -169,6 +172,8 @@ def read_manifest(path: str | Path) -> Manifest:
         manifest = Manifest(tuple(fields["names"]), tuple(fields["shards"]), fields["settings"], fields["preset"], fields["encoder"], path)
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a bank manifest, or damaged ({error!r}); build the bank again") from error
+    if not all(isinstance(one, str) for one in (*manifest.names, *manifest.shards)) or len(set(manifest.names)) < len(manifest.names):
+        raise ValueError(f"{path}: not a bank manifest, or damaged (its names and shards aren't distinct texts); build the bank again")
     if len(manifest.names) != len(manifest.shards) or not manifest.names:
         raise ValueError(f"{path}: names {len(manifest.names)} classes but {len(manifest.shards)} shards; build the bank again")
     return manifest

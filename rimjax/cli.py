@@ -16,7 +16,7 @@ from rimjax import bank as storage
 from rimjax import draw
 from rimjax.cli_bank import Bank
 from rimjax.cli_weights import Weights
-from rimjax.console import ModelOptions, compile_cache, one_line, progress, provenance, self_test, versions, write
+from rimjax.console import ModelOptions, check_outputs, compile_cache, one_line, progress, provenance, self_test, versions, write
 from rimjax.datasets import DATASETS
 from rimjax.evaluate import Evaluation, evaluate
 from rimjax.images import read_image
@@ -91,7 +91,7 @@ class Segment(ModelOptions):
     bank: Path | None = None
     """A bank's manifest, as printed by `rimjax bank build`, instead of building one."""
     output: Path | None = None
-    """The overlay's file; a folder for several images. Default: NAME_segmented.png here. The label map goes beside it, NAME_labels.png."""
+    """The overlay's PNG file, or a folder (a name without a suffix). Default: NAME_segmented.png here; beside it goes NAME_labels.png."""
     json: Path | None = None
     """Write regions, scores and timings to this file."""
     cache_dir: Path | None = None
@@ -100,14 +100,17 @@ class Segment(ModelOptions):
     def run(self) -> None:
         if not self.files:
             raise ValueError("segment: expected at least one image file")
-        if self.output and len(self.files) > 1 and self.output.suffix:
-            raise ValueError(f"--output: for {len(self.files)} images expected a folder, got {self.output}")
         stems = [path.stem for path in self.files]
         if len(set(stems)) < len(stems):
             raise ValueError("segment: two images have the same name; their results would overwrite each other")
         names = check_names(self.classes.split(",")) if self.classes is not None else None
         if names is None and self.bank is None:
             raise ValueError('segment: say --classes "sneaker,bag", or --bank PATH')
+        targets = [self._target(path) for path in self.files]
+        labelled = [path.with_name(f"{path.stem.removesuffix('_segmented')}_labels.png") for path in targets]
+        check_outputs(*targets, *labelled, self.json)
+        if written := {path.resolve() for path in self.files} & {path.resolve() for path in (*targets, *labelled)}:
+            raise ValueError(f"--output: {', '.join(map(str, written))} is one of the images; choose another name")
         pictures = [read_image(path) for path in self.files]
         models = self.load()
         compile_cache(storage.cache_folder(self.cache_dir))
@@ -120,14 +123,16 @@ class Segment(ModelOptions):
             assert names is not None
             bank = build_bank(names, models, cache_dir=self.cache_dir, progress=progress)
         results = []
-        for path, picture in zip(self.files, tqdm(pictures, desc="segment", unit="image"), strict=True):
-            seg = segment(picture, bank, models)
+        progressed = tqdm(pictures, desc="segment", unit="image")
+        for path, picture, target, labels in zip(self.files, progressed, targets, labelled, strict=True):
+            try:
+                seg = segment(picture, bank, models)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
             if self.random_weights:
                 stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in seg.timings.items())
                 self_test(f"{path}: {len(seg.masks)} regions; {stages}; in all", sum(seg.timings.values()))
-            target = self._target(path)
             write(target, draw.overlay(picture, seg))
-            labels = target.with_name(f"{target.stem.removesuffix('_segmented')}_labels.png")
             write(labels, Image.fromarray(seg.labels))
             shares = {name: float((seg.labels == index).mean()) for index, name in enumerate(seg.names)}
             results.append({"image": str(path), "overlay": str(target), "labels": str(labels), "shares": shares, **_regions(seg)})
@@ -139,7 +144,13 @@ class Segment(ModelOptions):
     def _target(self, image: Path) -> Path:
         if self.output is None:
             return Path(f"{image.stem}_segmented.png")
-        return self.output if self.output.suffix else self.output / f"{image.stem}_segmented.png"
+        if self.output.is_dir() or not self.output.suffix:
+            return self.output / f"{image.stem}_segmented.png"
+        if len(self.files) > 1:
+            raise ValueError(f"--output: for {len(self.files)} images expected a folder, got {self.output}")
+        if self.output.suffix.lower() != ".png":
+            raise ValueError(f"--output: overlays are written as PNG, got {self.output}")
+        return self.output
 
 
 def _regions(seg: Segmentation) -> dict[str, Any]:
@@ -184,6 +195,7 @@ class Evaluate(ModelOptions):
     def run(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit: expected at least 1, got {self.limit}")
+        check_outputs(self.json)
         models = self.load()
         models = replace(models, references=self._chosen(models.references), segmentation=self._chosen(models.segmentation))
         compile_cache(storage.cache_folder(self.cache_dir))

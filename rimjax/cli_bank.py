@@ -11,9 +11,9 @@ import tyro
 
 from rimjax import bank as storage
 from rimjax import draw
-from rimjax.console import ModelOptions, StageOptions, compile_cache, progress, write
+from rimjax.console import ModelOptions, StageOptions, check_outputs, compile_cache, progress, write
 from rimjax.inference import check_bank
-from rimjax.references import ReferenceSettings, build_manifest, check_names, load_bank
+from rimjax.references import build_manifest, check_names, load_bank, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class BankShow:
     """The contact sheet's file."""
 
     def run(self) -> None:
+        check_outputs(self.output)
         manifest = storage.read_manifest(self.bank)
         shards = storage.read_shards(manifest, pictures=True)
         write(self.output, draw.grid([draw.contact_sheet(shard) for shard in shards], 1))
@@ -84,9 +85,10 @@ class BankAdd(StageOptions):
         check_bank(load_bank(manifest), models)
         names = self.classes.split(",") if self.classes else []
         photos = _photos(self.photos)
+        check_names([*names, *photos])
         cache = self.bank.resolve().parent.parent
         compile_cache(cache)
-        settings = ReferenceSettings(**manifest.settings)
+        settings = settings_of(manifest)
         print(build_manifest(names, models, settings=settings, cache_dir=cache, references=photos, progress=progress, extend=manifest).path)
 
 

@@ -136,14 +136,31 @@ def progress(names: Iterable[str]) -> Iterable[str]:
 
 
 def write(path: Path, content: str | Image.Image) -> None:
-    """Write a text or a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text or a PNG whole or not at all; ValueError where that can't be."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        content.save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            temporary.write_text(content)
+        else:
+            content.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise ValueError(f"{path}: can't be written ({error.strerror or error}); choose another place") from error
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Raise ValueError, before any work is done, for a file that couldn't be written: its name is a folder's, or its place no folder."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder; give the name of a file")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise ValueError(f"{path}: can't be written, {parent} is no folder that one may write to; choose another place")
 
 
 def provenance(models: Models) -> dict[str, Any]:

@@ -30,7 +30,7 @@ PHOTO_SIZE = 512
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """How references are drawn and summarised (DESIGN's choices; the paper's where it gives them).
+    """How references are drawn and summarised (the paper's choices where it gives them, else ours).
 
     Attributes:
         num_images: K, synthetic images of a class.
@@ -139,13 +139,9 @@ def photo_mask(source: str | Path | np.ndarray, image: np.ndarray, masker: Maske
 def photo_shard(
     name: str, photos: Sequence[str | Path | np.ndarray], models: Models, points: Sequence[tuple[float, float]] | None = None
 ) -> Shard:
-    """A class from the user's own photographs; they are kept at PHOTO_SIZE pixels a side.
+    """A class from one or more photographs of the user's, kept at PHOTO_SIZE pixels a side.
 
-    Args:
-        name: of the class.
-        photos: paths or arrays; at least one.
-        models: masker and encoder are used.
-        points: one point xy in pixels for each photograph, where its foreground lies.
+    Args: as of `build_bank`; of the models the masker and the encoder are used.
     """
     if not photos:
         raise ValueError(f"references: no photographs given for {name!r}")
@@ -157,7 +153,7 @@ def photo_shard(
         point = points[index] if points is not None else None
         mask = photo_mask(photo, image, models.masker, point)
         if not mask.any() or mask.all():
-            raise ValueError(f"{photo}: no foreground found for {name!r}; give a point on it, or a picture with a transparent ground")
+            raise ValueError(f"{photo}: no foreground found for {name!r}; give `points`, or a transparent ground")
         images.append(np.asarray(Image.fromarray(image).resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)))
         masks.append(np.asarray(Image.fromarray(mask).resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.NEAREST)))
         middle = np.array(point or (image.shape[1] / 2, image.shape[0] / 2), np.float32)
@@ -224,6 +220,8 @@ def build_manifest(
 
     With `extend`, that bank's classes come first, and nothing of theirs is made again.
     """
+    if isinstance(names, str):
+        raise ValueError(f"names: expected a list of class names, got the text {names!r}")
     settings = settings or models.references
     references, points = dict(references or {}), dict(points or {})
     old, old_shards = (extend.names, extend.shards) if extend else ((), ())
@@ -255,13 +253,17 @@ def build_manifest(
 
 
 def load_bank(manifest: Manifest | str | Path) -> ReferenceBank:
-    """The bank that a manifest names, for example a path that `rimjax bank build` printed.
-
-    Raises:
-        FileNotFoundError, ValueError: the manifest or a shard is missing or damaged.
-    """
+    """The bank that a manifest names, e.g. a path that `rimjax bank build` printed; FileNotFoundError or ValueError if it is damaged."""
     manifest = manifest if isinstance(manifest, Manifest) else storage.read_manifest(manifest)
-    return bank_from_shards(storage.read_shards(manifest), ReferenceSettings(**manifest.settings), manifest.encoder)
+    return bank_from_shards(storage.read_shards(manifest), settings_of(manifest), manifest.encoder)
+
+
+def settings_of(manifest: Manifest) -> ReferenceSettings:
+    """The settings that a bank was made with; ValueError where they are damaged or another version's."""
+    try:
+        return ReferenceSettings(**manifest.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{manifest.path}: its settings are damaged or another version's ({error}); build the bank again") from error
 
 
 def build_bank(

@@ -158,3 +158,45 @@ def test_a_missing_extra_is_named() -> None:
     hide = "import sys; sys.modules['tyro'] = None; sys.argv = ['rimjax', 'doctor']; from rimjax.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
     assert done.returncode == 2 and 'pip install "rimjax[pipeline]"' in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"settings": {"nope": 1}}, "settings are damaged or another version's"),
+        ({"settings": None}, "settings are damaged"),
+        ({"shards": [5, 6]}, "not a bank manifest"),
+        ({"names": ["bag", "bag"]}, "not a bank manifest"),
+    ],
+)
+def test_a_damaged_manifest_is_named(folder: Path, capsys: pytest.CaptureFixture[str], damage: dict[str, object], message: str) -> None:
+    broken = folder / "cache" / "banks" / "zz-broken.json"
+    broken.write_text(json.dumps(json.loads(bank_of(folder).read_text()) | damage))
+    try:
+        line = refused(capsys, "segment", folder / "scene.png", "--bank", broken)
+    finally:
+        broken.unlink()
+    assert message in line and "zz-broken.json" in line and "build the bank again" in line
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plain").touch()
+    (tmp_path / "folder.png").mkdir()
+    image = folder / "scene.png"
+    for words, message in (
+        (("--output", tmp_path / "plain/x.png"), "no folder that one may write to"),
+        (("--json", tmp_path / "folder.png"), "is a folder"),
+        (("--output", tmp_path / "x.jpg"), "written as PNG"),
+        (("--output", image), "is one of the images"),
+    ):
+        assert message in refused(capsys, "segment", image, "--bank", bank_of(folder), *words)
+    assert "at least one class name" in refused(capsys, "bank", "add", bank_of(folder))
+    assert "is a file" in refused(capsys, "bank", "build", "--classes", "bag", "--cache-dir", tmp_path / "plain")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "plain"]
+
+
+def test_an_image_too_narrow_for_sam_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.zeros((10, 3000, 3), np.uint8)).save(tmp_path / "wide.png")
+    assert "wide.png: image: 3000x10" in refused(capsys, "segment", tmp_path / "wide.png", "--bank", bank_of(folder))

@@ -29,7 +29,7 @@ _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """How images are drawn. The paper gives the model and the template; the rest is DESIGN's choice.
+    """How images are drawn. The paper gives the model and the template; the rest is our choice.
 
     Attributes:
         steps: of the sampler.

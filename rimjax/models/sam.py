@@ -1,4 +1,4 @@
-"""Segment Anything (SAM) behind NumPy edges: masks from points (Sec. 3.4) and proposals (Sec. 3.5). The one file that runs torch.
+"""Segment Anything (SAM) behind NumPy edges: masks from points (Sec. 3.4) and proposals (Sec. 3.5). The one model that runs in torch.
 
 torch and segment-anything are imported where a model is built, never when this module is.
 """
@@ -195,7 +195,7 @@ class SamMasker:
         Raises:
             ValueError: image or points have another shape, or there is no point.
         """
-        check_image(image)
+        self._check(image)
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 2 or not len(points):
             raise ValueError(f"points: expected [n, 2] (x, y in pixels) with n >= 1, got {list(points.shape)}")
@@ -204,6 +204,12 @@ class SamMasker:
             masks, scores, _ = self._predictor.predict(points, np.ones(len(points), np.int64), multimask_output=True)
             self._predictor.reset_image()
         return masks[scores.argmax()]
+
+    def _check(self, image: np.ndarray) -> None:
+        check_image(image)
+        height, width = image.shape[:2]
+        if round(min(height, width) * self.config.image_size / max(height, width)) < 1:
+            raise ValueError(f"image: {width}x{height} pixels is too narrow: SAM sees {self.config.image_size} of its longer side; crop it")
 
     def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "P H W"]:
         """Masks of everything in the image, largest first; P may be 0.
@@ -215,7 +221,7 @@ class SamMasker:
 
     def propose_scored(self, image: UInt8[np.ndarray, "H W 3"]) -> Proposals:
         """`propose`, with the IoU that SAM predicts for each mask."""
-        check_image(image)
+        self._check(image)
         with self._torch.inference_mode():
             found = self._generator.generate(image)
         kept = sorted((one for one in found if one["area"] >= self.proposals.min_area), key=lambda one: -one["area"])
