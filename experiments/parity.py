@@ -2,7 +2,7 @@
 
 Command:  python experiments/parity.py                      every row
           python experiments/parity.py --only keys sd        rows whose group is named: keys, sd, sam
-Hardware: 2 CPU cores and 16 GiB; PARITY_TIME. No download. Writes ported_weights/parity.json.
+Hardware: 2 CPU cores and 16 GiB; about 6 minutes. No download. Writes ported_weights/parity.json.
 
 An error is the largest absolute difference over the largest absolute value of PyTorch's. Weights that training would move are shaken out of
 their initial ones and zeros, and cross-attention's queries and keys are made five times larger, so that nothing can be left out unnoticed.
