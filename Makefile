@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-full lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rimjax demo
 
 test: $(INSTALLED)
 	$(VENV)/bin/pytest
+
+test-full: $(INSTALLED)
+	$(VENV)/bin/pytest -m slow
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
