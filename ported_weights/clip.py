@@ -20,7 +20,7 @@ from rimjax.models.vit import ViTConfig, param_shapes
 def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[dict[str, Any], ViTConfig]:
     """Parameters and config of a CLIP ViT's vision tower; what lies behind the last layer's keys is left out.
 
-    Images are normalised with `MEAN` and `STD`, not with ImageNet's.
+    Images are normalised with CLIP's own mean and deviation (`rimjax.presets` has them), not with ImageNet's.
 
     Args:
         state_dict: {key: NumPy array or torch tensor on the CPU}, float32, float16 or bfloat16 (made float32, which is exact), in either
@@ -40,9 +40,6 @@ def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[d
     config = layouts.config(layout, state_dict, num_heads, "a ViT of CLIP in the hub's or OpenAI's layout")
     return apply(layouts.rules(layout, config.num_layers - 1), state_dict, param_shapes(config), widen=True), config
 
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in 0..1, for `ViTEncoder`
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 _SETTINGS = {"layer_norm_eps": 1e-5, "patch_bias": False, "activation": "quick_gelu", "position_rule": "transformers"}
 

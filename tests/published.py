@@ -1,14 +1,13 @@
-"""Tiny models in the formats that weights are published in, and the command line run in this process."""
+"""Tiny models in the formats that weights are published in."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 
-from rimjax import cli
 from rimjax.models.random_weights import byte_tokenizer
 
 torch = pytest.importorskip("torch", reason="published weights are PyTorch's")
@@ -55,15 +54,6 @@ def write_stable_diffusion(folder: Path) -> None:
         vae_state[key] = tensor
     assert any(".proj_attn." in key for key in vae_state)
     safetensors_torch.save_file(vae_state, folder / "vae/diffusion_pytorch_model.safetensors")
-
-
-def run(*words: object) -> None:
-    before = sys.argv
-    sys.argv = ["rimjax", *map(str, words)]
-    try:
-        cli.main()
-    finally:
-        sys.argv = before
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

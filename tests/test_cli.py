@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 
 from rimjax import bank as storage
-from rimjax import cli
 from rimjax.datasets import fashion_scenes
 
 
@@ -27,17 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("bank", "build", "--classes", "sneaker,bag", "--images", "3", "--cache-dir", folder / "cache")
     assert len(list(manifest.glob("*.json"))) == 1
     return folder
-
-
-def run(*words: object, capsys: pytest.CaptureFixture[str] | None = None) -> str:
-    """Run a command in this process; what it printed, if `capsys` is given."""
-    before = sys.argv
-    sys.argv = ["rimjax", *map(str, words)]
-    try:
-        cli.main()
-    finally:
-        sys.argv = before
-    return capsys.readouterr().out if capsys else ""
 
 
 def bank_of(folder: Path) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from published import dinov2_state, refused, run, safetensors_torch, write_stable_diffusion
+from commands import run
+from published import dinov2_state, refused, safetensors_torch, write_stable_diffusion
 
 import ported_weights
 from ported_weights import sources

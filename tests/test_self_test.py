@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import run
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
@@ -17,7 +17,6 @@ import ported_weights
 import rimjax
 from ported_weights.sources import sources
 from rimjax import bank as storage
-from rimjax import cli
 from rimjax.models import random_weights, sam
 from rimjax.models.deferred import DeferredGenerator
 from rimjax.models.sam import ProposalConfig, SamConfig
@@ -74,15 +73,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setitem(PRESETS, "paper", small)
     monkeypatch.setattr(random_weights, "STABLE_DIFFUSION", TINY_DIFFUSION)
-
-
-def run(*words: object) -> None:
-    before = sys.argv
-    sys.argv = ["rimjax", *map(str, words)]
-    try:
-        cli.main()
-    finally:
-        sys.argv = before
 
 
 SELF_TEST = ("--preset", "paper", "--random-weights", "--steps", "1", "--images", "1", "--classes", "cat")

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from published import dinov2_state, refused, run, safetensors_torch, torch, write_stable_diffusion
+from commands import run
+from published import dinov2_state, refused, safetensors_torch, torch, write_stable_diffusion
 from safetensors.numpy import load_file, save_file
 
 import ported_weights

@@ -1,6 +1,6 @@
 """Train the mini CLIP (image tower, text tower, tokenizer) by contrast on (image, caption) pairs.
 
-Command:  python experiments/mini/clip.py       Hardware: 2 CPU cores, about 5 minutes.
+Command:  python experiments/mini/clip.py       Hardware: 2 CPU cores, about 6 minutes.
 Data:     Fashion-MNIST's training split on textured grounds, half of it single items and half pairs of unlike ones, captions such as
           "a photo on striped ground of red sneaker of bag".
 """
@@ -58,7 +58,7 @@ def captioned(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray,
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=1000)
+    options = arguments(__doc__, steps=1200)
     photos, classes = fashion_scenes.read_idx("train", options.data)
     words = tokenizer()
     torch.manual_seed(options.seed)

@@ -140,7 +140,7 @@ def load(
     """
     config = config or SamConfig()
     torch, _ = _import()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # built on the CPU
         torch.manual_seed(seed)
         sam = build(config)
     if state is not None:
