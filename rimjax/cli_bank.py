@@ -13,6 +13,7 @@ from rimjax import bank as storage
 from rimjax import draw
 from rimjax.console import ModelOptions, StageOptions, check_outputs, compile_cache, progress, write
 from rimjax.inference import check_bank
+from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import build_manifest, check_names, load_bank, settings_of
 
 
@@ -81,7 +82,7 @@ class BankAdd(StageOptions):
 
     def run(self) -> None:
         manifest = storage.read_manifest(self.bank)
-        models = self.load_preset(manifest.preset)
+        models = self.load_preset(manifest.preset.removesuffix(RANDOM_WEIGHTS))
         check_bank(load_bank(manifest), models)
         names = self.classes.split(",") if self.classes else []
         photos = _photos(self.photos)

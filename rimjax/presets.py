@@ -18,6 +18,9 @@ from rimjax.models.protocols import Encoder, Generator, Masker
 from rimjax.models.sam import ProposalConfig, SamConfig
 from rimjax.references import ReferenceSettings
 
+RANDOM_WEIGHTS = " (random weights)"
+"""What a self-test's results and banks say after the preset's name."""
+
 MINI_SAM = SamConfig(
     image_size=128,
     patch_size=8,
@@ -240,7 +243,7 @@ def load_preset(
     paths = {item.stage: None if random_weights else Path(item.path) for item in found}
     # The checker holds that a cached_property is no property, so it doesn't see that these have a fingerprint.
     return Models(
-        name=f"{name} (random weights)" if random_weights else name,
+        name=name + RANDOM_WEIGHTS if random_weights else name,
         generator=DeferredGenerator(paths["generator"], replace(preset.diffusion, dtype=dtype)),  # pyright: ignore[reportArgumentType]
         masker=_masker(paths["masker"], choices["masker"][1], preset.proposals),
         encoder=_encoder(paths["encoder"], choices["encoder"][1], dtype),

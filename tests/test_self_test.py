@@ -91,6 +91,10 @@ def test_both_commands_run_and_report_every_stage(tmp_path: Path, capsys: pytest
         assert f"self-test: {stage}: " in done.err
     assert done.err.count("peak memory so far") >= 5
 
+    run("bank", "add", manifest.path, "--classes", "dog", "--random-weights", "--steps", "1")
+    done = capsys.readouterr()
+    assert storage.read_manifest(done.out.strip()).names == ("cat", "dog") and done.err.count("generator.generate") == 1
+
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "photo.png")
     run("segment", tmp_path / "photo.png", *SELF_TEST, "--cache-dir", tmp_path / "cache", "--output", tmp_path / "out.png")
     said = capsys.readouterr().err

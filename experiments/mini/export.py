@@ -1,4 +1,4 @@
-"""Port the trained mini checkpoints to Flax and write `ported_weights/mini/` and the mini's part of `ported_weights/MANIFEST.toml`.
+"""Port the trained mini checkpoints to Flax and write `ported_weights/mini/` and the [mini] part of `ported_weights/MANIFEST.toml`.
 
 Command:  python experiments/mini/export.py     (after clip.py, vae.py, unet.py, vit.py and sam.py; half a minute)
 The held-out figures of heldout.py are copied from ported_weights/mini/heldout.json where it is there.
@@ -9,10 +9,12 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import clip
 import jax
 import numpy as np
+import tomlkit
 import torch
 import unet
 import vae
@@ -46,32 +48,30 @@ def text_encoder(out: Path) -> CLIPTextModel:
     return tower.eval()
 
 
-def manifest(out: Path) -> str:
-    """What each file is, as TOML."""
-    lines = ["# Written by experiments/mini/export.py; sha256 of every weight file, what it learned from, and for how long."]
+def described(out: Path) -> dict[str, dict[str, Any]]:
+    """What each file is: the manifest's [mini] part."""
+    entries: dict[str, dict[str, Any]] = {}
     for name, place in SOURCES.items():
         rows = list(csv.reader((out / f"{name}.csv").open()))
         steps, seconds, *losses = rows[-1]
         path = ROOT / "mini" / f"{place}.safetensors"
         path = path if path.exists() else ROOT / "mini" / place / "flax_model.safetensors"
-        lines += [
-            "",
-            f"[mini.{name}]",
-            f'file = "{path.relative_to(ROOT)}"',
-            f'sha256 = "{hashlib.sha256(path.read_bytes()).hexdigest()}"',
-            f"bytes = {path.stat().st_size}",
-            f'source = "trained by experiments/mini/{name}.py on Fashion-MNIST\'s training split laid on textured grounds"',
-            'licence = "Apache-2.0; the photographs are Fashion-MNIST\'s (MIT)"',
-            "seed = 0",
-            f"steps = {steps}",
-            f"training_seconds = {seconds}",
-            f'last_losses = "{", ".join(losses)}"',
-        ]
+        entries[name] = {
+            "file": str(path.relative_to(ROOT)),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+            "source": f"trained by experiments/mini/{name}.py on Fashion-MNIST's training split laid on textured grounds",
+            "licence": "Apache-2.0; the photographs are Fashion-MNIST's (MIT)",
+            "seed": 0,
+            "steps": int(steps),
+            "training_seconds": int(seconds),
+            "last_losses": ", ".join(losses),
+        }
     figures = ROOT / "mini" / "heldout.json"
     if figures.exists():
-        lines += ["", "[mini.heldout]", "# experiments/mini/heldout.py, test-split photographs only"]
-        lines += [f"{key} = {value:.4f}" for key, value in json.loads(figures.read_text()).items() if isinstance(value, float)]
-    return "\n".join(lines) + "\n"
+        measured = json.loads(figures.read_text()).items()
+        entries["heldout"] = {key: round(value, 4) for key, value in measured if isinstance(value, float)}
+    return entries
 
 
 def main() -> None:
@@ -94,7 +94,9 @@ def main() -> None:
     save_vit(params, config, ROOT / "mini" / "vit.safetensors")
     masker = trained("sam", Prompted(sam.build(MINI_SAM)), out).sam
     save_file({key: value.contiguous() for key, value in masker.state_dict().items()}, ROOT / "mini" / "sam.safetensors")
-    (ROOT / "MANIFEST.toml").write_text(manifest(out))
+    manifest = tomlkit.parse((ROOT / "MANIFEST.toml").read_text())
+    manifest["mini"] = described(out)
+    (ROOT / "MANIFEST.toml").write_text(tomlkit.dumps(manifest))
     total = sum(path.stat().st_size for path in (ROOT / "mini").rglob("*") if path.is_file())
     print(f"{ROOT / 'mini'}: {total / 2**20:.1f} MiB")
 
