@@ -15,10 +15,10 @@ def save_vit(params: Params, config: ViTConfig, path: str | Path) -> None:
     """Write a ViT as safetensors, its tree's keys joined by "/", with the config as metadata."""
     import numpy as np
     from flax.traverse_util import flatten_dict
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {key: np.ascontiguousarray(array) for key, array in flatten_dict(dict(params), sep="/").items()}
-    save_file(arrays, path, metadata={"config": json.dumps(asdict(config))})
+    Path(path).write_bytes(save(arrays, metadata={"config": json.dumps(asdict(config))}))  # an OSError where the disk is full
 
 
 def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:

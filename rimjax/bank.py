@@ -22,7 +22,9 @@ import numpy as np
 from PIL import Image
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
+
+from rimjax.models.protocols import Generated
 
 ARRAYS = ("foreground", "background", "whole", "attention", "points")
 
@@ -41,6 +43,7 @@ class Shard:
         foreground: float32[K, D] pooled under the mask (Eq. 4), NaN where it covers nothing.
         background: float32[K, D] pooled under its complement, NaN likewise.
         whole: float32[K, D] pooled over the whole image (Table 2, row 2).
+        drawing: digest of what images and attention depend on; "" for photographs.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Shard:
     foreground: np.ndarray
     background: np.ndarray
     whole: np.ndarray
+    drawing: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,22 +98,29 @@ def write_shard(final: Path, shard: Shard) -> None:
         raise ValueError("shard: its pictures were not read, so it can't be written")
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: np.ascontiguousarray(getattr(shard, name)) for name in ARRAYS}, temporary / "prototypes.safetensors")
-    for index, (image, mask) in enumerate(zip(shard.images, shard.masks, strict=True)):
-        Image.fromarray(image).save(temporary / f"image-{index:02d}.png")
-        Image.fromarray(mask).save(temporary / f"mask-{index:02d}.png")
-    files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-    about = {"name": shard.name, "fallbacks": shard.fallbacks, "files": files}
-    (temporary / "shard.json").write_text(json.dumps(about, indent=1))
-    for file in temporary.iterdir():
-        _fsync(file)
-    _fsync(temporary)
-    if final.exists():  # another process finished the same shard first
-        shutil.rmtree(temporary)
-    else:
+    try:
+        _write_files(temporary, shard)
+        if final.exists():  # another process finished the same shard first
+            return
         temporary.rename(final)
-    _fsync(final.parent)
+        _fsync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(folder: Path, shard: Shard) -> None:
+    assert shard.images is not None and shard.masks is not None
+    folder.mkdir(parents=True)
+    (folder / "prototypes.safetensors").write_bytes(save({name: np.ascontiguousarray(getattr(shard, name)) for name in ARRAYS}))
+    for index, (image, mask) in enumerate(zip(shard.images, shard.masks, strict=True)):
+        Image.fromarray(image).save(folder / f"image-{index:02d}.png")
+        Image.fromarray(mask).save(folder / f"mask-{index:02d}.png")
+    files = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    about = {"name": shard.name, "fallbacks": shard.fallbacks, "drawing": shard.drawing, "files": files}
+    (folder / "shard.json").write_text(json.dumps(about, indent=1))
+    for file in folder.iterdir():
+        _fsync(file)
+    _fsync(folder)
 
 
 def read_shard(path: Path, pictures: bool = False) -> Shard:
@@ -134,10 +145,33 @@ def read_shard(path: Path, pictures: bool = False) -> Shard:
         if pictures:
             kinds = {kind: np.stack([np.asarray(Image.open(path / n)) for n in sorted(wanted) if n.startswith(kind)]) for kind in kinds}
         return Shard(
-            name=about["name"], fallbacks=about["fallbacks"], images=kinds["image"], masks=kinds["mask"], **{n: arrays[n] for n in ARRAYS}
+            name=about["name"],
+            images=kinds["image"],
+            masks=kinds["mask"],
+            attention=arrays["attention"],
+            points=arrays["points"],
+            fallbacks=about["fallbacks"],
+            foreground=arrays["foreground"],
+            background=arrays["background"],
+            whole=arrays["whole"],
+            drawing=about.get("drawing", ""),
         )
     except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{path}: this part of the bank is incomplete or damaged ({error}); {remedy}") from error
+
+
+def find_drawing(folder: Path, name: str, drawing: str) -> Generated | None:
+    """The images of a class that some shard in the cache was made of, so that another encoder, masker or threshold draws nothing again."""
+    pattern = shard_path(folder, name, "*")
+    for path in sorted(pattern.parent.glob(f"{pattern.name}/shard.json")):
+        try:
+            if json.loads(path.read_text()).get("drawing") == drawing:
+                shard = read_shard(path.parent, pictures=True)
+                assert shard.images is not None
+                return Generated(images=shard.images, attention=shard.attention)
+        except (ValueError, OSError, AttributeError):  # damaged: it is of no use here
+            continue
+    return None
 
 
 def write_manifest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -88,21 +89,43 @@ def test_a_class_does_not_depend_on_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "drawn"),
     [
-        {"generator": FakeGenerator("other")},
-        {"encoder": FakeEncoder("other")},
-        {"references": rimjax.ReferenceSettings(num_images=3, num_subcategories=2, seed=1)},
-        {"references": rimjax.ReferenceSettings(num_images=2, num_subcategories=2)},
-        {"references": rimjax.ReferenceSettings(num_images=3, num_subcategories=2, threshold=0.5)},
+        ({"generator": FakeGenerator("other")}, ["plum"]),
+        ({"references": rimjax.ReferenceSettings(num_images=3, num_subcategories=2, seed=1)}, ["plum"]),
+        ({"references": rimjax.ReferenceSettings(num_images=2, num_subcategories=2)}, ["plum"]),
+        ({"encoder": FakeEncoder("other")}, []),  # the images that are there do
+        ({"references": rimjax.ReferenceSettings(num_images=3, num_subcategories=2, threshold=0.5)}, []),
     ],
 )
-def test_what_a_shard_depends_on_makes_a_new_one(tmp_path: Path, change: dict) -> None:
-    rimjax.build_bank(["plum"], fake_models(), cache_dir=tmp_path)
+def test_what_a_shard_depends_on_makes_a_new_one(tmp_path: Path, change: dict, drawn: list[str]) -> None:
+    before = build_manifest(["plum"], fake_models(), cache_dir=tmp_path)
     changed = dataclasses.replace(fake_models(), **change)
     changed.generator.drawn.clear()
-    rimjax.build_bank(["plum"], changed, cache_dir=tmp_path)
+    after = build_manifest(["plum"], changed, cache_dir=tmp_path)
+    assert changed.generator.drawn == drawn and after.shards != before.shards
+    if not drawn:
+        old, new = (storage.read_shards(manifest, pictures=True)[0] for manifest in (before, after))
+        np.testing.assert_array_equal(old.images, new.images)
+
+
+def test_a_damaged_shard_is_no_source_of_images(tmp_path: Path) -> None:
+    before = build_manifest(["plum"], fake_models(), cache_dir=tmp_path)
+    (tmp_path / "shards" / before.shards[0] / "image-00.png").write_bytes(b"rubbish")
+    changed = dataclasses.replace(fake_models(), encoder=FakeEncoder("other"))
+    build_manifest(["plum"], changed, cache_dir=tmp_path)
     assert changed.generator.drawn == ["plum"]
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # as where the disk is full
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            build_manifest(["plum"], fake_models(), cache_dir=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "shards").iterdir())
 
 
 def test_the_number_of_subcategories_draws_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,13 @@ class Evil:
 @pytest.fixture(scope="module")
 def state() -> dict[str, Any]:
     return dinov2_state()
+
+
+@pytest.fixture(scope="module")
+def source(state: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("dinov2") / "model.safetensors"
+    safetensors_torch.save_file(state, file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +219,23 @@ def test_bad_stable_diffusions_leave_nothing(
     shutil.copytree(stable, tmp_path / "source")
     spoil(tmp_path / "source")
     assert said in refused(capsys, "weights", "port", "stable-diffusion", tmp_path / "source", tmp_path / "made" / "sd")
+    assert not list((tmp_path / "made").iterdir())
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow past 4 KiB: writing fails half-way, as it does where the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("kind", ["dinov2", "stable-diffusion"])
+def test_a_disk_that_fills_while_porting_leaves_nothing(kind: str, source: Path, stable: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File too large"):
+        convert.convert(kind, stable if kind == "stable-diffusion" else source, tmp_path / "made" / "weights")
     assert not list((tmp_path / "made").iterdir())
 
 
