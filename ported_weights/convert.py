@@ -11,7 +11,7 @@ from ported_weights.files import read_state_dict
 from ported_weights.sources import sha256
 
 VITS = {"dinov2": dinov2.port, "clip": clip.port, "mae": mae.port}
-KINDS = ("stable-diffusion", *VITS)
+KINDS = ("stable-diffusion", *VITS, "transformers")
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -19,9 +19,10 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
     """Port published weights.
 
     Args:
-        kind: "stable-diffusion", "dinov2", "clip" or "mae".
-        source: a diffusers folder; for the others a checkpoint file, or a folder with model.safetensors or pytorch_model.bin.
-        destination: the folder, or the .safetensors file, to write; `<destination>.sha256` goes beside it.
+        kind: "stable-diffusion", "dinov2", "clip" or "mae"; or "transformers", of a model that stays in torch (CLIP's both towers,
+            MaskFormer).
+        source: a diffusers or transformers folder; for the others a file, or a folder with model.safetensors or pytorch_model.bin.
+        destination: the folder, or for a ViT the .safetensors file, to write; `<destination>.sha256` goes beside it.
 
     Raises:
         FileNotFoundError: there is no such source.
@@ -39,6 +40,8 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
     try:
         if kind == "stable-diffusion":
             stable_diffusion.port_folder(source, temporary)
+        elif kind == "transformers":
+            _copy(source, temporary)
         else:
             file = _file(source)
             state = read_state_dict(file)
@@ -54,6 +57,21 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _record(destination).write_text("".join(lines))
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """A transformers folder as it is, but its weights as safetensors, whatever they were."""
+    from safetensors.torch import save
+
+    state, config = read_state_dict(_file(source)), source / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{config}: missing; a folder of transformers has one")
+    destination.mkdir()
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt"):
+            shutil.copy(path, destination / path.name)
+    apart = {key: tensor.contiguous().clone() for key, tensor in state.items()}  # safetensors wants no two tensors in one memory
+    (destination / "model.safetensors").write_bytes(save(apart, metadata={"format": "pt"}))
 
 
 def damaged(path: Path) -> list[str] | None:

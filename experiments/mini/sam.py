@@ -13,9 +13,9 @@ from common import arguments, drawn, train
 from PIL import Image
 from segment_anything.modeling import Sam
 
+from rimjax.choices import MINI_SAM
 from rimjax.datasets import fashion_scenes
 from rimjax.models import sam
-from rimjax.presets import MINI_SAM
 
 BATCH = 8
 PROMPTS = 6

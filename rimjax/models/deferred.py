@@ -40,7 +40,8 @@ class DeferredGenerator:
         return digest.hexdigest()[:20]
 
     @cached_property
-    def _model(self) -> StableDiffusion:
+    def model(self) -> StableDiffusion:
+        """The model itself, loaded when first asked for."""
         if self.directory is None:
             from rimjax.models import random_weights
 
@@ -49,8 +50,8 @@ class DeferredGenerator:
 
     def check(self, class_name: str) -> None:
         """As `Generator.check`."""
-        self._model.check(class_name)
+        self.model.check(class_name)
 
     def generate(self, class_name: str, num_images: int, seed: int) -> Generated:
         """As `Generator.generate`."""
-        return self._model.generate(class_name, num_images, seed)
+        return self.model.generate(class_name, num_images, seed)

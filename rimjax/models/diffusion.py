@@ -224,8 +224,7 @@ class StableDiffusion:
         tokenizer, limit = self.checkpoint.tokenizer, self._text_config.max_position_embeddings
         prompt = self.config.template.replace("{}", class_name)
         start = self.config.template.index("{}")
-        encode = partial(tokenizer, padding="max_length", max_length=limit, verbose=False)
-        encoded = encode(prompt, return_offsets_mapping=True, return_special_tokens_mask=True)
+        encoded = self._encode(prompt, return_offsets_mapping=True, return_special_tokens_mask=True)
         tokens = list(zip(encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True))
         unknown = [prompt[begin:end] for token, (begin, end), special in tokens if not special and token == tokenizer.unk_token_id]
         if unknown:
@@ -235,8 +234,16 @@ class StableDiffusion:
         if len(tokens) > limit:
             raise ValueError(f"class_name: {prompt!r} has {len(tokens)} tokens, the text encoder takes {limit}; shorten it")
         inside = [begin < start + len(class_name) and end > start and not special for _, (begin, end), special in tokens]
-        ids = np.array([encode("")["input_ids"], encoded["input_ids"]], np.int32)
-        return ids, np.array(inside, np.float32) / sum(inside)
+        return np.concatenate([self.empty_prompt, [encoded["input_ids"]]]).astype(np.int32), np.array(inside, np.float32) / sum(inside)
+
+    @property
+    def empty_prompt(self) -> Int32[np.ndarray, "1 L"]:
+        """Token ids of the prompt that says nothing."""
+        return np.array([self._encode("")["input_ids"]], np.int32)
+
+    def _encode(self, prompt: str, **wanted: bool) -> Any:
+        length = self._text_config.max_position_embeddings
+        return self.checkpoint.tokenizer(prompt, padding="max_length", max_length=length, verbose=False, **wanted)
 
     def denoise(
         self,

@@ -59,6 +59,11 @@ class Generator(Model, Protocol):
 class Masker(Model, Protocol):
     """Class-agnostic masks; `fingerprint` covers what `mask` depends on, not the settings of `propose`."""
 
+    @property
+    def proposals_fingerprint(self) -> str:
+        """Digest of what `propose` depends on."""
+        ...
+
     def mask(self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]) -> Bool[np.ndarray, "H W"]:
         """The mask of the one thing that every point (x, y in pixels) lies on; may be empty."""
         ...

@@ -6,7 +6,7 @@ torch and segment-anything are imported where a model is built, never when this 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -184,6 +184,11 @@ class SamMasker:
     def fingerprint(self) -> str:
         """Digest of weights and architecture."""
         return fingerprint(self.config, {name: tensor.cpu().numpy() for name, tensor in self.sam.state_dict().items()})
+
+    @cached_property
+    def proposals_fingerprint(self) -> str:
+        """Digest of weights, architecture and the settings of `propose` but the batch size, which changes nothing."""
+        return f"{self.fingerprint}-{fingerprint(replace(self.proposals, points_per_batch=None), {})[:8]}"
 
     def mask(self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]) -> Bool[np.ndarray, "H W"]:
         """Of SAM's three masks for these positive points, the one with the highest predicted IoU; may be empty.

@@ -1,0 +1,134 @@
+"""Regions from elsewhere than SAM (Table 4): MaskFormer's masks, or the encoder's feature cells. References are still cut out by SAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from rimjax.models.protocols import Encoder, Masker, check_image, fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class CellMasker:
+    """Every cell of the encoder's feature grid is a region: the paper's matching without proposals, pixel against reference.
+
+    Attributes:
+        masker: cuts out the references.
+        encoder: whose grid it is.
+    """
+
+    masker: Masker
+    encoder: Encoder
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the features."""
+        height, width, _ = self.encoder.encode(np.zeros((64, 64, 3), np.uint8)).shape
+        return height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """The masker's."""
+        return self.masker.fingerprint
+
+    @property
+    def proposals_fingerprint(self) -> str:
+        """Of the grid."""
+        return f"cells-{self.grid[0]}x{self.grid[1]}"
+
+    def mask(self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]) -> Bool[np.ndarray, "H W"]:
+        """As the masker's."""
+        return self.masker.mask(image, points)
+
+    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "P H W"]:
+        """h * w masks that share the image out among them; in an image smaller than the grid some are empty."""
+        check_image(image)
+        rows, columns = (np.arange(side) * cells // side for side, cells in zip(image.shape[:2], self.grid, strict=True))
+        owner = rows[:, None] * self.grid[1] + columns
+        return owner == np.arange(self.grid[0] * self.grid[1])[:, None, None]
+
+
+@dataclass(frozen=True)
+class MaskFormerConfig:
+    """How a MaskFormer is run.
+
+    Attributes:
+        input_size: pixels that the image's shorter side is resized to; None: the image as it is.
+        mean: of red, green and blue in 0..1, subtracted.
+        std: of the same, divided by.
+        threshold: least probability, of whichever class, that makes a query a region.
+    """
+
+    input_size: int | None = 640
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    threshold: float = 0.5
+
+
+class MaskFormerMasker:
+    """transformers' MaskFormer, in torch, as proposals: every query that finds something gives its mask; its class is ignored.
+
+    Args:
+        masker: cuts out the references.
+        directory: config and weights as transformers writes them.
+        config: how it is run.
+        device: of torch; default: "cuda" if there is one, else "cpu".
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such model in the directory, or it is damaged.
+        ImportError: torch or transformers is missing.
+    """
+
+    def __init__(self, masker: Masker, directory: Path, config: MaskFormerConfig | None = None, device: str | None = None) -> None:
+        try:
+            import torch
+            from transformers import MaskFormerForInstanceSegmentation
+        except ImportError as error:
+            raise ImportError(f'MaskFormer needs torch and transformers ({error}): pip install "rimjax[pipeline]"') from error
+        self._torch, self.masker, self.config = torch, masker, config or MaskFormerConfig()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model = MaskFormerForInstanceSegmentation.from_pretrained(directory, local_files_only=True, use_pretrained_backbone=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{directory}: no MaskFormer of transformers, or damaged ({str(error).splitlines()[0]})") from error
+        self.model: Any = model
+        self.model.to(self.device).eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """The masker's."""
+        return self.masker.fingerprint
+
+    @cached_property
+    def proposals_fingerprint(self) -> str:
+        """Digest of weights and settings."""
+        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
+        return fingerprint(self.config, weights)
+
+    def mask(self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]) -> Bool[np.ndarray, "H W"]:
+        """As the masker's."""
+        return self.masker.mask(image, points)
+
+    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "P H W"]:
+        """The queries' masks at the image's size, largest first; they may overlap, and P may be 0."""
+        check_image(image)
+        torch, config, (height, width) = self._torch, self.config, image.shape[:2]
+        resize = torch.nn.functional.interpolate
+        mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in (config.mean, config.std))
+        pixels = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255 - mean) / deviation
+        if config.input_size is not None:
+            scale = config.input_size / min(height, width)
+            pixels = resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))), mode="bilinear", antialias=True)
+        with torch.inference_mode():
+            found = self.model(pixel_values=pixels.to(self.device))
+            likely = found.class_queries_logits[0].softmax(-1)[:, :-1].amax(-1) > config.threshold
+            masks = resize(found.masks_queries_logits[:, likely].float(), (height, width), mode="bilinear") > 0
+        masks = masks[0].cpu().numpy()
+        areas = masks.sum((1, 2))
+        order = np.argsort(-areas, kind="stable")
+        return masks[order[areas[order] > 0]]
