@@ -147,9 +147,9 @@ PRESETS = {
         },
         proposers={
             "cells": ProposerChoice(None),
-            "mini-maskformer": ProposerChoice("maskformer", MaskFormerConfig(input_size=None, **PLAIN)),
+            "mini-maskformer": ProposerChoice("maskformer", MaskFormerConfig(None, PLAIN["mean"], PLAIN["std"])),
         },
-        image_text=ImageTextChoice("clip", **PLAIN, background="ground"),
+        image_text=ImageTextChoice("clip", PLAIN["mean"], PLAIN["std"], background="ground"),
         diffusion=DiffusionConfig(
             steps=20,
             template="a photo of white {}",
@@ -174,7 +174,7 @@ PRESETS = {
             "sd-unet": UNetChoice(),
         },
         proposers={"cells": ProposerChoice(None), "maskformer": ProposerChoice(_published("maskformer"), MaskFormerConfig())},
-        image_text=ImageTextChoice(_published("clip-image-text"), **_CLIP_COLOURS),
+        image_text=ImageTextChoice(_published("clip-image-text"), _CLIP_COLOURS["mean"], _CLIP_COLOURS["std"]),
         diffusion=DiffusionConfig(),
         proposals=ProposalConfig(),
     ),
