@@ -35,6 +35,8 @@ class StageOptions:
     """Of the paper preset: dinov2-base (default), dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or sd-unet; mini-... of mini."""
     proposer: str | None = None
     """Regions from elsewhere than the masker: cells (of the encoder's grid) or maskformer (mini-maskformer)."""
+    configuration: Literal["paper", "rimjax"] | None = None
+    """How regions are named: as in the paper, or as did best on validation scenes (default: paper of paper, rimjax of mini)."""
     random_weights: bool = False
     """A self-test of the paper preset without its weights: reports every stage's time and memory; its results mean nothing."""
     steps: int | None = None
@@ -52,6 +54,7 @@ class StageOptions:
             masker=self.masker,
             encoder=self.encoder,
             proposer=self.proposer,
+            configuration=self.configuration,
             random_weights=self.random_weights,
         )
         if self.steps is not None and isinstance(models.generator, DeferredGenerator):

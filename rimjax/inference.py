@@ -18,6 +18,7 @@ from rimjax.images import read_image
 from rimjax.match import match
 from rimjax.pool import pool_regions
 from rimjax.types import ReferenceBank, Regions, Segmentation, bucket_size
+from rimjax.whiten import whitened
 
 if TYPE_CHECKING:
     from rimjax.presets import Models
@@ -90,8 +91,9 @@ def label(regions: Regions, bank: ReferenceBank, settings: SegmentSettings, timi
     timings = dict(timings or {})
     masks = np.asarray(regions.masks)
     with _timed(timings, "match"):
+        features = np.asarray(regions.features)
         found = match(
-            regions,
+            Regions(features if bank.whitening is None else whitened(features, *map(np.asarray, bank.whitening)), None, regions.valid),
             bank,
             num_agents=settings.num_agents,
             score_map=settings.score_map,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ported_weights
-from rimjax.choices import PRESETS, EncoderChoice, MaskerChoice, ProposerChoice, UNetChoice
+from rimjax.choices import CONFIGURATIONS, PRESETS, EncoderChoice, MaskerChoice, ProposerChoice, UNetChoice
 from rimjax.inference import SegmentSettings
 from rimjax.models.deferred import DeferredGenerator
 from rimjax.models.proposers import CellMasker, MaskFormerMasker
@@ -101,6 +101,7 @@ def load_preset(
     masker: str | None = None,
     encoder: str | None = None,
     proposer: str | None = None,
+    configuration: str | None = None,
     random_weights: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Models:
@@ -114,6 +115,8 @@ def load_preset(
         encoder: of `paper`: "dinov2-base" (default), "dinov2-small", "dinov2-large", "clip-vit-b-16", "mae-vit-b" or "sd-unet"; of `mini`:
             "mini" (default), "mini-clip", "mini-mae" or "mini-unet".
         proposer: regions from elsewhere than the masker: "cells" of the encoder's grid, or "maskformer" ("mini-maskformer").
+        configuration: "paper", the paper's own, or "rimjax", the one that did best on validation scenes; default: "rimjax" for `mini`,
+            "paper" for `paper`.
         random_weights: of `paper`: a self-test without any weight file; shapes, time and memory are real, results mean nothing, and
             every proposal is kept.
         dtype: of the generator and the encoder; default: float32, but for `paper` on an accelerator bfloat16. SAM and the matching
@@ -128,6 +131,8 @@ def load_preset(
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     if random_weights and name == "mini":
         raise ValueError("random_weights: a self-test of the paper preset; mini has its weights in the package")
+    if (configuration or "paper") not in CONFIGURATIONS:
+        raise ValueError(f"configuration: expected one of {', '.join(CONFIGURATIONS)}, got {configuration!r}")
     found = inventory(name, weights_dir, generator=generator, masker=masker, encoder=encoder, proposer=proposer)
     missing = [item for item in found if item.state == "missing"]
     if missing and not random_weights:
@@ -140,6 +145,7 @@ def load_preset(
 
         dtype = "bfloat16" if name == "paper" and jax.default_backend() != "cpu" else "float32"
     preset, choices = PRESETS[name], _choices(name, generator, masker, encoder, proposer)
+    chosen = CONFIGURATIONS[configuration or preset.configuration]
     paths = {item.stage: None if random_weights else Path(item.path) for item in found}
     drawing = DeferredGenerator(paths["generator"], replace(preset.diffusion, dtype=dtype))
     encoding = _encoder(paths.get("encoder"), choices["encoder"][1], dtype, drawing)
@@ -149,8 +155,8 @@ def load_preset(
         generator=drawing,  # pyright: ignore[reportArgumentType]  # for the checker a cached_property is no property
         masker=_proposing(paths.get("proposer"), choices["proposer"][1], masking, encoding) if proposer else masking,
         encoder=encoding,
-        references=preset.references,
-        segmentation=preset.segmentation,
+        references=replace(preset.references, num_subcategories=chosen.num_subcategories, whiten=chosen.whiten),
+        segmentation=chosen.segmentation,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from rimjax.bank import Manifest, Shard
 from rimjax.cluster import cluster_prototypes
 from rimjax.shards import drawing_key, generated_shard, photo_shard, shard_key
 from rimjax.types import BACKGROUND, ReferenceBank
+from rimjax.whiten import whitened, whitening
 
 if TYPE_CHECKING:
     from rimjax.presets import Models
@@ -29,6 +30,7 @@ class ReferenceSettings:
         num_points: prompt points drawn from the binary map (Sec. 4.2: 5).
         num_subcategories: T, clusters of a class's prototypes (Fig. 5a: 8); 1 gives Eq. 9.
         foreground_mask: pool under the foreground mask; False is global average pooling (Table 2, row 2).
+        whiten: ridge of the within-class whitening of features (`rimjax.whiten`), a choice of ours; 0: none, as in the paper.
         seed: of everything drawn; a class's own key is folded from it and the class's name.
     """
 
@@ -37,6 +39,7 @@ class ReferenceSettings:
     num_points: int = 5
     num_subcategories: int = 8
     foreground_mask: bool = True
+    whiten: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +48,8 @@ class ReferenceSettings:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold: expected 0 <= threshold < 1, got {self.threshold}")
+        if not self.whiten >= 0:
+            raise ValueError(f"whiten: expected at least 0, got {self.whiten}")
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -72,28 +77,31 @@ def bank_from_shards(shards: Sequence[Shard], settings: ReferenceSettings, encod
 
     Args:
         shards: one a class, in the bank's class order.
-        settings: `num_subcategories` and `foreground_mask` are used.
+        settings: `num_subcategories`, `foreground_mask` and `whiten` are used.
         encoder: the fingerprint of the encoder that made the features.
     """
-    groups = []
     background = [row for shard in shards for row in shard.background if np.isfinite(row).all()]
-    groups.append(np.stack(background) if background else None)
+    if not background:
+        raise ValueError("no image has any background: the background reference can't be made")
+    groups = [np.stack(background)]
     for shard in shards:
         rows = shard.foreground if settings.foreground_mask else shard.whole
         rows = rows[np.isfinite(rows).all(1)]
         if not len(rows):
             raise ValueError(f"class {shard.name!r}: no image has a usable foreground; look at it with `rimjax bank show`")
         groups.append(rows)
-    if groups[0] is None:
-        raise ValueError("no image has any background: the background reference can't be made")
+    transform = whitening(groups, settings.whiten) if settings.whiten else None
+    if transform is not None:
+        groups = [whitened(rows, *transform) for rows in groups]
     clusters = [cluster_prototypes(rows, settings.num_subcategories, settings.seed) for rows in groups]
-    return ReferenceBank.create(
+    bank = ReferenceBank.create(
         prototypes=np.concatenate(clusters),
         owners=np.repeat(np.arange(len(clusters)), [len(rows) for rows in clusters]).astype(np.int32),
         classes=np.stack([rows.mean(0) for rows in groups]),
         names=(BACKGROUND, *(shard.name for shard in shards)),
         encoder=encoder,
     )
+    return replace(bank, whitening=transform)
 
 
 def build_manifest(

@@ -127,7 +127,8 @@ def shard_key(
     """A digest of everything that a class's shard depends on: name, models' weights and settings, drawing settings or photographs."""
     depends: dict[str, object] = {"name": name, "masker": models.masker.fingerprint, "encoder": models.encoder.fingerprint}
     if photos is None:
-        drawing = {key: value for key, value in asdict(settings).items() if key not in ("num_subcategories", "foreground_mask")}
+        summary = ("num_subcategories", "foreground_mask", "whiten")  # what a bank does with its shards
+        drawing = {key: value for key, value in asdict(settings).items() if key not in summary}
         depends |= {"generator": models.generator.fingerprint, "settings": drawing}
     else:
         depends |= {"photos": [hashlib.sha256(read_image(photo).tobytes()).hexdigest() for photo in photos], "points": points}

@@ -56,7 +56,7 @@ def pad_regions(regions: Regions, size: int | None = None) -> Regions:
     return jax.tree.map(lambda rows: np.concatenate([rows, np.zeros((size - count, *rows.shape[1:]), rows.dtype)]), regions)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["prototypes", "owners", "classes"], meta_fields=["names", "encoder"])
+@partial(jax.tree_util.register_dataclass, data_fields=["prototypes", "owners", "classes", "whitening"], meta_fields=["names", "encoder"])
 @dataclass(frozen=True, eq=False)
 class ReferenceBank:
     """What regions are matched against. Build it with `ReferenceBank.create`, which checks its arguments.
@@ -66,6 +66,8 @@ class ReferenceBank:
     classes: class references (Eq. 4), the agents' candidates; row 0 is the background's.
     names: the C class names; names[0] is "background".
     encoder: fingerprint of the encoder that made the features; "" if unknown.
+    whitening: mean and matrix that prototypes and classes have gone through already, and that regions have to go through before they
+        are matched (`rimjax.whiten.whitened`); None where features are as the encoder gives them.
     """
 
     prototypes: Float[Array, "R D"]
@@ -73,6 +75,7 @@ class ReferenceBank:
     classes: Float[Array, "C D"]
     names: tuple[str, ...]
     encoder: str = ""
+    whitening: tuple[Float[Array, " D"], Float[Array, "D D"]] | None = None
 
     @classmethod
     def create(

@@ -177,13 +177,8 @@ def test_every_choice_has_a_source_and_fits_its_patches() -> None:
     paper = PRESETS["paper"]
     vits = [name for name, choice in paper.encoders.items() if isinstance(choice, EncoderChoice)]
     others = ["maskformer", "clip-image-text"]
-    groups = (
-        (paper.generators, {"stable-diffusion"}),
-        (paper.maskers, {"sam"}),
-        (vits, {"dinov2", "clip", "mae"}),
-        (others, {"transformers"}),
-    )
-    for names, kinds in groups:
+    kinds = {"stable-diffusion": paper.generators, "sam": paper.maskers, "vit": vits, "transformers": others}
+    for kind, names in kinds.items():
         for name in names:
             source = sources()[name]
             assert source.kind in ({"dinov2", "clip", "mae"} if kind == "vit" else {kind}) and source.licence
