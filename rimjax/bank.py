@@ -226,6 +226,22 @@ def read_shards(manifest: Manifest, pictures: bool = False) -> list[Shard]:
     return shards
 
 
+def references_digest(manifest: Manifest) -> str:
+    """Digest of a bank's class names and of the references that its shards hold: 20 hex digits, the same wherever the bank is kept.
+
+    Raises:
+        ValueError: a shard is missing or damaged.
+    """
+    held = []
+    for name in manifest.shards:
+        path = manifest.path.parent.parent / "shards" / name / "shard.json"
+        try:
+            held.append(json.loads(path.read_text())["files"]["prototypes.safetensors"])
+        except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: this part of the bank is incomplete or damaged ({error}); build the bank again") from error
+    return hashlib.sha256(json.dumps([manifest.names, manifest.encoder, held]).encode()).hexdigest()[:20]
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -1,12 +1,12 @@
-"""The command line: `rimjax demo | segment | bank | evaluate | weights | doctor`."""
+"""The command line: `rimjax demo | segment | bank | evaluate | convert-coco | weights | doctor`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 import tyro
 from PIL import Image
@@ -16,33 +16,18 @@ from rimjax import bank as storage
 from rimjax import draw
 from rimjax.choices import PRESETS
 from rimjax.cli_bank import Bank
+from rimjax.cli_evaluate import ConvertCoco, Evaluate, table
 from rimjax.cli_weights import Weights
 from rimjax.console import ModelOptions, check_outputs, compile_cache, one_line, progress, provenance, self_test, versions, write
-from rimjax.datasets import DATASETS
-from rimjax.evaluate import Evaluation, evaluate
+from rimjax.datasets import load
+from rimjax.evaluate import evaluate
 from rimjax.images import read_image
-from rimjax.inference import SegmentSettings, check_bank, segment
+from rimjax.inference import check_bank, segment
 from rimjax.presets import inventory
-from rimjax.references import ReferenceSettings, build_bank, build_manifest, check_names, load_bank
+from rimjax.references import build_bank, build_manifest, check_names, load_bank
 from rimjax.types import Segmentation
 
 MISSING = 'missing: pip install "rimjax[pipeline]"'
-Settings = TypeVar("Settings", ReferenceSettings, SegmentSettings)
-
-
-def _table(found: Evaluation) -> str:
-    """Per-class IoU, mIoU with its interval, and stage timings, as text."""
-    low, high = found.interval()
-    lines = [f"  {name:<12} {'   -' if iou is None else f'{100 * iou:5.1f}'}" for name, iou in found.per_class.items()]
-    stages = "  ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in found.timings.items())
-    return "\n".join(
-        [
-            "IoU (%)",
-            *lines,
-            f"  {'mIoU':<12} {100 * found.miou:5.1f}   (95 %: {100 * low:.1f} to {100 * high:.1f}; {len(found.confusions)} images)",
-            f"an image: {stages}",
-        ]
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +43,10 @@ class Demo(ModelOptions):
     """Folder for results.json and the pictures; its `cache` subfolder keeps the bank for the next run."""
 
     def run(self) -> None:
-        if not 1 <= self.scenes <= DATASETS["fashion-scenes"].size:
-            raise ValueError(f"--scenes: expected 1 to {DATASETS['fashion-scenes'].size}, got {self.scenes}")
-        dataset, models = DATASETS["fashion-scenes"], self.load()
+        dataset = load("fashion-scenes")
+        if not 1 <= self.scenes <= dataset.size:
+            raise ValueError(f"--scenes: expected 1 to {dataset.size}, got {self.scenes}")
+        models = self.load()
         compile_cache(self.output / "cache")
         manifest = build_manifest(dataset.classes, models, cache_dir=self.output / "cache", progress=progress)
         bank = load_bank(manifest)
@@ -74,7 +60,7 @@ class Demo(ModelOptions):
         sheets = [draw.contact_sheet(shard, 8) for shard in storage.read_shards(manifest, pictures=True)]
         write(self.output / "references.png", draw.grid(sheets, 1))
         write(self.output / "results.json", json.dumps({**found.as_json(), **provenance(models)}, indent=1))
-        print(_table(found))
+        print(table(found))
         print(f"look at {self.output}/scenes.png (image, segmentation, truth) and {self.output}/references.png; {self.output}/results.json")
 
 
@@ -165,55 +151,6 @@ def _regions(seg: Segmentation) -> dict[str, Any]:
     return {"regions": regions, "timings": seg.timings}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate(ModelOptions):
-    """Mean IoU on a labelled data set; by default the preset's own configuration.
-
-    Example: rimjax evaluate --dataset fashion-scenes --preset mini --json result.json
-    """
-
-    dataset: Literal["fashion-scenes"] = "fashion-scenes"
-    """Which data set."""
-    limit: int | None = None
-    """Only the first so many images."""
-    similarity: Literal["relation", "cosine"] | None = None
-    """Relation-aware (Eq. 9) or plain cosine matching."""
-    candidates: Literal["all", "agents"] | None = None
-    """Classes that may win: all (Eq. 9), or only the region's agents."""
-    assembly: Literal["paint", "vote"] | None = None
-    """How overlapping regions are put together."""
-    num_agents: int | None = None
-    """N, category agents of a region."""
-    num_subcategories: int | None = None
-    """T, clusters of a class's prototypes."""
-    foreground_mask: bool | None = None
-    """Pool the references under their foreground mask."""
-    json: Path | None = None
-    """Write the figures to this file."""
-    cache_dir: Path | None = None
-    """Where banks are kept (default: the user's cache folder)."""
-
-    def run(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit: expected at least 1, got {self.limit}")
-        check_outputs(self.json)
-        models = self.load()
-        models = replace(models, references=self._chosen(models.references), segmentation=self._chosen(models.segmentation))
-        compile_cache(storage.cache_folder(self.cache_dir))
-        dataset = DATASETS[self.dataset]
-        bank = build_bank(dataset.classes, models, cache_dir=self.cache_dir, progress=progress)
-        scenes = tqdm(dataset.scenes(self.limit), total=min(self.limit or dataset.size, dataset.size), desc="evaluate", unit="image")
-        found = evaluate(scenes, bank, models)
-        print(_table(found))
-        if self.json is not None:
-            write(self.json, json.dumps({"dataset": self.dataset, **found.as_json(), **provenance(models)}, indent=1))
-
-    def _chosen(self, settings: Settings) -> Settings:
-        """The preset's settings with those given on the command line put in."""
-        given = {name: getattr(self, name) for name in asdict(settings) if getattr(self, name, None) is not None}
-        return replace(settings, **given)
-
-
 @dataclass(frozen=True)
 class Doctor:
     """Versions, devices, weights: what is here, what is missing and how to get it.
@@ -248,6 +185,7 @@ Command = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Bank, tyro.conf.subcommand("bank")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[ConvertCoco, tyro.conf.subcommand("convert-coco")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

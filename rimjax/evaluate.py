@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rimjax import metrics
 from rimjax.inference import SegmentSettings, check_bank, describe, label
-from rimjax.types import ReferenceBank, Segmentation
+from rimjax.types import BACKGROUND, ReferenceBank, Segmentation
 
 if TYPE_CHECKING:
     from rimjax.presets import Models
@@ -24,26 +24,31 @@ class Evaluation:
         names: classes, the background first.
         confusions: int64[n, C, C], one matrix an image, rows the truth.
         timings: mean seconds an image of every stage.
+        background: whether the background is one of the classes that are averaged.
+        bad: images that couldn't be used, and why.
     """
 
     names: tuple[str, ...]
     confusions: np.ndarray
     timings: dict[str, float]
+    background: bool = True
+    bad: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def per_class(self) -> dict[str, float | None]:
-        """IoU of each class in 0..1; None where neither truth nor prediction has it."""
+        """IoU of each class that counts, in 0..1; None where neither truth nor prediction has it."""
         ious = metrics.iou_per_class(self.confusions.sum(0))
-        return {name: None if np.isnan(iou) else float(iou) for name, iou in zip(self.names, ious, strict=True)}
+        named = {name: None if np.isnan(iou) else float(iou) for name, iou in zip(self.names, ious, strict=True)}
+        return {name: iou for name, iou in named.items() if self.background or name != BACKGROUND}
 
     @property
     def miou(self) -> float:
         """Mean of class-wise IoU in 0..1 over the classes present."""
-        return float(metrics.mean_iou(self.confusions.sum(0)))
+        return float(metrics.mean_iou(self.confusions.sum(0), self.background))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Bootstrap interval of the mIoU over images."""
-        return metrics.bootstrap_interval(self.confusions, level=level)
+        return metrics.bootstrap_interval(self.confusions, level=level, background=self.background)
 
     def as_json(self) -> dict[str, object]:
         """What `--json` writes."""
@@ -53,6 +58,7 @@ class Evaluation:
             "miou_95": [low, high],
             "per_class": self.per_class,
             "num_images": len(self.confusions),
+            "bad_images": dict(self.bad),
             "timings": self.timings,
         }
 

@@ -37,6 +37,7 @@ class SegmentSettings:
         agent_policy: "top" or "random" (Table 5).
         seed: of random agents.
         assembly: "paint" (large regions first) or "vote" (per-pixel mean of the class scores).
+        background: whether a region may be named background; False is for data sets without one, and makes its score -2, below all others.
     """
 
     num_agents: int = 4
@@ -47,6 +48,7 @@ class SegmentSettings:
     agent_policy: Literal["top", "random"] = "top"
     seed: int = 0
     assembly: Literal["paint", "vote"] = "paint"
+    background: bool = True
 
 
 @contextmanager
@@ -104,6 +106,10 @@ def label(regions: Regions, bank: ReferenceBank, settings: SegmentSettings, timi
             key=jax.random.key(settings.seed) if settings.agent_policy == "random" else None,
         )
         labels, scores = np.asarray(found.labels), np.asarray(found.scores)
+        if not settings.background:
+            scores = np.concatenate([np.full_like(scores[:, :1], -2), scores[:, 1:]], axis=1)
+            best = (scores >= scores.max(axis=1, keepdims=True) - 1e-6).argmax(axis=1)  # the lowest of equals, as in `match`
+            labels = np.where(labels < 0, labels, best.astype(labels.dtype))
     with _timed(timings, "assemble"):
         shape = masks.shape[1:]
         kept = np.asarray(regions.valid)

@@ -31,21 +31,24 @@ def iou_per_class(confusion: ArrayLike) -> Float[np.ndarray, "... C"]:
 
     confusion: [..., C, C] counts, leading axes being separate matrices.
     """
-    confusion = np.asarray(confusion, np.float64)
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits
-    return np.divide(hits, union, out=np.full(union.shape, np.nan), where=union > 0)
+    return _ratio(*_hits_and_unions(np.asarray(confusion)))
 
 
-def mean_iou(confusion: ArrayLike) -> float:
-    """Mean of the classes' IoU, background included, in [0, 1]; absent classes are left out, NaN where all are absent."""
-    return float(_mean_present(iou_per_class(confusion)))
+def mean_iou(confusion: ArrayLike, background: bool = True) -> float:
+    """Mean of the classes' IoU in [0, 1]; absent classes are left out, NaN where all are absent.
+
+    background: whether class 0 is one of them; where not, what was predicted as class 0 is only missing from the others.
+    """
+    return float(_mean_present(iou_per_class(confusion)[..., 0 if background else 1 :]))
 
 
-def bootstrap_interval(confusions: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    confusions: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0, background: bool = True
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean IoU, over scenes drawn with replacement.
 
     confusions: int64[n, C, C], one matrix per scene; level: coverage in (0, 1). The same seed gives the same interval.
+    background: as of `mean_iou`. Hits and unions add up over scenes, so memory grows with n*C, not with n*C*C.
     Raises ValueError for a wrong shape, or a level or number of samples out of range.
     """
     confusions = np.asarray(confusions)
@@ -55,11 +58,11 @@ def bootstrap_interval(confusions: ArrayLike, level: float = 0.95, samples: int 
         raise ValueError(f"level must be in (0, 1), got {level}")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    n, classes, _ = confusions.shape
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)  # how often each scene is drawn
+    n, first = len(confusions), 0 if background else 1
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)  # how often each scene is drawn
     # float64: integer products don't use BLAS, and pixel counts stay exact up to 2**53
-    totals = times.astype(np.float64) @ confusions.reshape(n, -1).astype(np.float64)
-    means = _mean_present(iou_per_class(totals.reshape(samples, classes, classes)))
+    hits, unions = (times @ counts[:, first:].astype(np.float64) for counts in _hits_and_unions(confusions))
+    means = _mean_present(_ratio(hits, unions))
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -69,3 +72,13 @@ def _mean_present(iou: Float[np.ndarray, "... C"]) -> np.ndarray:
     count = present.sum(axis=-1)
     total = np.where(present, iou, 0).sum(axis=-1)
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def _hits_and_unions(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class's intersection and of its union, [..., C]."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return hits, confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits
+
+
+def _ratio(hits: np.ndarray, unions: np.ndarray) -> np.ndarray:
+    return np.divide(hits, unions, out=np.full(unions.shape, np.nan), where=unions > 0)

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from rimjax.datasets import DATASETS, fashion_scenes
+from rimjax.datasets import fashion_scenes, load
 
 PHOTOS, CLASSES = fashion_scenes.shipped_items()
 
@@ -66,7 +66,7 @@ def test_captions_name_the_class_and_what_else_they_say_is_true() -> None:
 
 
 def test_the_dataset_reader() -> None:
-    dataset = DATASETS["fashion-scenes"]
+    dataset = load("fashion-scenes")
     pairs = list(dataset.scenes(3))
     assert len(pairs) == 3 and dataset.size == 200
     for image, labels in pairs:

@@ -13,7 +13,7 @@ import pytest
 import ported_weights
 import rimjax
 from rimjax import bank as storage
-from rimjax.datasets import DATASETS, fashion_scenes
+from rimjax.datasets import fashion_scenes, load
 from rimjax.evaluate import evaluate
 from rimjax.inference import describe
 from rimjax.presets import Models
@@ -82,4 +82,4 @@ def test_the_paper_preset_says_what_it_lacks(tmp_path: Path) -> None:
         rimjax.load_preset("paper", tmp_path)
     with pytest.raises(ValueError, match="expected one of mini, paper"):
         rimjax.load_preset("huge")
-    assert DATASETS["fashion-scenes"].size == 200
+    assert load("fashion-scenes").size == 200

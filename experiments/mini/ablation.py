@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import rimjax
 from rimjax.bank import read_shards
-from rimjax.datasets import DATASETS, fashion_scenes
+from rimjax.datasets import fashion_scenes, load
 from rimjax.evaluate import Evaluation
 from rimjax.inference import describe, label
 from rimjax.metrics import confusion_matrix
@@ -54,7 +54,7 @@ def main() -> None:
 
     models = rimjax.load_preset("mini")
     shards = read_shards(build_manifest(fashion_scenes.CLASSES, models, cache_dir=options.cache_dir, progress=tqdm))
-    pairs = validation(options.data, options.scenes) if options.validation else DATASETS["fashion-scenes"].scenes(options.scenes)
+    pairs = validation(options.data, options.scenes) if options.validation else load("fashion-scenes").scenes(options.scenes)
     scenes = [(describe(image, models), truth) for image, truth in tqdm(pairs, total=options.scenes, desc="regions")]
     rows = {}
     for name, (drawing, matching) in ROWS.items():

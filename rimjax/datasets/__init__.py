@@ -1,33 +1,34 @@
-"""Labelled data sets as (image, labels) readers."""
+"""Labelled data sets: PASCAL VOC and Context, COCO Object, Fashion Scenes, and any folder of images and label PNGs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+from rimjax.datasets import coco, fashion_scenes, folder, pascal
+from rimjax.datasets.dataset import Dataset as Dataset
+from rimjax.datasets.dataset import Item as Item
 
-from rimjax.datasets import fashion_scenes
+READERS = {"voc": pascal.voc, "context": pascal.context, "context59": pascal.context59, "coco-object": coco.coco_object}
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A labelled data set.
+def load(name: str, data: str | Path | None = None) -> Dataset:
+    """A data set by its name, or from a folder of one's own.
 
-    Attributes:
-        name: as on the command line.
-        classes: without the background; label 1 + i is `classes[i]`, 0 the background, 255 ignored.
-        size: number of images.
+    Args:
+        name: "fashion-scenes" (in the package), "voc", "context" (60 classes), "context59", "coco-object", or the path of a folder
+            in the layout of `rimjax.datasets.folder`.
+        data: the folder that holds a published data set, in mmsegmentation's layout.
+
+    Raises:
+        FileNotFoundError: a file of the layout is missing; the message names it.
+        ValueError: no such data set, or its split is empty.
     """
-
-    name: str
-    classes: tuple[str, ...]
-    size: int
-
-    def scenes(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(image uint8[H, W, 3], labels uint8[H, W]) pairs, the first `limit` of them."""
-        for scene in fashion_scenes.benchmark(self.size if limit is None else min(limit, self.size)):
-            yield scene.image, scene.labels
-
-
-DATASETS = {"fashion-scenes": Dataset("fashion-scenes", fashion_scenes.CLASSES, fashion_scenes.BENCHMARK_SCENES)}
+    if name == "fashion-scenes":
+        return fashion_scenes.dataset()
+    if name in READERS:
+        if data is None:
+            raise ValueError(f"--data: say where {name} lies, e.g. --data data")
+        return READERS[name](Path(data))
+    if Path(name).is_dir():
+        return folder.folder(Path(name))
+    raise ValueError(f"--dataset: expected fashion-scenes, {', '.join(READERS)}, or {folder.LAYOUT}; got {name!r}")

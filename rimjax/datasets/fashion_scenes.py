@@ -10,12 +10,14 @@ import colorsys
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, lru_cache, partial
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+
+from rimjax.datasets.dataset import Dataset, Item
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 """Fashion-MNIST's classes in label order; a scene's label map holds 0 for the ground and 1 + index for these."""
@@ -222,14 +224,28 @@ def captioned(
     return scene, f"a photo{ground}{''.join(named)}"
 
 
+@cache
 def shipped_items() -> tuple[np.ndarray, np.ndarray]:
     """The benchmark's test-split photographs and class indices, from the package."""
     with resources.files("rimjax.datasets").joinpath("fashion_items.npz").open("rb") as file, np.load(file) as arrays:
         return arrays["photos"], arrays["classes"]
 
 
+@lru_cache(maxsize=1)
+def benchmark_scene(index: int) -> Scene:
+    """One of the benchmark's 200 scenes, each from a seed of its own."""
+    return random_scene(np.random.default_rng((BENCHMARK_SEED, index)), *shipped_items())
+
+
 def benchmark(count: int = BENCHMARK_SCENES) -> Iterator[Scene]:
-    """The benchmark's scenes, each from a seed of its own; the first `count` of the 200."""
-    photos, classes = shipped_items()
-    for index in range(count):
-        yield random_scene(np.random.default_rng((BENCHMARK_SEED, index)), photos, classes)
+    """The first `count` of the benchmark's scenes."""
+    return map(benchmark_scene, range(count))
+
+
+def dataset() -> Dataset:
+    """The benchmark as a data set."""
+    items = [
+        Item(f"scene-{index:03d}", lambda index=index: benchmark_scene(index).image, lambda index=index: benchmark_scene(index).labels)
+        for index in range(BENCHMARK_SCENES)
+    ]
+    return Dataset("fashion-scenes", CLASSES, items)
