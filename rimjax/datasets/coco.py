@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -84,15 +84,15 @@ def outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
     with redirect_stdout(io.StringIO()):  # it prints how long it took
         try:
             index = COCO(str(instances))
-            images: list[dict[str, Any]] = index.dataset["images"]
-            things: list[dict[str, Any]] = index.dataset["annotations"]
+            images: Sequence[Mapping[str, Any]] = index.dataset["images"]
+            things: Sequence[Mapping[str, Any]] = index.dataset["annotations"]
             unknown = sorted({thing["category_id"] for thing in things} - set(CATEGORIES))
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{instances}: not an instance JSON of COCO's ({error!r})") from error
     if unknown:
         raise ValueError(f"{instances}: category ids {unknown[:5]} are none of COCO's 80 things")
 
-    def draw(image: dict[str, Any]) -> np.ndarray:
+    def draw(image: Mapping[str, Any]) -> np.ndarray:
         drawn = np.zeros((image["height"], image["width"]), np.uint8)
         for thing in sorted(index.loadAnns(index.getAnnIds(imgIds=[image["id"]])), key=lambda thing: -thing["area"]):
             drawn[index.annToMask(thing) > 0] = 1 + CATEGORIES.index(thing["category_id"])
