@@ -47,24 +47,32 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean IoU, over scenes drawn with replacement.
 
-    confusions: int64[n, C, C], one matrix per scene; level: coverage in (0, 1). The same seed gives the same interval.
-    background: as of `mean_iou`. Hits and unions add up over scenes, so memory grows with n*C, not with n*C*C.
-    Raises ValueError for a wrong shape, or a level or number of samples out of range.
+    level: coverage in (0, 1). The other arguments and errors are those of `bootstrap_means`; ValueError for a level out of range.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+    means = bootstrap_means(confusions, samples, seed, background)
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_means(confusions: ArrayLike, samples: int = 1000, seed: int = 0, background: bool = True) -> Float[np.ndarray, " samples"]:
+    """Mean IoU of scenes drawn with replacement, `samples` times over.
+
+    confusions: integers [n, C, C], one matrix per scene; background: as of `mean_iou`. The same n and seed draw the same scenes, so two
+    results on the same scenes may be subtracted, draw by draw. Hits and unions add up over scenes, so memory grows with n*C, not with
+    n*C*C. Raises ValueError for a wrong shape or number of samples.
     """
     confusions = np.asarray(confusions)
     if confusions.ndim != 3 or confusions.shape[1] != confusions.shape[2] or len(confusions) == 0:
         raise ValueError(f"confusions must have shape [n, C, C] with n >= 1, got {list(confusions.shape)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     n, first = len(confusions), 0 if background else 1
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)  # how often each scene is drawn
     # float64: integer products don't use BLAS, and pixel counts stay exact up to 2**53
     hits, unions = (times @ counts[:, first:].astype(np.float64) for counts in _hits_and_unions(confusions))
-    means = _mean_present(_ratio(hits, unions))
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _mean_present(_ratio(hits, unions))
 
 
 def _mean_present(iou: Float[np.ndarray, "... C"]) -> np.ndarray:

@@ -20,6 +20,7 @@ import rimjax
 from rimjax import console, run_folder
 from rimjax.datasets import load
 from rimjax.run_folder import ImageResult
+from rimjax.types import BACKGROUND, ReferenceBank
 
 NAMES = ("apple", "plum", "leaf")
 COUNT = 7
@@ -200,11 +201,12 @@ def test_a_bad_image_is_counted_and_named_and_mended_by_the_next_run(
     np.testing.assert_array_equal(evaluated(folder, tmp_path / "run"), whole)
 
 
-def test_without_a_background_the_next_best_class_wins(folder: Path) -> None:
+def test_without_a_background_the_next_best_class_wins() -> None:
     models = fake_models()
-    bank = rimjax.build_bank(NAMES, models, cache_dir=folder.parent / "cache")
+    rows = np.array([[0, 0, 1], [1, 0, 0], [0, 0.6, 0.8], [0, 1, 0]])
+    bank = ReferenceBank.create(rows, np.arange(4), rows, (BACKGROUND, *NAMES), models.encoder.fingerprint)
     models = replace(models, segmentation=replace(models.segmentation, similarity="cosine"))
-    image = np.full((20, 30, 3), (128, 128, 140), np.uint8)  # nearest to the background's grey
+    image = np.full((20, 30, 3), (128, 128, 140), np.uint8)  # its feature points along the background's
     image[:5] = 128
     named = rimjax.segment(image, bank, models)
     assert named.region_labels.tolist() == [0]
