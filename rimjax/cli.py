@@ -53,7 +53,7 @@ class Demo(ModelOptions):
         kept: list[Segmentation] = []
         pairs = list(dataset.scenes(self.scenes))
         found = evaluate(tqdm(pairs, desc="segment", unit="scene"), bank, models, keep=kept)
-        pictures = [draw.comparison(image, seg, truth) for (image, truth), seg in zip(pairs, kept, strict=True)]
+        pictures = [draw.comparison(image, {"rimjax": seg}, truth) for (image, truth), seg in zip(pairs, kept, strict=True)]
         for index, picture in enumerate(pictures[:12]):
             write(self.output / f"scene-{index:02d}.png", picture)
         write(self.output / "scenes.png", draw.grid(pictures[:8], 2))

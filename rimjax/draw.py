@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -93,13 +93,26 @@ def overlay(image: np.ndarray | Image.Image, seg: Segmentation, alpha: float = 0
     return _stacked([picture, _legend(seg.names, np.unique(seg.labels).tolist(), picture.width)])
 
 
-def comparison(image: np.ndarray, seg: Segmentation, truth: np.ndarray) -> Image.Image:
-    """Image, segmentation and truth side by side, with a legend."""
-    count = len(seg.names)
-    views = (image, _blended(image, seg.labels, count, 0.55), _blended(image, truth, count, 0.55))
-    row = _stacked([_enlarged(view, 256) for view in views], across=True)
-    shown = np.unique(np.concatenate([seg.labels.ravel(), truth[truth < count].ravel()]))
-    return _stacked([row, _legend(seg.names, shown.tolist(), row.width)])
+def comparison(image: np.ndarray, segs: Mapping[str, Segmentation], truth: np.ndarray) -> Image.Image:
+    """Image, segmentations and truth side by side under their titles, with a legend.
+
+    Args:
+        image: uint8[H, W, 3].
+        segs: title -> segmentation, all of the same classes.
+        truth: uint8[H, W]; labels beyond the classes are ignored ones.
+    """
+    names = next(iter(segs.values())).names
+    maps = {**{title: seg.labels for title, seg in segs.items()}, "truth": truth}
+    views = {"image": image, **{title: _blended(image, labels, len(names), 0.55) for title, labels in maps.items()}}
+    row = _stacked([_titled(title, _enlarged(view, 256)) for title, view in views.items()], across=True)
+    shown = np.unique(np.concatenate([labels[labels < len(names)].ravel() for labels in maps.values()]))
+    return _stacked([row, _legend(names, shown.tolist(), row.width)])
+
+
+def _titled(title: str, picture: Image.Image) -> Image.Image:
+    bar = Image.new("RGB", (picture.width, 18), "white")
+    ImageDraw.Draw(bar).text((GAP, 2), title, fill="black", font=ImageFont.load_default(size=13))
+    return _stacked([bar, picture])
 
 
 def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -131,7 +144,5 @@ def contact_sheet(shard: Shard, most: int = 16) -> Image.Image:
         columns.append(_stacked(views))
         if len(columns) == most:
             break
-    title = Image.new("RGB", (8 * (128 + GAP), 20), "white")
     line = f"{shard.name}: {len(shard.images)} images, {shard.fallbacks} masks from the attention map alone"
-    ImageDraw.Draw(title).text((GAP, 3), line, fill="black", font=ImageFont.load_default(size=13))
-    return _stacked([title, grid(columns, 8)])
+    return _titled(line, grid(columns, 8))

@@ -1,4 +1,4 @@
-"""Train the mini CLIP (image tower, text tower, tokenizer) by contrast on (image, caption) pairs.
+"""Train the mini CLIP whose text tower Stable Diffusion reads, by contrast on (image, caption) pairs.
 
 Command:  python experiments/mini/clip.py       Hardware: 2 CPU cores, about 6 minutes.
 Data:     Fashion-MNIST's training split on textured grounds, half of it single items and half pairs of unlike ones, captions such as
@@ -57,23 +57,26 @@ def captioned(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray,
     return fashion_scenes.captioned(rng, photos, classes, items)
 
 
+def contrast(model: CLIPModel, pairs: list[tuple[np.ndarray, str]]) -> dict[str, torch.Tensor]:
+    """CLIP's loss on images uint8[64, 64, 3] and their captions, and how often an image's own caption is its nearest."""
+    tokens = tokenizer()([caption for _, caption in pairs], padding="max_length", return_tensors="pt")
+    image = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels(np.stack([image for image, _ in pairs]))), dim=1)
+    last = model.text_model(input_ids=tokens["input_ids"]).last_hidden_state[:, -1]
+    similarity = model.logit_scale.exp() * image @ torch.nn.functional.normalize(model.text_projection(last), dim=1).T
+    target = torch.arange(len(pairs))
+    both = torch.nn.functional.cross_entropy(similarity, target) + torch.nn.functional.cross_entropy(similarity.T, target)
+    return {"loss": both / 2, "top1": (similarity.argmax(1) == target).float().mean()}
+
+
 def main() -> None:
     options = arguments(__doc__, steps=1200)
     photos, classes = fashion_scenes.read_idx("train", options.data)
-    words = tokenizer()
     torch.manual_seed(options.seed)
     model = build()
 
     def loss(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         pairs = [captioned(rng, photos, classes, 1 + index % 2) for index in range(BATCH)]
-        tokens = words([caption for _, caption in pairs], padding="max_length", return_tensors="pt")
-        x = pixels(np.stack([scene.image for scene, _ in pairs]))
-        image = torch.nn.functional.normalize(model.get_image_features(pixel_values=x), dim=1)
-        last = model.text_model(input_ids=tokens["input_ids"]).last_hidden_state[:, -1]
-        similarity = model.logit_scale.exp() * image @ torch.nn.functional.normalize(model.text_projection(last), dim=1).T
-        target = torch.arange(BATCH)
-        both = torch.nn.functional.cross_entropy(similarity, target) + torch.nn.functional.cross_entropy(similarity.T, target)
-        return {"loss": both / 2, "top1": (similarity.argmax(1) == target).float().mean()}
+        return contrast(model, [(scene.image, caption) for scene, caption in pairs])
 
     train("clip", model, loss, options, learning_rate=1e-3)
 

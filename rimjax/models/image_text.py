@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,14 @@ class ImageTextMatcher:
         self.model: Any = model
         self.model.to(self.device).eval()
         self.size: int = self.model.config.vision_config.image_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of weights and colours: 20 hex digits."""
+        digest = hashlib.sha256(repr(self._colours).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:20]
 
     def embed_texts(self, prompts: Sequence[str]) -> Float32[np.ndarray, "C E"]:
         """Unit vectors of prompts."""

@@ -1,0 +1,18 @@
+"""Figure 4 of the paper: what matching gives pixel by pixel (here cell by cell of the feature grid) and region by region.
+
+Command:  python experiments/fig4.py                                    mini, Fashion Scenes; 2 CPU cores, under 1 minute after table4.py
+          python experiments/fig4.py --preset paper --data data         PASCAL VOC 2012; a GPU
+"""
+
+from harness import Experiment, start
+
+COUNT = 8
+
+
+def main(experiment: Experiment) -> None:
+    variants = {"cells": experiment.models(proposer="cells"), "regions": experiment.models()}
+    experiment.side_by_side("fig4", variants, experiment.items[:COUNT])
+
+
+if __name__ == "__main__":
+    start(main, Experiment, __doc__, dataset="voc")

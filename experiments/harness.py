@@ -1,0 +1,282 @@
+"""What the experiments share: their options, the cached bank and regions, and tables with bootstrap intervals.
+
+A sweep never draws an image twice, nor proposes a region twice: images lie in the bank's shards, and the regions of every test image, with
+their pooled features, below `<cache>/regions`, under digests of the image and of all that they depend on.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+import rimjax
+from rimjax import bank as storage
+from rimjax import datasets, draw
+from rimjax.bank import Shard
+from rimjax.console import compile_cache, one_line, progress, provenance, write
+from rimjax.datasets import Dataset, Item, fashion_scenes
+from rimjax.evaluate import Evaluation
+from rimjax.inference import SegmentSettings, label
+from rimjax.metrics import bootstrap_means, confusion_matrix, mean_iou
+from rimjax.models.protocols import Encoder, Masker
+from rimjax.pool import pool_regions
+from rimjax.presets import Models
+from rimjax.references import ReferenceSettings, bank_from_shards, build_manifest
+from rimjax.types import ReferenceBank, Regions, Segmentation, bucket_size
+
+RESULTS = Path(__file__).parent / "results"
+Describe = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Image uint8[H, W, 3] and masks bool[P, H, W] to features f32[P, D] and their validity bool[P]."""
+Options = TypeVar("Options", bound="Experiment")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what it is, what the paper printed for it (%), and what was measured, or why it wasn't."""
+
+    name: str
+    paper: str
+    found: Evaluation | None = None
+    why_not: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """An experiment's options, and what follows from them."""
+
+    preset: Literal["mini", "paper"] = "mini"
+    """The models."""
+    dataset: str | None = None
+    """As of `rimjax evaluate`. Default: fashion-scenes on mini, on paper what the paper has used."""
+    data: Path | None = None
+    """Folder that holds the published data sets, in mmsegmentation's layout."""
+    validation: bool = False
+    """Mini: 200 scenes of training-split photographs, to choose settings by, instead of the benchmark."""
+    limit: int | None = None
+    """Only the first so many images."""
+    images: int | None = None
+    """K, images drawn of each class (default: the preset's)."""
+    cache_dir: Path | None = None
+    """Where banks and regions are kept (default: the user's cache folder)."""
+    weights_dir: Path | None = None
+    """Folder that holds the paper preset's weights (default: RIMJAX_WEIGHTS, or the user's data folder)."""
+    out: Path | None = None
+    """Folder for tables and pictures (default: experiments/results/PRESET)."""
+
+    @cached_property
+    def images_of(self) -> Dataset:
+        """The data set."""
+        if self.validation:
+            return _validation(self.data or fashion_scenes.DEBIAN_ROOT)
+        return datasets.load(self.dataset or "fashion-scenes", self.data)
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """The images that count."""
+        return self.images_of.items[: self.limit]
+
+    @property
+    def cache(self) -> Path:
+        return storage.cache_folder(self.cache_dir)
+
+    def models(self, configuration: Literal["paper", "rimjax"] = "paper", **stages: Any) -> Models:
+        """The preset's models under a configuration; stages by name, as `rimjax.load_preset` takes them."""
+        models = rimjax.load_preset(self.preset, self.weights_dir, configuration=configuration, **stages)
+        return replace(models, references=replace(models.references, num_images=self.images or models.references.num_images))
+
+    def shards(self, models: Models, settings: ReferenceSettings | None = None, pictures: bool = False) -> list[Shard]:
+        """The classes' shards, drawn where the cache lacks them."""
+        made = build_manifest(self.images_of.prompts, models, settings=settings, cache_dir=self.cache_dir, progress=progress)
+        return storage.read_shards(made, pictures)
+
+    def bank(self, models: Models, **changes: Any) -> ReferenceBank:
+        """The bank under the models' reference settings with changes, e.g. `num_subcategories=1`."""
+        settings = replace(models.references, **changes)
+        return bank_from_shards(self.shards(models, settings), settings, models.encoder.fingerprint)
+
+    def regions(
+        self, masker: Masker, describe: Describe, fingerprint: str, items: Sequence[Item] | None = None
+    ) -> Iterator[tuple[Item, Regions]]:
+        """Every image's regions, from the cache where they are there.
+
+        Args:
+            masker: proposes them.
+            describe: gives their features.
+            fingerprint: of all that those depend on besides image and masks.
+            items: default: all that count.
+        """
+        key = hashlib.sha256(json.dumps([masker.proposals_fingerprint, fingerprint]).encode()).hexdigest()[:20]
+        masks_folder, folder = (self.cache / "regions" / name for name in (masker.proposals_fingerprint, key))
+        for item in tqdm(self.items if items is None else items, desc="regions", unit="image"):
+            image = item.image()
+            name = hashlib.sha256(np.int64(image.shape).tobytes() + image.tobytes()).hexdigest()[:24] + ".npz"
+            masks = _unpacked(_cached(masks_folder / name, lambda image=image: _packed(masker.propose(image))), image.shape)
+
+            def described(image: np.ndarray = image, masks: np.ndarray = masks) -> dict[str, np.ndarray]:
+                return dict(zip(("features", "valid"), describe(image, masks), strict=True))
+
+            yield item, Regions(masks=masks, **_cached(folder / name, described))
+
+    def regions_of(self, models: Models, items: Sequence[Item] | None = None) -> Iterator[tuple[Item, Regions]]:
+        """Every image's regions with the features that the models give them (Eq. 5)."""
+        return self.regions(models.masker, partial(pooled, models.encoder), models.encoder.fingerprint, items)
+
+    def evaluate(
+        self, regions: Iterable[tuple[Item, Regions]], rows: Mapping[str, tuple[ReferenceBank, SegmentSettings]]
+    ) -> dict[str, Evaluation]:
+        """Each row's figures; all rows share the regions, read once."""
+        confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
+        for item, one in regions:
+            truth = item.labels()
+            for name, (bank, settings) in rows.items():
+                seg = label(one, bank, replace(settings, background=self.images_of.background))
+                confusions[name].append(confusion_matrix(truth, seg.labels, len(bank.names)).astype(np.int32))
+        names = ("background", *self.images_of.classes)
+        return {name: Evaluation(names, np.stack(found), {}, self.images_of.background) for name, found in confusions.items()}
+
+    def side_by_side(self, name: str, variants: Mapping[str, Models], items: Sequence[Item]) -> None:
+        """Write a picture of images, each variant's segmentation and the truth, and a CSV of each image's mIoU."""
+        segmented = {}
+        for title, models in variants.items():
+            bank, settings = self.bank(models), replace(models.segmentation, background=self.images_of.background)
+            segmented[title] = [label(regions, bank, settings) for _, regions in self.regions_of(models, items)]
+        pictures, rows = [], []
+        for item, *segs in zip(items, *segmented.values(), strict=True):
+            image, truth = item.read()
+            pictures.append(draw.comparison(image, dict(zip(segmented, segs, strict=True)), truth))
+            rows.append((item.id, *(f"{100 * image_miou(seg, truth):.1f}" for seg in segs)))
+        self.write_picture(name, draw.grid(pictures, 2))
+        self.write_csv(name, [("image", *(f"mIoU, {title}" for title in segmented)), *rows])
+
+    # ---- what comes out
+
+    @property
+    def folder(self) -> Path:
+        return self.out or RESULTS / (self.preset + ("-validation" if self.validation else ""))
+
+    def table(self, name: str, rows: Iterable[Row], base: Evaluation | None = None, models: Models | None = None) -> None:
+        """Print a table, paper beside measured, and write it as CSV, with settings, weights and versions in a JSON file beside it.
+
+        Args:
+            name: of the files.
+            rows: in order.
+            base: if given, what each row gains over it, with a paired interval, goes into a last column.
+            models: whose settings are written.
+        """
+        header = ("", "paper", "measured", "95 % interval", "images", *(["gain, 95 % interval"] if base else []))
+        lines = [_line(row, base) for row in rows]
+        widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+        for line in (header, *lines):
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        self.write_csv(name, [("row", *header[1:]), *lines])
+        about = {"dataset": self.dataset, "validation": self.validation, "limit": self.limit, **(provenance(models) if models else {})}
+        write(self.folder / f"{name}.json", json.dumps(about, indent=1) + "\n")
+
+    def write_csv(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Write rows, the header first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        print(f"-> {self.folder / name}.csv")
+
+    def write_picture(self, name: str, picture: Image.Image) -> None:
+        """Write a PNG."""
+        write(self.folder / f"{name}.png", picture)
+        print(f"-> {self.folder / name}.png")
+
+
+def start(main: Callable[[Options], None], options: type[Options], description: str | None, dataset: str = "coco-object") -> None:
+    """Run an experiment from its command line; a refusal is one line, and exit status 2.
+
+    Args:
+        main: the experiment.
+        options: its options.
+        description: the script's docstring.
+        dataset: that the paper has used; None: the experiment knows itself.
+    """
+    try:
+        chosen = tyro.cli(options, description=description)
+        if chosen.dataset is None and chosen.preset == "paper":
+            chosen = replace(chosen, dataset=dataset)
+        if chosen.limit is not None and chosen.limit < 1:
+            raise ValueError(f"--limit: expected at least 1, got {chosen.limit}")
+        compile_cache(chosen.cache)
+        main(chosen)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def pooled(encoder: Encoder, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masked averages of an image's features (Eq. 5) and their validity; masks are padded, so that few shapes are compiled."""
+    padded = np.concatenate([masks, np.zeros((bucket_size(len(masks)) - len(masks), *masks.shape[1:]), bool)])
+    features, valid = pool_regions(encoder.encode(image), padded)
+    return np.asarray(features)[: len(masks)], np.asarray(valid)[: len(masks)]
+
+
+def image_miou(seg: Segmentation, truth: np.ndarray) -> float:
+    """mIoU in 0..1 of one image, over the classes in its truth or its segmentation."""
+    return mean_iou(confusion_matrix(truth, seg.labels, len(seg.names)))
+
+
+def gain(found: Evaluation, base: Evaluation) -> tuple[float, float, float]:
+    """Difference of two mIoUs over the same images, in points, and its paired bootstrap 95 % interval."""
+    drawn = [bootstrap_means(one.confusions, background=one.background) for one in (found, base)]
+    low, high = np.nanquantile(drawn[0] - drawn[1], [0.025, 0.975])
+    return 100 * (found.miou - base.miou), 100 * float(low), 100 * float(high)
+
+
+def _line(row: Row, base: Evaluation | None) -> tuple[str, ...]:
+    if row.found is None:
+        return (row.name, row.paper, "-", row.why_not, "", *([""] if base else []))
+    low, high = row.found.interval()
+    line = (row.name, row.paper, f"{100 * row.found.miou:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(len(row.found.confusions)))
+    return line if base is None else (*line, "" if row.found is base else "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain(row.found, base)))
+
+
+def _validation(data: Path, count: int = 200) -> Dataset:
+    """Scenes of the 5,000 training-split photographs that the ViT and Sam never saw."""
+    photos, classes = (part[-5_000:] for part in fashion_scenes.read_idx("train", data))
+
+    def scene(index: int) -> fashion_scenes.Scene:
+        return fashion_scenes.random_scene(np.random.default_rng((77, index)), photos, classes)
+
+    items = [
+        Item(f"{index:04d}", lambda index=index: scene(index).image, lambda index=index: scene(index).labels) for index in range(count)
+    ]
+    return Dataset("fashion-scenes (validation)", fashion_scenes.CLASSES, items)
+
+
+def _cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a file, made and written whole if it isn't there or is damaged."""
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError):
+        made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, **made)
+    temporary.replace(path)
+    return made
+
+
+def _packed(masks: np.ndarray) -> dict[str, np.ndarray]:
+    return {"bits": np.packbits(masks.reshape(len(masks), -1), axis=1)}
+
+
+def _unpacked(held: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    return np.unpackbits(held["bits"], axis=1, count=shape[0] * shape[1]).astype(bool).reshape(-1, *shape[:2])

@@ -1,0 +1,30 @@
+"""Table 3 of the paper: encoders of the same regions and references.
+
+Command:  python experiments/table3.py                                  mini's twins of them, Fashion Scenes; 2 CPU cores, about 4 minutes
+          python experiments/table3.py --preset paper --data data       COCO Object, 5,000 images; a GPU
+Paper:    CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5. Not said there: which features of CLIP and MAE (here, as of
+          DINOv2, the keys of the last layer), and which block and noise of the UNet (here DIFT's, see rimjax/models/unet_features.py).
+"""
+
+from harness import Experiment, Row, start
+
+ENCODERS = {
+    "CLIP": ("42.0", {"mini": "mini-clip", "paper": "clip-vit-b-16"}),
+    "SD's UNet, no prompt": ("43.1", {"mini": "mini-unet", "paper": "sd-unet"}),
+    "MAE": ("39.5", {"mini": "mini-mae", "paper": "mae-vit-b"}),
+    "DINOv2": ("44.5", {"mini": "mini", "paper": "dinov2-base"}),
+}
+
+
+def main(experiment: Experiment) -> None:
+    rows, models = [], None
+    for name, (paper, encoder) in ENCODERS.items():
+        models = experiment.models(encoder=encoder[experiment.preset])
+        bank = experiment.bank(models)
+        found = experiment.evaluate(experiment.regions_of(models), {name: (bank, models.segmentation)})
+        rows.append(Row(name, paper, found[name]))
+    experiment.table("table3", rows, models=models)
+
+
+if __name__ == "__main__":
+    start(main, Experiment, __doc__)

@@ -1,0 +1,28 @@
+"""Table 4 of the paper: where regions come from.
+
+Command:  python experiments/table4.py                                  mini's twins of them, Fashion Scenes; 2 CPU cores, about 3 minutes
+          python experiments/table4.py --preset paper --data data       PASCAL VOC 2012, 1,449 images; a GPU
+Paper:    none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8. "Pixels" are here the cells of the
+          encoder's feature grid.
+"""
+
+from harness import Experiment, Row, start
+
+PROPOSERS = {
+    "none: feature cells": ("42.0", {"mini": "cells", "paper": "cells"}),
+    "MaskFormer": ("76.7", {"mini": "mini-maskformer", "paper": "maskformer"}),
+    "SAM": ("77.8", {"mini": None, "paper": None}),
+}
+
+
+def main(experiment: Experiment) -> None:
+    rows, models = [], None
+    for name, (paper, proposer) in PROPOSERS.items():
+        models = experiment.models(proposer=proposer[experiment.preset])
+        found = experiment.evaluate(experiment.regions_of(models), {name: (experiment.bank(models), models.segmentation)})
+        rows.append(Row(name, paper, found[name]))
+    experiment.table("table4", rows, models=models)
+
+
+if __name__ == "__main__":
+    start(main, Experiment, __doc__, dataset="voc")
