@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-full lint clean
+EXPERIMENTS := table1 table2 table3 table4 table5 fig3 fig4 fig5 fig6 beyond
+
+.PHONY: demo test test-full experiments lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rimjax demo
@@ -13,6 +15,10 @@ test: $(INSTALLED)
 
 test-full: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
+
+# Every table and figure on the mini preset, to experiments/results/mini; the bank and the regions are shared through the cache.
+experiments: $(INSTALLED)
+	for name in $(EXPERIMENTS); do $(VENV)/bin/python experiments/$$name.py || exit 1; done
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Past the paper: what each choice that it leaves open, or that only the exact kernel allows, is worth, and the way to `rimjax`'s configuration.
+"""Past the paper: what every choice that it leaves open is worth, mIoU up to ten agents, and the way to the `rimjax` configuration.
 
 Command:  python experiments/beyond.py --validation                     mini, to choose by; 2 CPU cores, about 5 minutes
           python experiments/beyond.py                                  mini's benchmark, to report

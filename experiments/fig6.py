@@ -35,7 +35,8 @@ def main(experiment: Experiment) -> None:
     rows, colours = [], palette(1 + len(classes))[1:] / 255
     for axis, (title, (regions, references)) in zip(axes, spaces.items(), strict=True):
         features, labels = pure(regions)
-        points = TSNE(metric="cosine", init="random", random_state=0).fit_transform(unit(np.concatenate([features, references])))
+        both = unit(np.concatenate([features, references]))
+        points = TSNE(perplexity=min(30, len(both) / 4), metric="cosine", init="random", random_state=0).fit_transform(both)
         named = (unit(features) @ unit(references).T).argmax(1)
         right = float((named == labels).mean())
         axis.scatter(*points[: len(features)].T, c=colours[labels], s=6, linewidths=0)
