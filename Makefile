@@ -16,9 +16,9 @@ test: $(INSTALLED)
 test-full: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
 
-# Every table and figure on the mini preset, to experiments/results/mini; the bank and the regions are shared through the cache.
+# Every table and figure on the mini preset, to experiments/results/mini; the bank is the demo's.
 experiments: $(INSTALLED)
-	for name in $(EXPERIMENTS); do $(VENV)/bin/python experiments/$$name.py || exit 1; done
+	for name in $(EXPERIMENTS); do $(VENV)/bin/python experiments/$$name.py --cache-dir demo-output/cache || exit 1; done
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
