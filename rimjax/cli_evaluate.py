@@ -234,8 +234,16 @@ class ConvertCoco:
 
     def run(self) -> None:
         folder = coco.label_folder(self.data)
-        maps = coco.stuff_maps(folder) if self.instances is None else coco.outline_maps(self.instances)
+        if self.instances is None:
+            maps = coco.stuff_maps(folder)
+        else:
+            coco.image_folder(self.data)  # so that no slip of the pen gets thousands of PNGs
+            maps = coco.outline_maps(self.instances)
+        there = 0
         for name, labels in tqdm(maps.items(), desc="convert", unit="image"):
-            if not (target := folder / f"{name}{coco.SUFFIX}").exists():
+            if (target := folder / f"{name}{coco.SUFFIX}").exists():
+                there += 1
+            else:
                 write(target, Image.fromarray(labels()))
-        print(f"{len(maps)} label maps in {folder}")
+        kept = f"; {there} of them were there, and stay as they are (delete them to have them made anew)" if there else ""
+        print(f"{len(maps)} label maps in {folder}{kept}")
