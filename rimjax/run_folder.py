@@ -97,6 +97,13 @@ def opened(folder: Path, about: Mapping[str, Any]) -> Iterator[tuple[Results, Ca
         yield results, append
 
 
+def usable(folder: Path) -> set[str]:
+    """Images that a run's folder, if it is there, holds a result of; those that couldn't be used are left out."""
+    if not (folder / "images.jsonl").is_file():
+        return set()
+    return {name for name, result in _results(folder)[0].items() if result.error is None}
+
+
 def merged(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
     """The run that the shards make up: its run.json without the shard, and every image's result.
 

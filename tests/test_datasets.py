@@ -22,8 +22,8 @@ VOC = (
 """As the devkit numbers them."""
 
 CONTEXT_AT = {1: "aeroplane", 2: "bag", 6: "bicycle", 37: "person", 40: "pottedplant", 47: "sky", 55: "tvmonitor", 58: "window", 59: "wood"}
-"""Some of the labels that mmsegmentation's converter writes: it sorts the 459-class ids, which go by the alphabet. 2008_000002, a screen at a
-window, holds 0, 55 and 58."""
+"""Some of the labels that mmsegmentation's converter writes: it sorts the 459-class ids, which go by the alphabet. 2008_000002, a screen
+at a window, holds 0, 55 and 58."""
 
 COCO_CATEGORIES = {1: "person", 11: "fire hydrant", 13: "stop sign", 25: "giraffe", 27: "backpack", 44: "bottle", 46: "wine glass"}
 COCO_CATEGORIES |= {65: "bed", 67: "dining table", 70: "toilet", 72: "tv", 73: "laptop", 82: "refrigerator", 84: "book", 90: "toothbrush"}
@@ -31,7 +31,7 @@ COCO_CATEGORIES |= {65: "bed", 67: "dining table", 70: "toilet", 72: "tv", 73: "
 
 
 def test_class_lists_are_the_published_ones() -> None:
-    assert pascal.VOC == tuple(VOC.split())
+    assert tuple(VOC.split()) == pascal.VOC
     assert len(pascal.CONTEXT) == 59 and list(pascal.CONTEXT) == sorted(pascal.CONTEXT)
     assert {label: pascal.CONTEXT[label - 1] for label in CONTEXT_AT} == CONTEXT_AT
     assert set(pascal.VOC) - set(pascal.CONTEXT) == {"diningtable"}, "which Context calls table"
@@ -121,7 +121,7 @@ def test_a_label_file_damaged_anywhere_is_an_error_of_its_own(tmp_path: Path) ->
     assert refused > 200
     header = struct.pack(">4sIIBBBBB", b"IHDR", 60_000, 60_000, 8, 0, 0, 0, 0)  # a bomb to Pillow
     path.write_bytes(whole[:8] + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-    with pytest.raises(ValueError, match="labels .*bomb"):
+    with pytest.raises(ValueError, match=r"labels .*bomb"):
         read_labels(path)
 
 

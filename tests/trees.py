@@ -82,4 +82,13 @@ def coco_stuff(root: Path) -> Path:
     return root
 
 
+def label_file(name: str, data: Path, one: str) -> Path:
+    """Where a data set's labels of an image are."""
+    places = {
+        "voc": "VOCdevkit/VOC2012/SegmentationClass/{}.png",
+        "coco-object": "coco_stuff164k/annotations/val2017/{}_instanceTrainIds.png",
+    }
+    return data / places.get(name, "VOCdevkit/VOC2010/SegmentationClassContext/{}.png").format(one)
+
+
 LAYOUTS: Mapping[str, Callable[[Path], Path]] = {"voc": voc, "context": context, "context59": context, "coco-object": coco_stuff}
