@@ -20,8 +20,8 @@ CONTEXT = (
     *("road", "rock", "sheep", "shelves", "sidewalk", "sign", "sky", "snow", "sofa", "table"),
     *("track", "train", "tree", "truck", "tvmonitor", "wall", "water", "window", "wood"),
 )
-"""The 59 most frequent classes of PASCAL Context in label order: by the alphabet, as mmsegmentation's converter numbers them. The list on the
-data set's own page, and mmsegmentation's of old, has VOC's classes first: not the order of the PNGs."""
+"""The 59 most frequent classes of PASCAL Context in label order: by the alphabet, as mmsegmentation's converter numbers them. The list
+on the data set's own page, and mmsegmentation's of old, has VOC's classes first: not the order of the PNGs."""
 
 ALIASES = {
     "diningtable": "dining table",  # two words run together: no tokenizer knows the name as a word
