@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -276,8 +277,8 @@ def _cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
 
 
 def _packed(masks: np.ndarray) -> dict[str, np.ndarray]:
-    return {"bits": np.packbits(masks.reshape(len(masks), -1), axis=1)}
+    return {"bits": np.packbits(masks.reshape(len(masks), math.prod(masks.shape[1:])), axis=1)}
 
 
 def _unpacked(held: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return np.unpackbits(held["bits"], axis=1, count=shape[0] * shape[1]).astype(bool).reshape(-1, *shape[:2])
+    return np.unpackbits(held["bits"], axis=1, count=shape[0] * shape[1]).astype(bool).reshape(len(held["bits"]), *shape[:2])

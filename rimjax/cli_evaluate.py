@@ -135,6 +135,9 @@ class Evaluate(ModelOptions):
             _warn(f"{dataset.name}: the literature has {dataset.published_size} images, this copy {dataset.size}")
         if self.bank is not None:
             _check_classes(storage.read_manifest(self.bank), dataset)
+        items = dataset.items[: self.limit]
+        done = run_folder.usable(self.output) if self.output else set()
+        check_labels(dataset, [item for item in items[first::step] if item.id not in done])
         models = self.load()
         models = replace(models, references=self._chosen(models.references), segmentation=self._chosen(models.segmentation))
         models = replace(models, segmentation=replace(models.segmentation, background=dataset.background))
@@ -146,7 +149,6 @@ class Evaluate(ModelOptions):
             manifest = build_manifest(dataset.prompts, models, cache_dir=self.cache_dir, progress=progress)
         bank = bank_from_shards(storage.read_shards(manifest), models.references, manifest.encoder)
         check_bank(bank, models)
-        items = dataset.items[: self.limit]
         about = {
             "dataset": dataset.name,
             "classes": dataset.classes,
@@ -162,7 +164,6 @@ class Evaluate(ModelOptions):
         run = run_folder.opened(self.output, about) if self.output else nullcontext((memory, lambda one: memory.update({one.image: one})))
         with run as (results, append):
             todo = [item for item in items[first::step] if item.id not in results or results[item.id].error is not None]
-            check_labels(dataset, todo)
             for item in tqdm(todo, desc="evaluate", unit="image"):
                 append(self._evaluated(item, bank, models))
         _report(about, run_folder.evaluation(about, results), self.json)
@@ -234,8 +235,16 @@ class ConvertCoco:
 
     def run(self) -> None:
         folder = coco.label_folder(self.data)
-        maps = coco.stuff_maps(folder) if self.instances is None else coco.outline_maps(self.instances)
+        if self.instances is None:
+            maps = coco.stuff_maps(folder)
+        else:
+            coco.image_folder(self.data)  # so that no slip of the pen gets thousands of PNGs
+            maps = coco.outline_maps(self.instances)
+        there = 0
         for name, labels in tqdm(maps.items(), desc="convert", unit="image"):
-            if not (target := folder / f"{name}{coco.SUFFIX}").exists():
+            if (target := folder / f"{name}{coco.SUFFIX}").exists():
+                there += 1
+            else:
                 write(target, Image.fromarray(labels()))
-        print(f"{len(maps)} label maps in {folder}")
+        kept = f"; {there} of them were there, and stay as they are (delete them to have them made anew)" if there else ""
+        print(f"{len(maps)} label maps in {folder}{kept}")

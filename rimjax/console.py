@@ -172,6 +172,7 @@ def check_outputs(*paths: Path | None) -> None:
 def provenance(models: Models) -> dict[str, Any]:
     """Settings, weights and versions, to stand beside a result."""
     stages = {stage: getattr(models, stage).fingerprint for stage in ("generator", "masker", "encoder")}
+    stages["proposals"] = models.masker.proposals_fingerprint
     settings = {"references": asdict(models.references), "segmentation": asdict(models.segmentation)}
     return {"preset": models.name, "settings": settings, "weights": stages, "versions": versions()}
 

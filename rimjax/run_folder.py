@@ -97,6 +97,13 @@ def opened(folder: Path, about: Mapping[str, Any]) -> Iterator[tuple[Results, Ca
         yield results, append
 
 
+def usable(folder: Path) -> set[str]:
+    """Images that a run's folder, if it is there, holds a result of; those that couldn't be used are left out."""
+    if not (folder / "images.jsonl").is_file():
+        return set()
+    return {name for name, result in _results(folder)[0].items() if result.error is None}
+
+
 def merged(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
     """The run that the shards make up: its run.json without the shard, and every image's result.
 
@@ -120,7 +127,7 @@ def merged(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
 
 
 def evaluation(about: Mapping[str, Any], results: Results) -> Evaluation:
-    """The figures of a run, whatever order its images came in; ValueError if not one image could be used."""
+    """The figures of a run, whatever order its images came in; ValueError if not one image could be used, or no pixel counts."""
     used = sorted((result for result in results.values() if result.error is None), key=lambda result: result.image)
     bad = {result.image: result.error for result in results.values() if result.error is not None}
     if not used:
@@ -131,6 +138,8 @@ def evaluation(about: Mapping[str, Any], results: Results) -> Evaluation:
     for confusion, result in zip(confusions, used, strict=True):
         for truth, prediction, pixels in result.cells:
             confusion[truth, prediction] = pixels
+    if not confusions.any():
+        raise ValueError("no pixel of the images counts: wherever there are labels they are 255")
     timings = {stage: float(np.mean([result.timings[stage] for result in used])) for stage in used[0].timings}
     return Evaluation(names, confusions, timings, about["background"], bad)
 

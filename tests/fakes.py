@@ -18,8 +18,9 @@ COLOURS = {"apple": (250, 40, 40), "plum": (40, 40, 250), "leaf": (40, 250, 40),
 
 
 def colour(name: str) -> np.ndarray:
-    """A class's colour, far from grey."""
-    return np.array(COLOURS[name], np.uint8)
+    """A class's colour, far from grey; of names that have none above, one of their own."""
+    drawn = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (100, 3))
+    return np.array(COLOURS.get(name) or next(one for one in drawn if np.ptp(one) > 150), np.uint8)
 
 
 class FakeGenerator:
@@ -49,6 +50,7 @@ class FakeMasker:
     """A mask is every pixel of the first point's colour; proposals are the image's colours but grey."""
 
     fingerprint = "fake-masker"
+    proposals_fingerprint = "fake-proposals"
 
     def mask(self, image: np.ndarray, points: np.ndarray) -> np.ndarray:
         x, y = points[0].astype(int)

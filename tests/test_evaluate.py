@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
+from commands import refused, run
 from fakes import FakeGenerator, colour, fake_models
 from PIL import Image
 
@@ -57,17 +57,6 @@ def evaluated(folder: Path, output: Path, *words: object) -> np.ndarray:
     run("evaluate", "--dataset", folder, "--cache-dir", folder.parent / "cache", "--output", output, *words)
     about = json.loads((output / "run.json").read_text())
     return run_folder.evaluation(about, run_folder._results(output)[0]).confusions
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("rimjax: ")]
-    lines = [line for line in lines if not line.startswith("rimjax: warning")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_run_counts_what_a_plain_loop_counts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

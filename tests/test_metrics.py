@@ -1,5 +1,7 @@
 """Metrics against scikit-learn's, and the edges it doesn't have: ignored pixels and absent classes."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -22,6 +24,38 @@ def test_confusion_and_iou_equal_scikit_learns(dtype):
     expected = sklearn.metrics.jaccard_score(truth.ravel(), prediction.ravel(), labels=range(5), average=None)  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(iou_per_class(confusion), expected)
     assert mean_iou(confusion) == pytest.approx(np.mean(expected))
+
+
+def by_definition(truth: np.ndarray, prediction: np.ndarray, classes: int) -> list[Fraction | None]:
+    """Each class's intersection over union, from the sets of pixels that have it; None for a class that has none."""
+    counted = [(t, p) for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True) if t != 255]
+    sets = [[{at for at, pair in enumerate(counted) if pair[side] == one} for side in (0, 1)] for one in range(classes)]
+    return [Fraction(len(true & found), len(true | found)) if true | found else None for true, found in sets]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 21, 81])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 0.97, 1.0])
+def test_random_maps_with_ignored_pixels_equal_the_definition_and_scikit_learn(classes, ignored):
+    for seed in range(4):
+        rng = np.random.default_rng((seed, classes))
+        truth, prediction = (one.astype(np.uint8) for one in labels(seed, (13, 17), classes))
+        truth[rng.random(truth.shape) < ignored] = 255
+        confusion = confusion_matrix(truth, prediction, classes)
+        expected = by_definition(truth, prediction, classes)
+        found = iou_per_class(confusion)
+        assert [None if np.isnan(iou) else iou for iou in found] == [None if iou is None else float(iou) for iou in expected]
+        for background in (True, False):
+            present = [iou for iou in expected[0 if background else 1 :] if iou is not None]
+            mean = mean_iou(confusion, background)
+            if present:  # but for the roundings of a float sum of up to 81
+                assert mean == pytest.approx(float(sum(present) / len(present)), rel=81 * 2**-53, abs=0)
+            else:
+                assert np.isnan(mean)
+        counted = truth != 255
+        if counted.any():
+            present = [index for index, iou in enumerate(expected) if iou is not None]
+            scored = sklearn.metrics.jaccard_score(truth[counted], prediction[counted], labels=present, average=None)
+            assert np.array_equal(found[present], scored)
 
 
 def test_ignored_pixels_do_not_count_whatever_was_predicted():

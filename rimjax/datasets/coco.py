@@ -40,16 +40,22 @@ def label_folder(root: Path) -> Path:
     return below(root, "coco_stuff164k", "coco", ".") / "annotations/val2017"
 
 
+def image_folder(root: Path) -> Path:
+    """Where the images of val2017 are; FileNotFoundError if they aren't."""
+    images = label_folder(root).parent.parent / "images/val2017"
+    if not images.is_dir():
+        raise FileNotFoundError(f"{images}: no such folder; expected --data to hold coco_stuff164k/{{images,annotations}}/val2017")
+    return images
+
+
 def coco_object(root: Path) -> Dataset:
     """COCO Object on val2017: 80 things and the background, which is everything else."""
     labels = label_folder(root)
-    images = labels.parent.parent / "images/val2017"
-    if not images.is_dir():
-        raise FileNotFoundError(f"{images}: no such folder; expected --data to hold coco_stuff164k/{{images,annotations}}/val2017")
+    images = image_folder(root)
     if not any(labels.glob(f"*{SUFFIX}")):
         raise FileNotFoundError(f"{labels}/*{SUFFIX}: no such files; `rimjax convert-coco --data {root}` makes them")
     ids = sorted(path.stem for path in images.glob("*.jpg"))
-    items = pairs(ids, lambda one: images / f"{one}.jpg", lambda one: labels / f"{one}{SUFFIX}")
+    items = pairs(f"{images}/*.jpg", ids, lambda one: images / f"{one}.jpg", lambda one: labels / f"{one}{SUFFIX}")
     return Dataset("coco-object", THINGS, items, published_size=5000)
 
 
@@ -75,27 +81,37 @@ def outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no instance JSON, or has categories that COCO hasn't.
+        ValueError: it is no instance JSON, or has categories that COCO hasn't; or, when an image is drawn, one of its outlines is none.
+        ImportError: the `coco` extra is missing.
     """
-    from pycocotools.coco import COCO
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise ImportError(f'--instances needs pycocotools ({error}): pip install "rimjax[coco]"') from error
 
     if not instances.is_file():
         raise FileNotFoundError(f"{instances}: no such file; COCO calls it annotations/instances_val2017.json")
     with redirect_stdout(io.StringIO()):  # it prints how long it took
         try:
             index = COCO(str(instances))
-            images: Sequence[Mapping[str, Any]] = index.dataset["images"]
+            images = {
+                Path(one["file_name"]).stem: (int(one["id"]), (int(one["height"]), int(one["width"]))) for one in index.dataset["images"]
+            }
             things: Sequence[Mapping[str, Any]] = index.dataset["annotations"]
-            unknown = sorted({thing["category_id"] for thing in things} - set(CATEGORIES))
+            unknown = sorted({int(thing["category_id"]) for thing in things} - set(CATEGORIES))
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{instances}: not an instance JSON of COCO's ({error!r})") from error
     if unknown:
         raise ValueError(f"{instances}: category ids {unknown[:5]} are none of COCO's 80 things")
 
-    def draw(image: Mapping[str, Any]) -> np.ndarray:
-        drawn = np.zeros((image["height"], image["width"]), np.uint8)
-        for thing in sorted(index.loadAnns(index.getAnnIds(imgIds=[image["id"]])), key=lambda thing: -thing["area"]):
-            drawn[index.annToMask(thing) > 0] = 1 + CATEGORIES.index(thing["category_id"])
+    def draw(name: str) -> np.ndarray:
+        identity, size = images[name]
+        drawn = np.zeros(size, np.uint8)
+        try:
+            for thing in sorted(index.loadAnns(index.getAnnIds(imgIds=[identity])), key=lambda thing: -thing["area"]):
+                drawn[index.annToMask(thing) > 0] = 1 + CATEGORIES.index(thing["category_id"])
+        except Exception as error:  # pycocotools raises whatever Python does
+            raise ValueError(f"{instances}: can't draw the outlines of {name} ({error!r})") from error
         return drawn
 
-    return {Path(image["file_name"]).stem: partial(draw, image) for image in images}
+    return {name: partial(draw, name) for name in images}

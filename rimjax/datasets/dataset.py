@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,15 +95,24 @@ def read_labels(path: Path, background: bool = True) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             labels = np.array(picture, np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: unreadable or truncated labels ({error})") from error
     if not background:
         labels[labels == 0] = IGNORED
     return labels
 
 
-def pairs(ids: Iterable[str], image: Callable[[str], Path], labels: Callable[[str], Path], background: bool = True) -> tuple[Item, ...]:
+def pairs(
+    split: Path | str, ids: Iterable[str], image: Callable[[str], Path], labels: Callable[[str], Path], background: bool = True
+) -> tuple[Item, ...]:
     """Items from an image file and a label file for each id.
+
+    Args:
+        split: where the ids come from, for messages.
+        ids: of the images.
+        image: id -> its file.
+        labels: id -> its label PNG.
+        background: as of `read_labels`.
 
     Raises:
         FileNotFoundError: files are missing; the first is named.
@@ -110,9 +120,9 @@ def pairs(ids: Iterable[str], image: Callable[[str], Path], labels: Callable[[st
     """
     ids = list(ids)
     if not ids:
-        raise ValueError(f"{labels('').parent}: the split is empty")
-    if twice := sorted({one for one in ids if ids.count(one) > 1}) if len(set(ids)) < len(ids) else []:
-        raise ValueError(f"the split names {twice[0]} more than once")
+        raise ValueError(f"{split}: the split is empty")
+    if twice := [one for one, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{split}: the split holds {twice[0]} more than once")
     missing = [path for one in ids for path in (image(one), labels(one)) if not path.is_file()]
     if missing:
         more = f", and {len(missing) - 1} more of the split's files" if len(missing) > 1 else ""

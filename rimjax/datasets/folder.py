@@ -33,5 +33,5 @@ def folder(root: Path) -> Dataset:
         raise FileNotFoundError(f"{root / 'images'}: no such folder; expected {LAYOUT}")
     images = {path: path.stem for path in sorted((root / "images").iterdir()) if path.suffix.lower() in SUFFIXES}
     files = {stem: path for path, stem in images.items()}
-    items = pairs(images.values(), lambda one: files.get(one, root), lambda one: root / f"labels/{one}.png")
+    items = pairs(root / "images", images.values(), lambda one: files.get(one, root), lambda one: root / f"labels/{one}.png")
     return Dataset(root.resolve().name, classes, items, {name: words for name, words in split if words})

@@ -127,6 +127,8 @@ class MaskFormerMasker:
         with torch.inference_mode():
             found = self.model(pixel_values=pixels.to(self.device))
             likely = found.class_queries_logits[0].softmax(-1)[:, :-1].amax(-1) > config.threshold
+            if not likely.any():  # torch resizes no empty batch
+                return np.zeros((0, height, width), bool)
             masks = resize(found.masks_queries_logits[:, likely].float(), (height, width), mode="bilinear") > 0
         masks = masks[0].cpu().numpy()
         areas = masks.sum((1, 2))
