@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from rimjax.models.pretrained import load_model, load_tokenizer
 from rimjax.models.protocols import check_image
 
 
@@ -26,7 +27,8 @@ class ImageTextMatcher:
         batch_size: crops that go through at once.
 
     Raises:
-        ValueError: there is no such model in the directory, or it is damaged.
+        FileNotFoundError: there is no such directory.
+        ValueError: there is no such model in it, or it is damaged.
         ImportError: torch or transformers is missing.
     """
 
@@ -40,17 +42,13 @@ class ImageTextMatcher:
     ) -> None:
         try:
             import torch
-            from transformers import AutoTokenizer, CLIPModel
+            from transformers import CLIPModel
         except ImportError as error:
             raise ImportError(f'CLIP needs torch and transformers ({error}): pip install "rimjax[pipeline]"') from error
         self._torch, self._colours, self._batch_size = torch, (mean, std), batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = CLIPModel.from_pretrained(directory, local_files_only=True)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{directory}: no CLIP of transformers, or damaged ({str(error).splitlines()[0]})") from error
-        self.model: Any = model
+        self.model: Any = load_model(CLIPModel, directory, "CLIP")
+        self.tokenizer: Any = load_tokenizer(directory, "CLIP")
         self.model.to(self.device).eval()
         self.size: int = self.model.config.vision_config.image_size
 

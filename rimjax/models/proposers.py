@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from rimjax.models.pretrained import load_model
 from rimjax.models.protocols import Encoder, Masker, check_image, fingerprint
 
 
@@ -53,12 +54,17 @@ class CellMasker:
         return owner == np.arange(self.grid[0] * self.grid[1])[:, None, None]
 
 
+DIVISOR = 32
+"""Of a MaskFormer's input: its backbone's coarsest stride."""
+
+
 @dataclass(frozen=True)
 class MaskFormerConfig:
     """How a MaskFormer is run.
 
     Attributes:
-        input_size: pixels that the image's shorter side is resized to; None: the image as it is.
+        input_size: pixels that the image's shorter side is resized to; None: the image as it is. Either way both sides are then rounded up
+            to a multiple of 32, as transformers' own processor does, so that the masks' grid covers the image and no more.
         mean: of red, green and blue in 0..1, subtracted.
         std: of the same, divided by.
         threshold: least probability, of whichever class, that makes a query a region.
@@ -80,7 +86,8 @@ class MaskFormerMasker:
         device: of torch; default: "cuda" if there is one, else "cpu".
 
     Raises:
-        FileNotFoundError, ValueError: there is no such model in the directory, or it is damaged.
+        FileNotFoundError: there is no such directory.
+        ValueError: there is no such model in it, or it is damaged.
         ImportError: torch or transformers is missing.
     """
 
@@ -92,12 +99,8 @@ class MaskFormerMasker:
             raise ImportError(f'MaskFormer needs torch and transformers ({error}): pip install "rimjax[pipeline]"') from error
         self._torch, self.masker, self.config = torch, masker, config or MaskFormerConfig()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = MaskFormerForInstanceSegmentation.from_pretrained(directory, local_files_only=True, use_pretrained_backbone=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{directory}: no MaskFormer of transformers, or damaged ({str(error).splitlines()[0]})") from error
-        self.model: Any = model
-        self.model.to(self.device).eval()
+        self.model: Any = load_model(MaskFormerForInstanceSegmentation, directory, "MaskFormer", use_pretrained_backbone=False)
+        self.model.to(self.device)
 
     @property
     def fingerprint(self) -> str:
@@ -121,9 +124,10 @@ class MaskFormerMasker:
         resize = torch.nn.functional.interpolate
         mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in (config.mean, config.std))
         pixels = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255 - mean) / deviation
-        if config.input_size is not None:
-            scale = config.input_size / min(height, width)
-            pixels = resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))), mode="bilinear", antialias=True)
+        scale = 1 if config.input_size is None else config.input_size / min(height, width)
+        size = tuple(-(-max(1, int(side * scale)) // DIVISOR) * DIVISOR for side in (height, width))
+        if size != (height, width):
+            pixels = resize(pixels, size, mode="bilinear", antialias=True)
         with torch.inference_mode():
             found = self.model(pixel_values=pixels.to(self.device))
             likely = found.class_queries_logits[0].softmax(-1)[:, :-1].amax(-1) > config.threshold

@@ -1,0 +1,58 @@
+"""Models and tokenizers from a folder of transformers: whole, or an error that names the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
+"""Ends of the names of what a state dict may lack: inference reads none of them."""
+
+
+def load_model(kind: Any, directory: Path, what: str, **options: Any) -> Any:
+    """A model of transformers with every weight from the folder, for inference.
+
+    Args:
+        kind: its class.
+        directory: of config.json and the weights.
+        what: the model's name, for messages.
+        options: of `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no such model, or it is damaged.
+    """
+    with _naming(directory, what):
+        model, about = kind.from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)
+    lacking = sorted(key for key in about["missing_keys"] if not key.endswith(UNUSED))  # transformers would leave them random
+    if lacking:
+        few = f"it lacks {len(lacking)} weights, {lacking[0]} among them"
+        raise ValueError(f"{directory}: no {what} as transformers writes it, or damaged ({few})")
+    return model.eval()
+
+
+def load_tokenizer(directory: Path, what: str) -> Any:
+    """The tokenizer in a model's folder; raises as `load_model`."""
+    from transformers import AutoTokenizer
+
+    with _naming(directory, f"{what} tokenizer"):
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+@contextmanager
+def _naming(directory: Path, what: str) -> Iterator[None]:
+    from transformers.utils import logging
+
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such folder; expected a {what} as transformers writes it")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:  # of damaged files transformers and its libraries raise whatever Python does
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ValueError(f"{directory}: no {what} as transformers writes it, or damaged ({' '.join(lines[:2])})") from error
+    finally:
+        logging.set_verbosity(before)
