@@ -17,10 +17,12 @@ PROPOSERS = {
 
 def main(experiment: Experiment) -> None:
     rows, models = [], None
-    for name, (paper, proposer) in PROPOSERS.items():
-        models = experiment.models(proposer=proposer[experiment.preset])
-        found = experiment.evaluate(experiment.regions_of(models), {name: (experiment.bank(models), models.segmentation)})
-        rows.append(Row(name, paper, found[name]))
+    for configuration in ("rimjax", "paper"):
+        for name, (paper, proposer) in PROPOSERS.items():
+            models = experiment.models(configuration, proposer=proposer[experiment.preset])
+            found = experiment.evaluate(experiment.regions_of(models), {name: (experiment.bank(models), models.segmentation)})
+            title = name if configuration == "paper" else f"{name}, rimjax configuration"
+            rows.append(Row(title, paper if configuration == "paper" else "", found[name]))
     experiment.table("table4", rows, models=models)
 
 

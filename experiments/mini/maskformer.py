@@ -21,8 +21,15 @@ BACKBONE = {
     "layer_type": "basic",
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
-DECODER = {"d_model": 64, "encoder_layers": 0, "decoder_layers": 3, "decoder_ffn_dim": 256, "decoder_attention_heads": 4, "num_queries": 16}
-DECODER |= {"dropout": 0.0}  # with the usual 0.1 the queries told themselves apart by it, and were all alike once it was off
+DECODER = {
+    "d_model": 64,
+    "encoder_layers": 0,
+    "decoder_layers": 3,
+    "decoder_ffn_dim": 256,
+    "decoder_attention_heads": 4,
+    "num_queries": 16,
+    "dropout": 0.0,  # at the usual 0.1 the queries told themselves apart by it, and were all alike once it was off
+}
 
 
 def build() -> MaskFormerForInstanceSegmentation:
