@@ -27,6 +27,7 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
     Raises:
         FileNotFoundError: there is no such source.
         ValueError: the destination is there already, or the source isn't such a model, is damaged, or holds code.
+        OSError: the destination can't be written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -52,9 +53,11 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
             save_vit(*ported, temporary)
         lines = [f"{sha256(path)}  {destination.name / path.relative_to(temporary)}\n" for path in _files(temporary)]
         temporary.rename(destination)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a full disk doesn't say where
+            raise OSError(f"{destination}: can't be written ({error.strerror})") from error
         raise
     _record(destination).write_text("".join(lines))
 

@@ -127,7 +127,9 @@ def fetch(source: Source, folder: Path) -> Path:
             return _fetch_url(source.url, source.files[0], folder / source.becomes)
         assert source.repo is not None
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import logging
 
+        logging.set_verbosity_error()  # else it tells of every try again, at length
         root = Path()
         for file in source.files:
             path = Path(hf_hub_download(source.repo, file.path, revision=source.revision))
