@@ -163,6 +163,22 @@ class Experiment:
         self.write_picture(name, draw.grid(pictures, 2))
         self.write_csv(name, [("image", *(f"mIoU, {title}" for title in segmented)), *rows])
 
+    def compare(self, name: str, stage: str, choices: Mapping[str, tuple[str, Mapping[str, str | None]]]) -> None:
+        """Write the table of one stage's choices, each under the paper's and the `rimjax` configuration.
+
+        Args:
+            name: of the table.
+            stage: "encoder" or "proposer".
+            choices: title -> the paper's figure, and the choice's name in each preset.
+        """
+        rows, models = [], None
+        for configuration, suffix in (("rimjax", ", rimjax configuration"), ("paper", "")):
+            for title, (paper, choice) in choices.items():
+                models = self.models(configuration, **{stage: choice[self.preset]})
+                found = self.evaluate(self.regions_of(models), {title: (self.bank(models), models.segmentation)})
+                rows.append(Row(title + suffix, "" if suffix else paper, found[title]))
+        self.table(name, rows, models=models)
+
     # ---- what comes out
 
     @property

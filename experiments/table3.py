@@ -6,7 +6,7 @@ Paper:    CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5. Not
           DINOv2, the keys of the last layer), and which block and noise of the UNet (here DIFT's, see rimjax/models/unet_features.py).
 """
 
-from harness import Experiment, Row, start
+from harness import Experiment, start
 
 ENCODERS = {
     "CLIP": ("42.0", {"mini": "mini-clip", "paper": "clip-vit-b-16"}),
@@ -17,14 +17,7 @@ ENCODERS = {
 
 
 def main(experiment: Experiment) -> None:
-    rows, models = [], None
-    for configuration in ("rimjax", "paper"):
-        for name, (paper, encoder) in ENCODERS.items():
-            models = experiment.models(configuration, encoder=encoder[experiment.preset])
-            found = experiment.evaluate(experiment.regions_of(models), {name: (experiment.bank(models), models.segmentation)})
-            title = name if configuration == "paper" else f"{name}, rimjax configuration"
-            rows.append(Row(title, paper if configuration == "paper" else "", found[name]))
-    experiment.table("table3", rows, models=models)
+    experiment.compare("table3", "encoder", ENCODERS)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Paper:    none (pixels against references) 42.0, MaskFormer trained on COCO-Stuf
           encoder's feature grid.
 """
 
-from harness import Experiment, Row, start
+from harness import Experiment, start
 
 PROPOSERS = {
     "none: feature cells": ("42.0", {"mini": "cells", "paper": "cells"}),
@@ -16,14 +16,7 @@ PROPOSERS = {
 
 
 def main(experiment: Experiment) -> None:
-    rows, models = [], None
-    for configuration in ("rimjax", "paper"):
-        for name, (paper, proposer) in PROPOSERS.items():
-            models = experiment.models(configuration, proposer=proposer[experiment.preset])
-            found = experiment.evaluate(experiment.regions_of(models), {name: (experiment.bank(models), models.segmentation)})
-            title = name if configuration == "paper" else f"{name}, rimjax configuration"
-            rows.append(Row(title, paper if configuration == "paper" else "", found[name]))
-    experiment.table("table4", rows, models=models)
+    experiment.compare("table4", "proposer", PROPOSERS)
 
 
 if __name__ == "__main__":
