@@ -115,7 +115,8 @@ def relation_aware_similarity(
     check_features(regions=regions, prototypes=prototypes, classes=classes)
     p, r, c = len(regions), len(prototypes), len(classes)
     elements = working_elements(max_bytes, p * r, (p, r, c, classes.shape[1]))
-    check_finite(regions=regions, prototypes=prototypes, classes=classes)
+    for name, rows in {"regions": regions, "prototypes": prototypes, "classes": classes}.items():
+        check_finite(name, rows)
     settings = _placed(settings, regions, elements)
     return relation_matrix(regions, prototypes, classes, temperature, key, settings)
 
@@ -157,32 +158,32 @@ def match(
     valid = np.ones(len(features), bool) if valid is None else valid
     if np.shape(valid) != (len(features),) or valid.dtype != bool:
         raise ValueError(f"regions.valid must hold one bool per region, P={len(features)}, got {valid.dtype}{list(np.shape(valid))}")
-    count, sharded = len(features), sharding_of(features) is not None
+    count = len(features)
     traced = isinstance(features, Tracer) or isinstance(valid, Tracer)
-    padded = count if traced or sharded else bucket_size(count)
+    padded = count if traced or sharding_of(features) else bucket_size(count)
     r, c = len(bank.prototypes), len(bank.classes)
     elements = working_elements(max_bytes, padded * min(top_k or c, c), (padded, r, c, features.shape[1]))
-    if not traced:
+    check_finite("regions", features, valid)
+    check_finite("prototypes", bank.prototypes)
+    check_finite("classes", bank.classes)
+    if padded > count:
         features, valid = _padded(features, valid, padded)
-    check_finite(regions=features, prototypes=bank.prototypes, classes=bank.classes)
     settings = _placed(settings, features, elements)
     bank = replace(bank, names=(), encoder="", whitening=None)  # other names: no other compilation
     result = match_regions(features, valid, bank, temperature, key, settings)
     if padded == count:
         return result
+    if isinstance(features, jax.Array):
+        return jax.tree.map(lambda leaf: leaf[:count], result)
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:count]), result)  # on the host, where slicing compiles nothing
 
 
 def _padded(features: AnyArray, valid: AnyArray, size: int) -> tuple[AnyArray, AnyArray]:
-    """Rows up to `size`, and zeros in place of what invalid rows hold: on the device for a device's array, else on the host."""
-    more = size - len(features)
+    """Invalid rows up to `size`: on the device for a device's array, else on the host."""
     if isinstance(features, jax.Array):
-        features = jnp.where(jnp.asarray(valid)[:, None], features, 0)
-        return (jnp.pad(features, ((0, more), (0, 0))), jnp.pad(jnp.asarray(valid), (0, more))) if more else (features, valid)
-    features, valid = np.asarray(features), np.asarray(valid)
-    if not valid.all():
-        features = np.where(valid[:, None], features, np.zeros((), features.dtype))
-    padded = pad_regions(Regions(features, None, valid), size)
+        more = size - len(features)
+        return jnp.pad(features, ((0, more), (0, 0))), jnp.pad(jnp.asarray(valid), (0, more))
+    padded = pad_regions(Regions(features, None, np.asarray(valid)), size)
     return padded.features, padded.valid
 
 

@@ -8,7 +8,7 @@ early, so that all have one size and nothing needs padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -113,11 +113,10 @@ def _relation_to(
 ) -> tuple[Callable[[Float[Array, "X D"]], Float[Array, "P X"]], int]:
     """The similarity of these regions to any prototypes, and how many prototypes to pass at a time."""
     n = agents.shape[1]
-    picked = jnp.take_along_axis(cosines, agents, axis=1)
-    own = [jnp.where(jnp.arange(n) == i, picked, 0).sum(axis=1) for i in range(n)]  # N arrays: as columns of one, they too stop XLA's vectoriser
+    own = jnp.take_along_axis(cosines, agents, axis=1)
     if agents.size < len(classes):  # a huge vocabulary: only the classes that are anyone's agents
         used, agents = jnp.unique(agents, return_inverse=True, size=agents.size, fill_value=0)
-        classes, agents = classes[used], agents.reshape(picked.shape)
+        classes, agents = classes[used], agents.reshape(own.shape)
     relation = partial(
         rankings.relation,
         temperature=temperature,
@@ -130,12 +129,13 @@ def _relation_to(
     def similarities(prototypes: Float[Array, "X D"]) -> Float[Array, "P X"]:
         table = _cosines(classes, prototypes)
 
-        def references(agents: Int[Array, "*regions N"]) -> list[Float[Array, "*regions X"]]:
-            # One gather for each agent: out of one array of all, XLA's loop isn't vectorised, and takes 8 times as long.
-            return [table.at[agents[..., i]].get(mode="promise_in_bounds") for i in range(n)]
+        def references(agents: Iterable[Int[Array, " *regions"]]) -> list[Float[Array, "*regions X"]]:
+            return [table.at[agent].get(mode="promise_in_bounds") for agent in agents]
 
-        if unrolled:  # one elementwise loop over all pairs, with no temporary array
-            return relation([cosine[:, None] for cosine in own], references(agents))
+        if unrolled:
+            # One elementwise loop over all pairs, with no temporary array. Each agent is gathered alone, and the arrays are taken apart by
+            # iterating over them: indexed ([:, i]), or gathered as one array, they keep XLA from vectorising the loop, 8 times slower.
+            return relation([cosine[:, None] for cosine in own.T], references(agents.T))
         return lax.map(lambda region: relation([cosine[None] for cosine in region[0]], references(region[1])), (own, agents))
 
     size = max(128, settings.elements // (4 * len(classes)))

@@ -49,9 +49,13 @@ def weigh(cosines: Numbers, temperature: Array, score_map: ScoreMap) -> Numbers:
 
 
 def scaled(weights: Float[Array, " N"]) -> Float[Array, " N"]:
-    """Weights over their maximum, and no less than `_FLOOR`. Rankings don't depend on scale, so no gradient runs through the maximum."""
+    """Weights over a power of two, which rounds nothing, so that the largest is in [1, 2); no weight is less than `_FLOOR` of it.
+
+    Rankings don't depend on scale, so no gradient runs through the largest.
+    """
     top = lax.stop_gradient(weights.max())
-    return jnp.maximum(weights / jnp.where(top > 0, top, 1), _FLOOR)
+    power = jnp.where(top > 0, top / (2 * jnp.frexp(top)[0]), 1)
+    return jnp.maximum(weights / power, _FLOOR * jnp.maximum(top / power, 1))
 
 
 def ranking_similarity(s: Numbers, r: Numbers, measure: Measure, method: Method) -> Array:
