@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from oracle import TOLERANCE, cosine_similarity, features, make_bank, oracle_relation, oracle_similarity
+from oracle import TOLERANCE, assert_same, cosine_similarity, features, make_bank, oracle_relation, oracle_similarity
 
 from rimjax import match as m
-from rimjax.types import ReferenceBank
+from rimjax.match import blocks
+from rimjax.match.arguments import Settings
+from rimjax.types import ReferenceBank, Regions
 
 
 @pytest.mark.parametrize("method", ["lattice", "enumerate"])
@@ -60,12 +62,85 @@ def test_low_precision_inputs_are_computed_in_float32():
     np.testing.assert_array_equal(got.labels, expected.labels)
 
 
-def test_blocks_of_references_change_nothing(monkeypatch):
-    s, r = np.random.default_rng(4).uniform(0.1, 1, (3, 1)), np.random.default_rng(5).uniform(0.1, 1, (3, 23))
-    whole = m._in_blocks(jnp.asarray(s), jnp.asarray(r), "lattice")
-    monkeypatch.setattr(m, "_BLOCK_ELEMENTS", 8 * 6 * 5)  # five references at a time
-    blocked = m._in_blocks(jnp.asarray(s), jnp.asarray(r), "lattice")
-    np.testing.assert_allclose(blocked, whole, atol=TOLERANCE)
+def large_bank(classes=150, prototypes=400):
+    """More classes and prototypes than a block has columns, their owners in no order, and two classes without any."""
+    rows, more, (owners,) = *features(31, classes, prototypes), np.random.default_rng(32).integers(1, classes - 1, (1, prototypes))
+    return ReferenceBank(jnp.asarray(more), jnp.asarray(owners), jnp.asarray(rows), ())
+
+
+LITTLE = 4 * (50 * 400 + 150 * 16) + 4 * 4 * 8 * 150  # bytes: room for the largest result below, and for eight regions at a time
+
+
+@pytest.mark.parametrize("num_agents", [4, 7])
+def test_blocks_change_no_similarity(num_agents):
+    bank = large_bank()
+    (regions,) = features(33, 50)
+    whole, blocked = (
+        m.relation_aware_similarity(regions, bank.prototypes, bank.classes, num_agents=num_agents, max_bytes=limit)
+        for limit in (1 << 30, LITTLE)
+    )
+    np.testing.assert_allclose(blocked, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("candidates", ["all", "agents"])
+@pytest.mark.parametrize("similarity", ["relation", "cosine"])
+def test_blocks_change_no_class_scores(similarity, candidates):
+    bank = large_bank()
+    (regions,) = features(34, 50)
+    settings = dict(similarity=similarity, candidates=candidates)
+    whole, blocked = (m.match(regions, bank, max_bytes=limit, **settings) for limit in (1 << 30, LITTLE))
+    assert_same(whole, blocked)
+    assert (np.asarray(whole.scores)[:, [0, -1]] == -1).all(), "classes without prototypes can't win"
+    if similarity == "cosine" and candidates == "all":
+        cosines, owners = cosine_similarity(regions, bank.prototypes), np.asarray(bank.owners)
+        expected = np.stack([cosines[:, owners == c].mean(axis=1) for c in sorted(set(owners.tolist()))], axis=1)
+        np.testing.assert_allclose(np.asarray(whole.scores)[:, sorted(set(owners.tolist()))], expected, atol=1e-6)
+
+
+def test_the_compiled_program_keeps_to_its_blocks():
+    settings = Settings(4, "cosine", "lattice", "clip", "top", top_k=5, elements=8 * 400)
+    lowered = blocks.match_regions.lower(jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), 0.1, None, settings)
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 1 << 20, "P x R would be 6.4 MB, P x C 2.4 MB"
+
+
+@pytest.mark.parametrize("candidates", ["all", "agents"])
+def test_top_k_are_the_best_of_all_the_winner_first(candidates):
+    bank = large_bank()
+    (regions,) = features(35, 50)
+    valid = np.arange(50) != 3
+    full = m.match(Regions(regions, None, valid), bank, candidates=candidates)
+    for limit in (1 << 30, LITTLE):
+        best = m.match(Regions(regions, None, valid), bank, candidates=candidates, top_k=6, max_bytes=limit)
+        np.testing.assert_array_equal(best.labels, full.labels)
+        np.testing.assert_array_equal(np.asarray(best.classes)[valid, 0], np.asarray(full.labels)[valid])
+        picked = np.take_along_axis(np.asarray(full.scores), np.asarray(best.classes), axis=1)
+        np.testing.assert_allclose(best.scores, picked, atol=1e-6)
+        np.testing.assert_allclose(np.sort(best.scores)[:, ::-1], np.sort(full.scores)[:, :-7:-1], atol=1e-6)
+    assert m.match(regions, make_bank(), top_k=99).scores.shape == (50, 6)
+
+
+def test_top_k_starts_with_the_label_where_scores_tie():
+    classes = np.eye(4, dtype=np.float32)
+    bank = ReferenceBank.create(classes[[0, 1, 2, 2]], np.arange(4), classes, ("background", "a", "b", "twin of b"))
+    found = m.match(classes[2:3], bank, top_k=2)
+    assert found.labels.tolist() == [2] and found.classes is not None and found.classes.tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("measure", ["bhattacharyya", "pearson", "kl"])
+def test_measures_of_regions_equal_the_oracle(measure):
+    arrays = features(36, 5, 7, 9)
+    got = m.relation_aware_similarity(*arrays, measure=measure, score_map="shift")
+    # A cosine's rounding of 1e-7, over the weights' differences of 0.1 that pearson measures
+    np.testing.assert_allclose(got, oracle_relation(*arrays, measure=measure, score_map="shift"), atol=1e-4)
+
+
+def test_a_class_that_may_not_win_is_below_every_divergence():
+    bank = make_bank(37, classes=12, per_class=1)
+    (regions,) = features(38, 8)
+    found = m.match(regions, bank, measure="kl", candidates="agents", num_agents=2)
+    is_agent = (np.arange(12) == np.asarray(found.agents)[:, :, None]).any(axis=1)
+    assert np.isneginf(np.asarray(found.scores)[~is_agent]).all() and np.isfinite(np.asarray(found.scores)[is_agent]).all()
+    assert is_agent[np.arange(8), found.labels].all()
 
 
 def test_agents_are_the_nearest_class_references_best_first():
@@ -102,11 +177,26 @@ def test_zero_vectors_have_finite_gradients():
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("score_map", ["clip", "exp"])
+@pytest.mark.parametrize("score_map", ["clip", "exp", "shift"])
 def test_gradients_through_features(score_map):
     regions, prototypes, classes = (jnp.abs(jnp.asarray(a)) for a in features(10, 2, 3, 2, dim=6))  # clear of clip's kink at 0
     function = lambda r, p, c: m.relation_aware_similarity(r, p, c, num_agents=2, score_map=score_map, temperature=0.5)  # noqa: E731
     check_grads(function, (regions, prototypes, classes), order=1, modes=("rev",), eps=1e-2, atol=1e-2, rtol=1e-2)
+
+
+def test_gradients_through_blocks():
+    bank = large_bank(classes=140, prototypes=200)
+    (regions,) = features(39, 20)
+    weights = jnp.asarray(np.random.default_rng(40).normal(size=(20, 200)))
+
+    def gradients(limit):
+        total = lambda *arrays: (weights * m.relation_aware_similarity(*arrays, num_agents=2, max_bytes=limit)).sum()  # noqa: E731
+        return jax.grad(total, argnums=(0, 1, 2))(jnp.asarray(regions), bank.prototypes, bank.classes)
+
+    little = 4 * (20 * 200 + 140 * 16) + 4 * 4 * 8 * 140  # eight regions, and 128 prototypes, at a time
+    for whole, blocked in zip(gradients(1 << 30), gradients(little), strict=True):
+        np.testing.assert_allclose(blocked, whole, atol=1e-4)  # sums of up to 4000 gradients, in another order
+        assert np.abs(whole).max() > 1e-2
 
 
 def test_cosine_mode_is_plain_cosine_matching():

@@ -1,7 +1,9 @@
 """How the kernels are called: padding, tracing, and errors that name the argument."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,7 +43,7 @@ def test_no_regions_give_empty_results():
 
 
 def test_many_images_compile_a_handful_of_times():
-    rng, compilations = np.random.default_rng(0), m._match._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    rng, compilations = np.random.default_rng(0), blocks.match_regions._cache_size  # pyright: ignore[reportAttributeAccessIssue]
     before = compilations()
     for seed, count in enumerate(rng.integers(1, 33, 40)):
         bank = make_bank(23, dim=5)
@@ -87,6 +89,69 @@ def test_vmap_equals_loop():
     np.testing.assert_allclose(jax.vmap(m.permutation_similarity)(s, r), looped, atol=TOLERANCE)
 
 
+def test_a_devices_array_gives_what_numpys_does():
+    bank = make_bank(28)
+    (rows,) = features(29, 11)
+    valid = np.arange(11) != 4
+    rows[4] = np.nan
+    plain = m.match(Regions(rows, None, valid), bank)
+    assert_same(m.match(Regions(jnp.asarray(rows), None, jnp.asarray(valid)), bank), plain)
+    assert plain.labels.shape == (11,)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_agents": 7}, {"top_k": 3}, {"similarity": "cosine"}, {"measure": "kl", "score_map": "exp"}])
+def test_it_lowers_for_gpu_and_tpu(settings):
+    bank = make_bank(30, classes=9)
+    exported = jax.export.export(jax.jit(lambda rows: m.match(rows, bank, **settings).labels), platforms=("cuda", "tpu"))(
+        jnp.ones((40, 16))
+    )
+    assert [(leaf.shape, leaf.dtype) for leaf in exported.out_avals] == [((40,), jnp.int32)]
+
+
+SHARDED = """
+import re, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from oracle import features, make_bank
+from rimjax import match as m
+from rimjax.match import blocks
+from rimjax.match.arguments import Settings
+from rimjax.types import Regions
+bank = make_bank(1, classes=12)
+rows, valid = features(2, 64)[0], np.arange(64) % 7 != 3
+def check(devices, **settings):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("regions",))
+    place = lambda array: jax.device_put(array, NamedSharding(mesh, PartitionSpec("regions")))
+    plain, sharded = (m.match(Regions(f(rows), None, f(valid)), bank, **settings) for f in (np.asarray, place))
+    np.testing.assert_array_equal(sharded.labels, plain.labels)
+    np.testing.assert_array_equal(sharded.agents, plain.agents)
+    np.testing.assert_allclose(sharded.scores, plain.scores, atol=1e-6)
+    similarity = m.relation_aware_similarity(place(rows), bank.prototypes, bank.classes)
+    np.testing.assert_allclose(similarity, m.relation_aware_similarity(rows, bank.prototypes, bank.classes), atol=1e-6)
+    for array in (sharded.labels, sharded.scores, similarity):
+        assert len(array.sharding.device_set) == devices and array.addressable_shards[0].data.shape[0] == 64 // devices
+    chosen = Settings(4, "cosine", "lattice", "clip", "top", mesh=mesh, axes="regions")
+    arguments = [place(rows), bank.prototypes, bank.classes, 0.1, None]
+    program = blocks.relation_matrix.lower(*arguments, settings=chosen).compile().as_text()
+    program += blocks.match_regions.lower(arguments[0], place(valid), bank, 0.1, None, settings=chosen).compile().as_text()
+    assert f"f32[{64 // devices},16]" in program
+    assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", program)
+for devices in (1, 2, 4, 8):
+    check(devices)
+check(8, top_k=3, agent_policy="random", key=jax.random.key(0))
+check(8, num_agents=7)
+print("equal on", len(jax.devices()))
+"""
+
+
+def test_regions_sharded_over_eight_devices():
+    """Labels are those of one device, each device keeps its own regions, and the compiled program sends nothing."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "equal on 8"
+
+
 def test_a_bank_and_regions_are_pytrees():
     bank = make_bank()
     doubled = jax.tree.map(lambda leaf: leaf * 2, bank)
@@ -110,14 +175,22 @@ def call(regions=None, prototypes=None, classes=None, **settings):
         (dict(num_agents=9, method="enumerate"), "num_agents must be at most 8 .*lattice"),
         (dict(method="exact"), "method must be one of lattice, enumerate"),
         (dict(score_map="softmax"), "score_map must be one of"),
+        (dict(measure="euclid"), "measure must be one of cosine, bhattacharyya, pearson, kl"),
+        (dict(num_agents=2.0), "num_agents must be an integer"),
+        (dict(num_agents=True), "num_agents must be an integer"),
         (dict(agent_policy="best"), "agent_policy must be one of"),
         (dict(agent_policy="random"), "key must be given"),
-        (dict(temperature=0.0), "temperature must be positive"),
-        (dict(temperature=float("nan")), "temperature must be positive"),
+        (dict(temperature=0.0), "temperature must be one positive"),
+        (dict(temperature=-0.1), "temperature must be one positive"),
+        (dict(temperature=np.ones(2)), "temperature must be one positive"),
+        (dict(temperature=float("nan")), "temperature must be one positive"),
         (dict(regions=np.ones(16)), "regions must have shape"),
         (dict(prototypes=np.ones((3, 7))), "prototypes must have the feature size"),
         (dict(classes=np.ones((3, 7))), "classes must have the feature size"),
         (dict(classes=np.ones((0, 16))), "classes must have shape"),
+        (dict(regions=np.ones((2, 16), int)), "regions must hold floats, got int64"),
+        (dict(prototypes=np.ones((2, 16), bool)), "prototypes must hold floats, got bool"),
+        (dict(regions=np.ones((3, 2, 16))), "regions must have shape"),
         (dict(regions=np.full((2, 16), np.nan)), "regions must be finite"),
         (dict(prototypes=np.full((2, 16), np.inf)), "prototypes must be finite"),
         (dict(classes=jnp.full((2, 16), jnp.nan)), "classes must be finite"),
@@ -142,6 +215,8 @@ def test_too_much_memory_is_refused_before_it_is_taken():
         (dict(candidates="top"), "candidates must be one of"),
         (dict(num_agents=0), "num_agents"),
         (dict(max_bytes=10), "max_bytes: P=8 regions"),
+        (dict(top_k=0), "top_k must be None or an integer"),
+        (dict(top_k=2.5), "top_k must be None or an integer"),
     ],
 )
 def test_match_names_its_bad_arguments(arguments, message):
@@ -149,11 +224,22 @@ def test_match_names_its_bad_arguments(arguments, message):
         m.match(features(0, 2)[0], make_bank(), **arguments)
 
 
+def test_parts_that_dont_fit_each_other_are_named():
+    rows, bank = features(0, 3)[0], make_bank()
+    for valid in (np.ones(2, bool), np.ones(3), np.ones((3, 1), bool)):
+        with pytest.raises(ValueError, match=r"regions.valid must hold one bool per region, P=3"):
+            m.match(Regions(rows, None, valid), bank)
+    for owners in (np.zeros(4, int), np.zeros(18), np.zeros((18, 1), int)):
+        with pytest.raises(ValueError, match=r"bank.owners must hold one integer per prototype, R=18"):
+            m.match(rows, ReferenceBank(bank.prototypes, owners, bank.classes, ()))  # pyright: ignore[reportArgumentType]
+
+
 def test_nan_raises_in_match_and_passes_through_a_trace():
     rows = features(0, 2)[0]
     rows[0, 0] = np.nan
-    with pytest.raises(ValueError, match="regions must be finite"):
-        m.match(rows, make_bank())
+    for broken in (rows, jnp.asarray(rows), jnp.asarray(rows, jnp.bfloat16)):
+        with pytest.raises(ValueError, match="regions must be finite"):
+            m.match(broken, make_bank())
     traced = jax.jit(lambda rows: m.match(rows, make_bank(), num_agents=1, similarity="cosine"))(rows)
     assert np.isnan(traced.scores[0]).all() and np.isfinite(traced.scores[1]).all()
     assert traced.labels[0] == -1 and traced.labels[1] >= 0

@@ -1,4 +1,4 @@
-"""One pair of weight vectors: the lattice and the enumeration against the float64 oracle, for every measure, and what must hold of any answer."""
+"""One pair of weight vectors: lattice and enumeration against the float64 oracle, for every measure, and what any answer must keep to."""
 
 import itertools
 

@@ -11,7 +11,7 @@ distributions is a recursion over the subsets S of the agents, exact in O(2^N N)
     <P(.|s), P(.|r)> = F(all),    F(empty) = 1,    F(S) = sum_{i in S} s_i/s(S) * r_i/r(S) * F(S \\ {i}),    s(S) = sum_{i in S} s_i
 
 `method="lattice"` is this recursion; `method="enumerate"` is the paper's formula as printed, and the lattice's oracle in the tests.
-Here are the public functions; `rankings` compares one pair, `blocks` goes over many, `arguments` checks. docs/match.md has it all at length.
+Here are the public functions; `rankings` compares one pair, `blocks` goes over many, `arguments` checks. docs/match.md says more.
 """
 
 from __future__ import annotations

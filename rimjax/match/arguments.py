@@ -85,11 +85,12 @@ def check_bank(bank: ReferenceBank) -> None:
 
 
 def check_finite(name: str, rows: Any, valid: Any = None) -> None:
-    """Values, of the valid rows, can be looked at outside of a trace only. A device's arrays are looked at where they are, without a copy."""
+    """Of the valid rows. A trace's values can't be looked at; a device's arrays are looked at where they are, without a copy."""
     if isinstance(rows, Tracer) or isinstance(valid, Tracer):
         return
     if isinstance(rows, jax.Array):
-        finite = _all_finite(rows, valid)
+        with jax.ensure_compile_time_eval():  # known already, if a trace closes over it
+            finite = bool(_all_finite(rows, valid))
     else:
         rows = np.asarray(rows, np.float32)
         finite = np.isfinite(rows if valid is None else rows[np.asarray(valid)]).all()

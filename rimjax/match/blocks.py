@@ -1,8 +1,8 @@
 """P regions against R prototypes, compiled: agents, similarities, class scores, labels; in blocks of regions, and of prototypes.
 
-A block's temporary arrays have at most `settings.elements` elements each, whatever P, R and C are: its cosines to the classes are [rows, C],
-its similarities [rows, columns], the cosines of the classes in use to the prototypes [classes, columns]. The last block starts
-early, so that all have one size and nothing needs padding.
+A block's temporary arrays have at most `settings.elements` elements each, whatever P, R and C are: its cosines to the classes are
+[rows, C], its similarities [rows, columns], the cosines of the classes in use to the prototypes [classes, columns]. The last block
+starts early, so that all have one size and nothing needs padding.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _class_means(
 
 
 def _over_regions(function: Callable[[Any, Any], Any], rows: Any, shared: Any, widest: int, settings: Settings) -> Any:
-    """function(rows, shared), over so many rows at a time that `widest` columns of them keep to `settings.elements`; on every device its own."""
+    """function(rows, shared), for so many rows at a time that `widest` columns keep to `settings.elements`; each device does its own."""
     if settings.mesh is not None:
         own, whole = PartitionSpec(settings.axes), PartitionSpec()
         local = partial(_over_regions, function, widest=widest, settings=replace(settings, mesh=None, axes=None))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce
 from operator import add
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -127,10 +126,10 @@ def _unrolled(s: Numbers, r: Numbers, step: Step, single: float) -> Array:
 
 def _by_level(s: Numbers, r: Numbers, step: Step, single: float) -> Array:
     """The same, all subsets of one size at a time: few operations to compile, whatever N."""
-    s, r = jnp.stack(s), jnp.stack(r)
-    value = jnp.full_like(s * r, single)
+    all_s, all_r = jnp.stack(s), jnp.stack(r)
+    value = jnp.full_like(all_s * all_r, single)
     for members, without in _levels(len(s)):
-        value = step([s[i] for i in members.T], [r[i] for i in members.T], [value[rest] for rest in without.T])
+        value = step([all_s[i] for i in members.T], [all_r[i] for i in members.T], [value[rest] for rest in without.T])
     return value[0]
 
 
@@ -162,7 +161,7 @@ def _enumerated(s: Numbers, r: Numbers, measure: Measure) -> Array:
     return _normalised((p * q).sum(axis=0), (p * p).sum(axis=0), (q * q).sum(axis=0))
 
 
-def ranking_probabilities(weights: Float[Array, "N *pairs"]) -> Float[Array, "rankings *pairs"]:
+def ranking_probabilities(weights: Float[Array, "N ..."]) -> Float[Array, "rankings ..."]:
     """Eq. 7, one ranking per row."""
     orders = np.array(list(itertools.permutations(range(len(weights)))), np.int32)
     ranked = weights[orders]  # [N!, N, ...]
