@@ -49,6 +49,7 @@ def relation_matrix(
         rows: tuple[Float[Array, "P D"], Int[Array, " P"]], bank: tuple[Float[Array, "R D"], Float[Array, "C D"], Any, Any]
     ) -> Float[Array, "P R"]:
         prototypes, classes, temperature, key = bank
+        classes = _unit(classes)
         cosines = _cosines(rows[0], classes)
         agents = _choose_agents(cosines, rows[1], settings, key)
         similarities, size = _relation_to(cosines, agents, classes, temperature, settings)
@@ -75,12 +76,13 @@ def match_regions(
     def block(rows: tuple[Float[Array, "P D"], Bool[Array, " P"], Int[Array, " P"]], bank: tuple[ReferenceBank, Any, Any]) -> Match:
         references, temperature, key = bank
         features, valid, index = jnp.where(rows[1][:, None], rows[0], 0), rows[1], rows[2]
-        cosines = _cosines(features, references.classes)
+        classes = _unit(references.classes)
+        cosines = _cosines(features, classes)
         agents = _choose_agents(cosines, index, settings, key)
         if settings.similarity == "relation":
-            similarities, size = _relation_to(cosines, agents, references.classes, temperature, settings)
+            similarities, size = _relation_to(cosines, agents, classes, temperature, settings)
         else:
-            similarities, size = partial(_cosines, features), _COLUMNS
+            similarities, size = lambda prototypes: _cosines(features, _unit(prototypes)), _COLUMNS
         scores, sizes = _class_means(similarities, size, references)
         may_win = jnp.broadcast_to(sizes > 0, scores.shape)
         if settings.candidates == "agents":
@@ -127,7 +129,7 @@ def _relation_to(
     unrolled = settings.method == "lattice" and n <= rankings.UNROLLED
 
     def similarities(prototypes: Float[Array, "X D"]) -> Float[Array, "P X"]:
-        table = _cosines(classes, prototypes)
+        table = jnp.matmul(classes, _unit(prototypes).T, precision=lax.Precision.HIGHEST)
 
         def references(agents: Iterable[Int[Array, " *regions"]]) -> list[Float[Array, "*regions X"]]:
             return [table.at[agent].get(mode="promise_in_bounds") for agent in agents]
@@ -213,8 +215,20 @@ def _starts(count: int, size: int) -> tuple[Int[Array, " blocks"], Int[Array, " 
 # ---- cosines and agents
 
 
-def _cosines(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:
-    return jnp.matmul(_unit(a), _unit(b).T, precision=lax.Precision.HIGHEST)
+def _cosines(x: Float[Array, "A D"], unit: Float[Array, "B D"]) -> Float[Array, "A B"]:
+    """To rows of length 1; a zero row has cosine 0 to everything, with finite gradients."""
+    x = x.astype(jnp.float32)
+
+    def plain(x: Float[Array, "A D"]) -> Float[Array, "A B"]:
+        squared = jnp.sum(x * x, axis=1, keepdims=True)
+        scale = jnp.where(squared > 0, lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
+        return jnp.matmul(x, unit.T, precision=lax.Precision.HIGHEST) * scale
+
+    # Many rows are divided by their length after the product: a copy of all, divided before, took as long as the product itself.
+    # Only where a square could overflow or vanish are they scaled first.
+    top = lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    moderate = ((top < 1e15) & ((top > 1e-15) | (top == 0))).all()
+    return lax.cond(moderate, plain, lambda x: plain(x / jnp.where(top > 0, top, 1)), x)
 
 
 def _unit(x: Float[Array, "A D"]) -> Float[Array, "A D"]:

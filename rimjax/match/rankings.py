@@ -66,7 +66,7 @@ def ranking_similarity(s: Numbers, r: Numbers, measure: Measure, method: Method)
         return -lattice(s, r)
     if measure == "bhattacharyya":
         return lattice(s, r)
-    return _normalised(lattice(s, r), lattice(s, s), lattice(r, r))  # lattice(s, s): once per region, not per pair
+    return _normalised(lattice(s, r), lattice(s, s), lattice(r, r), measure)  # lattice(s, s): once per region, not per pair
 
 
 # ---- the measures, each on one subset of k agents
@@ -100,10 +100,12 @@ _STEPS: dict[Measure, Step] = {"cosine": _product, "pearson": _covariance, "bhat
 _SINGLE: dict[Measure, float] = {"cosine": 1.0, "pearson": 0.0, "bhattacharyya": 1.0, "kl": 0.0}  # a single agent has one ranking
 
 
-def _normalised(sr: Array, ss: Array, rr: Array) -> Array:
-    """Inner product over lengths; 0 where a length is 0, which for "pearson" is where all weights are equal."""
+def _normalised(sr: Array, ss: Array, rr: Array, measure: Measure) -> Array:
+    """Inner product over lengths; for "pearson" 0 where a length is 0, since all weights are equal."""
+    if measure == "cosine":
+        return sr * lax.rsqrt(ss) * lax.rsqrt(rr)
     known = (ss > 0) & (rr > 0)
-    return jnp.where(known, sr / (jnp.sqrt(jnp.where(known, ss, 1)) * jnp.sqrt(jnp.where(known, rr, 1))), 0)
+    return jnp.where(known, sr * lax.rsqrt(jnp.where(known, ss, 1)) * lax.rsqrt(jnp.where(known, rr, 1)), 0)
 
 
 def _sum(terms: Sequence[Array]) -> Array:
@@ -158,7 +160,7 @@ def _enumerated(s: Numbers, r: Numbers, measure: Measure) -> Array:
         return -(p * (jnp.log(p) - jnp.log(q))).sum(axis=0)
     if measure == "pearson":
         p, q = p - 1 / len(p), q - 1 / len(q)
-    return _normalised((p * q).sum(axis=0), (p * p).sum(axis=0), (q * q).sum(axis=0))
+    return _normalised((p * q).sum(axis=0), (p * p).sum(axis=0), (q * q).sum(axis=0), measure)
 
 
 def ranking_probabilities(weights: Float[Array, "N ..."]) -> Float[Array, "rankings ..."]:
