@@ -104,7 +104,7 @@ def test_sixteen_agents_hold_in_float32():
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_unrolled_and_by_level_are_one_function(measure, monkeypatch):
-    s, r = np.random.default_rng(1).uniform(0.01, 1, (2, 5, 3)).astype(np.float32)
+    s, r = (np.random.default_rng(1).uniform(0.01, 1, (5, count)).astype(np.float32) for count in (1, 3))
     unrolled = rankings.ranking_similarity(list(s), list(r), measure, "lattice")
     monkeypatch.setattr(rankings, "UNROLLED", 0)
     np.testing.assert_allclose(rankings.ranking_similarity(list(s), list(r), measure, "lattice"), unrolled, atol=1e-6, rtol=TOLERANCE)
@@ -115,7 +115,7 @@ def test_unrolled_and_by_level_are_one_function(measure, monkeypatch):
 def test_gradients_match_finite_differences(measure, unrolled, monkeypatch):
     monkeypatch.setattr(rankings, "UNROLLED", unrolled)
     s, r = jnp.asarray(np.random.default_rng(0).uniform(0.3, 1, (2, 3)), jnp.float32)
-    function = jax.jit(lambda s, r: rankings.ranking_similarity(list(s), list(r), measure, "lattice"))
+    function = jax.jit(lambda s, r: rankings.ranking_similarity(s[:, None], r[:, None], measure, "lattice"))
     # float32 differences over a step of 1e-2 carry about 1e-5 / 1e-2 of noise and as much curvature, of pearson more
     tolerance = 3e-2 if measure == "pearson" else 5e-3
     check_grads(function, (s, r), order=1, modes=("fwd", "rev"), eps=1e-2, atol=tolerance, rtol=tolerance)

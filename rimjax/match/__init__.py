@@ -79,7 +79,7 @@ def permutation_similarity(
     check_choice("measure", measure)
     if s.shape != r.shape:
         raise ValueError(f"s and r must weigh the same agents, got N={len(s)} and N={len(r)}")
-    return _similarity(scaled(s), scaled(r), measure, method)
+    return _similarity(scaled(s)[:, None], scaled(r)[:, None], measure, method)[0]
 
 
 def relation_aware_similarity(

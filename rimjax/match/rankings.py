@@ -1,8 +1,8 @@
 """One region against one reference: how alike their weights over the same N agents rank these (paper Eq. 7 and 9).
 
 Everything here is written for one pair, in terms of N numbers `s` (the region's weights) and N numbers `r` (the reference's). Only
-elementwise operations touch the numbers, so each may as well be an array of many pairs, `s[i]` of shape [P, 1] and `r[i]` of shape [P, R].
-The pairs go last, where they vectorise; under `vmap` the gathers of `_by_level` would put them first.
+elementwise operations touch the numbers, so each may as well be an array of many pairs, `s[i]` of shape [1] or [P, 1] and `r[i]` of shape
+[R] or [P, R]. The pairs go last, where they vectorise; under `vmap` the gathers of `_by_level` would put them first.
 
 `_STEPS` holds the recursion of each measure: the value of a subset S of the agents, from its members' weights and from the values of
 S without each of them. docs/match.md derives them.
@@ -61,12 +61,19 @@ def ranking_similarity(s: Numbers, r: Numbers, measure: Measure, method: Method)
     """A measure of two distributions over rankings, larger for likelier ones: exact, by the subset lattice or term by term."""
     if method == "enumerate":
         return _enumerated(s, r, measure)
-    lattice = partial(_unrolled if len(s) <= UNROLLED else _by_level, step=_STEPS[measure], single=_SINGLE[measure])
+    unrolled = len(s) <= UNROLLED
+    lattice = partial(_unrolled if unrolled else _by_level, step=_STEPS[measure], single=_SINGLE[measure])
     if measure == "kl":
         return -lattice(s, r)
     if measure == "bhattacharyya":
         return lattice(s, r)
-    return _normalised(lattice(s, r), lattice(s, s), lattice(r, r), measure)  # lattice(s, s): once per region, not per pair
+    if unrolled:
+        return _normalised(lattice(s, r), lattice(s, s), lattice(r, r), measure)  # lattice(s, s): once per region, not per pair
+
+    # By level, the region goes along as one more reference, its own: a lattice less to compile.
+    joined = [jnp.concatenate([b, a], axis=-1) for a, b in zip(s, r, strict=True)]
+    both = lattice(s, joined)
+    return _normalised(both[..., :-1], both[..., -1:], lattice(joined, joined)[..., :-1], measure)
 
 
 # ---- the measures, each on one subset of k agents
