@@ -2,8 +2,8 @@
 
     python experiments/profile_match.py profile --num-agents 4 --regions 10000 --prototypes 648
 
-writes profile/plugins/profile/*/perfetto_trace.json.gz (open it at ui.perfetto.dev), profile/program.txt, and prints
-how many loops and products the program has and what memory it takes. A second or two. For times, peers and the roofline: `rimjax bench match`.
+writes profile/plugins/profile/*/perfetto_trace.json.gz (open it at ui.perfetto.dev), profile/program.txt, and prints how many loops
+and products the program has and what memory it takes. For times, peers and the roofline: `rimjax bench match`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from jax import lax
 from rimjax import match as kernel
 from rimjax.bench_peers import PEERS, numpy_enumeration
 from rimjax.match import blocks
-from rimjax.match.arguments import Settings
+from rimjax.match.arguments import Method, Settings
 from rimjax.types import ReferenceBank
 
 MARGIN = 1e-5  # between the two best scores, in float64: above it labels must agree
@@ -32,6 +32,14 @@ def features(seed: int, *sizes: int, dim: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     centre = rng.standard_normal(dim)
     return [(0.7 * centre + rng.standard_normal((size, dim))).astype(np.float32) for size in sizes]
+
+
+def cosines(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The regions' to their agents, the agents, and the classes' to the prototypes: where all implementations start from."""
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (regions, prototypes, classes)]
+    own = unit[0] @ unit[2].T
+    agents = np.argsort(-own, axis=1, kind="stable")[:, :n].astype(np.int32)
+    return np.take_along_axis(own, agents, axis=1), agents, unit[2] @ unit[1].T
 
 
 def timed(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
@@ -63,7 +71,7 @@ def accuracy(dim: int = 64) -> list[Row]:
         labels = np.asarray(kernel.match(jnp.asarray(regions, dtype), bank).labels)
         row: Row = {"dtype": name, "regions": len(regions)}
         for oracle, (own, references) in {"same inputs": rounded, "float64 inputs": (regions.astype(np.float64), classes)}.items():
-            scores = numpy_enumeration(own, references, references, 4)
+            scores = numpy_enumeration(*cosines(own, references, references, 4))
             ordered = np.sort(scores, axis=1)
             margins, wrong = ordered[:, -1] - ordered[:, -2], labels != scores.argmax(axis=1)
             row[oracle] = {
@@ -82,29 +90,37 @@ def accuracy(dim: int = 64) -> list[Row]:
 
 
 def speed(n: int, p: int, r: int, c: int, dim: int, peers: bool) -> Row:
-    """The kernel on P regions, R prototypes, C classes, and what else computes the same."""
+    """The whole call, from features, and the kernel alone, from cosines; and what else computes the same from cosines."""
     arrays = features(2, p, r, c, dim=dim)
     own = [jnp.asarray(array) for array in arrays]
-    ours = partial(kernel.relation_aware_similarity, *own, num_agents=n)
-    compiled, seconds = timed(ours)
+    whole = partial(kernel.relation_aware_similarity, *own, num_agents=n)
+    compiled, seconds = timed(whole)
     row: Row = {"N": n, "P": p, "R": r, "C": c, "D": dim, "compile s": compiled, "seconds": seconds, "ns per pair": seconds / p / r * 1e9}
+    start = cosines(*arrays, n)
+    alone = _ours(*start)
+    expected = np.asarray(alone())
+    np.testing.assert_allclose(np.asarray(whole()), expected, atol=1e-5)
+    row["kernel seconds"] = timed(alone)[1]
     if not peers:
         return row
-    expected, row["peers"] = np.asarray(ours()), {}
-    for name, make in {"our enumeration": _our_enumeration, **PEERS}.items():
+    row["peers"] = {}
+    makers: dict[str, Callable[..., Callable[[], Any]]] = {"our enumeration": partial(_ours, method="enumerate"), **PEERS}
+    for name, make in makers.items():
         try:
-            call = make(*arrays, n)
+            call = make(*start)
             np.testing.assert_allclose(np.asarray(call()), expected, atol=1e-5, err_msg=name)
             row["peers"][name] = dict(zip(("compile s", "seconds"), timed(call, 3), strict=True))
-            row["peers"][name]["times the kernel"] = row["peers"][name]["seconds"] / seconds
+            row["peers"][name]["times the kernel"] = row["peers"][name]["seconds"] / row["kernel seconds"]
         except Exception as error:  # a peer that is missing, or doesn't work here, is said so in its place
             row["peers"][name] = {"missing": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:140]}
     return row
 
 
-def _our_enumeration(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int) -> Callable[[], Any]:
-    arrays = [jnp.asarray(array) for array in (regions, prototypes, classes)]
-    return lambda: kernel.relation_aware_similarity(*arrays, num_agents=n, method="enumerate")
+def _ours(own: np.ndarray, agents: np.ndarray, table: np.ndarray, method: Method = "lattice") -> Callable[[], Any]:
+    settings = Settings(own.shape[1], "cosine", method, "clip", "top")
+    arrays = [jnp.asarray(array) for array in (own, agents, table)]
+    compiled = jax.jit(partial(blocks.relations, temperature=0.1, settings=settings))
+    return lambda: compiled(*arrays)
 
 
 def compilations(agents: tuple[int, ...], dim: int) -> Iterator[Row]:
@@ -143,23 +159,29 @@ def rates() -> dict[str, float]:
     return found
 
 
-def operations(n: int, p: int, r: int, c: int, dim: int) -> float:
-    """Additions, multiplications, divisions and roots of the whole call, by docs/match.md's formulas: the pairs', and the cosines'."""
+def operations(n: int, p: int, r: int) -> float:
+    """Additions, multiplications, divisions and roots of the pairs, by docs/match.md's formula."""
     subsets = [(math.comb(n, k), k) for k in range(2, n + 1)]
     inner = n + sum(count * ((k if k > 2 else 0) + (k - 1) + 2) for count, k in subsets)  # products s_i r_i; a single agent's value is 1
     sums = 2 * sum(count for count, _ in subsets)  # each by one addition, and its reciprocal
-    pairs = p * r * (2 * inner + sums + 3)  # <P, Q> and <Q, Q>; then two roots' reciprocals count as one each, and two products
-    rows = 4 * dim * (p + r + c)
-    return pairs + rows + 2 * dim * c * (p + r)
+    return p * r * (2 * inner + sums + 3)  # <P, Q> and <Q, Q>; a root's reciprocal counts as one, and two products
 
 
 def roofline(row: Row, rate: dict[str, float]) -> Row:
-    """The least time of the call, and how many times that it took, for both mixes of operations."""
+    """The least time of the kernel and of the whole call, which has the cosines' operations too, and the ratio to them, for both mixes."""
     n, p, r, c, dim = (row[name] for name in ("N", "P", "R", "C", "D"))
-    moved = 4 * (dim * (p + r + c) + p * r) / rate["bytes"]
-    total = operations(n, p, r, c, dim)
-    least = {mix: max(total / rate[mix], moved) for mix in ("multiply and add", "one division in twelve")}
-    return {"operations": total, **{mix: {"seconds": best, "ratio": row["seconds"] / best} for mix, best in least.items()}}
+    pairs = operations(n, p, r)
+    cosines = 2 * dim * c * (p + r) + 4 * dim * (p + r + c)
+    parts = {
+        "kernel": (pairs, p * r + c * r + 2 * p * n, row["kernel seconds"]),
+        "whole call": (pairs + cosines, dim * (p + r + c) + p * r, row["seconds"]),
+    }
+    found: Row = {}
+    for part, (count, floats, seconds) in parts.items():
+        for mix in ("one division in twelve", "multiply and add"):
+            least = max(count / rate[mix], 4 * floats / rate["bytes"])
+            found[f"{part}, {mix}"] = {"operations": count, "seconds": least, "ratio": seconds / least}
+    return found
 
 
 # ---- small

@@ -1,7 +1,8 @@
-"""Others' ways to the same similarities (paper Eq. 6 to 9), each over all N! rankings: what the kernel is compared with.
+"""Others' ways from cosines to the similarities (paper Eq. 7 to 9), each over all N! rankings: what the kernel is compared with.
 
-A peer takes float32 NumPy features of regions, prototypes and classes, and N, and returns a call without arguments that computes f32[P, R].
-All go through the regions a few at a time, so that no temporary array has over `_ELEMENTS` elements: in one piece they were slower.
+A peer takes f32[P, N], the regions' cosines to their agents, i32[P, N], which classes these are, and f32[C, R], all classes' cosines to
+the prototypes, and returns a call without arguments that computes f32[P, R]. All go through the regions a few at a time, so that
+no temporary array has over `_ELEMENTS` elements.
 """
 
 from __future__ import annotations
@@ -17,84 +18,76 @@ _CLIP = 1e-6
 _ELEMENTS = 2**22
 
 
-def numpy_enumeration(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int) -> np.ndarray:
+def numpy_enumeration(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> np.ndarray:
     """In the precision of its arguments: in float64 it is the oracle."""
-    regions, prototypes, classes = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (regions, prototypes, classes))
-    cosines, table = regions @ classes.T, np.maximum(classes @ prototypes.T, _CLIP)
-    agents = np.argsort(-cosines, axis=1, kind="stable")[:, :n]
+    n = own.shape[1]
     orders = np.array(list(itertools.permutations(range(n))))
 
     def probabilities(weights: np.ndarray) -> np.ndarray:
-        ranked = weights[..., orders]
+        ranked = np.maximum(weights, _CLIP)[..., orders]
         return np.prod(ranked / np.cumsum(ranked[..., ::-1], axis=-1)[..., ::-1], axis=-1)
 
     found = []
-    for rows in _split(len(regions), table.shape[1], n):
-        p = probabilities(np.maximum(np.take_along_axis(cosines[rows], agents[rows], axis=1), _CLIP))[:, None]
-        q = probabilities(table[agents[rows]].transpose(0, 2, 1))
+    for rows in _split(len(own), table.shape[1], n):
+        p, q = probabilities(own[rows])[:, None], probabilities(table[agents[rows]].transpose(0, 2, 1))
         found.append((p * q).sum(axis=-1) / np.sqrt((p * p).sum(axis=-1) * (q * q).sum(axis=-1)))
     return np.concatenate(found)
 
 
-def _numpy(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int) -> Callable[[], Any]:
-    return lambda: numpy_enumeration(regions, prototypes, classes, n)
+def _numpy(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
+    return lambda: numpy_enumeration(own, agents, table)
 
 
-def _torch(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int, compiled: bool = False) -> Callable[[], Any]:
+def _torch(own: np.ndarray, agents: np.ndarray, table: np.ndarray, compiled: bool = False) -> Callable[[], Any]:
     import torch
-    from torch.nn.functional import cosine_similarity, normalize
+    from torch.nn.functional import cosine_similarity
 
-    arrays = [torch.from_numpy(array) for array in (regions, prototypes, classes)]
+    n = own.shape[1]
+    region, chosen, reference = torch.from_numpy(own), torch.from_numpy(agents).long(), torch.from_numpy(table)
     orders = torch.tensor(list(itertools.permutations(range(n))))
 
     def probabilities(weights: torch.Tensor) -> torch.Tensor:
-        ranked = weights[..., orders]
+        ranked = weights.clamp_min(_CLIP)[..., orders]
         return (ranked / ranked.flip(-1).cumsum(-1).flip(-1)).prod(-1)
 
-    def similarities(own: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return cosine_similarity(probabilities(weights.transpose(1, 2)), probabilities(own)[:, None], dim=-1)
+    def similarities(s: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        return cosine_similarity(probabilities(r.transpose(1, 2)), probabilities(s)[:, None], dim=-1)
 
     if compiled:
         similarities = torch.compile(similarities, dynamic=False)
 
     @torch.no_grad()
     def call() -> Any:
-        regions, prototypes, classes = (normalize(array) for array in arrays)
-        own, agents = (regions @ classes.T).topk(n)
-        table = (classes @ prototypes.T).clamp_min(_CLIP)
-        parts = _split(len(regions), table.shape[1], n)
-        return torch.cat([similarities(own[rows].clamp_min(_CLIP), table[agents[rows]]) for rows in parts]).numpy()
+        parts = _split(len(own), table.shape[1], n)
+        return torch.cat([similarities(region[rows], reference[chosen[rows]]) for rows in parts]).numpy()
 
     return call
 
 
-def _torch_compile(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int) -> Callable[[], Any]:
-    return _torch(regions, prototypes, classes, n, compiled=True)
+def _torch_compile(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
+    return _torch(own, agents, table, compiled=True)
 
 
-def _tensorflow_probability(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int) -> Callable[[], Any]:
+def _tensorflow_probability(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
     from tensorflow_probability.substrates import jax as tfp  # pyright: ignore[reportMissingImports]
 
+    n = own.shape[1]
     orders = jnp.array(list(itertools.permutations(range(n))))
 
     def probabilities(weights: jax.Array) -> jax.Array:
-        return jnp.exp(tfp.distributions.PlackettLuce(weights).log_prob(orders.reshape(-1, *[1] * (weights.ndim - 1), n)))
+        ranked = tfp.distributions.PlackettLuce(jnp.maximum(weights, _CLIP))
+        return jnp.exp(ranked.log_prob(orders.reshape(-1, *[1] * (weights.ndim - 1), n)))
 
     @jax.jit
-    def similarities(own: jax.Array, weights: jax.Array) -> jax.Array:
-        p, q = probabilities(own)[..., None], probabilities(weights.transpose(0, 2, 1))
+    def similarities(s: jax.Array, r: jax.Array) -> jax.Array:
+        p, q = probabilities(s)[..., None], probabilities(r.transpose(0, 2, 1))
         return (p * q).sum(axis=0) / jnp.sqrt((p * p).sum(axis=0) * (q * q).sum(axis=0))
 
-    def call() -> Any:
-        unit = [rows / jnp.linalg.norm(rows, axis=1, keepdims=True) for rows in (regions, prototypes, classes)]
-        own, agents = jax.lax.top_k(unit[0] @ unit[2].T, n)
-        table = jnp.maximum(unit[2] @ unit[1].T, _CLIP)
-        parts = _split(len(regions), table.shape[1], n)
-        return jnp.concatenate([similarities(jnp.maximum(own[rows], _CLIP), table[agents[rows]]) for rows in parts])
-
-    return call
+    region, reference = jnp.asarray(own), jnp.asarray(table)
+    parts = _split(len(own), table.shape[1], n)
+    return lambda: jnp.concatenate([similarities(region[rows], reference[agents[rows]]) for rows in parts])
 
 
 def _split(regions: int, prototypes: int, n: int) -> list[slice]:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run
 
 from rimjax import bench
+
+pytest.importorskip("tyro", reason='the command line needs tyro: pip install "rimjax[pipeline]"')
+from commands import run
 
 
 def test_bench_match_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,15 +20,12 @@ def test_bench_match_reports_what_it_measured(tmp_path: Path, capsys: pytest.Cap
     assert all(row["same inputs"]["disagree above 1e-5"] == 0 for row in report["accuracy"])
     first = report["speed"][0]
     assert first["N"] == 4 and first["seconds"] > 0 and first["peers"]["NumPy enumeration"]["seconds"] > 0
-    assert first["peers"]["our enumeration"]["times the kernel"] == pytest.approx(
-        first["peers"]["our enumeration"]["seconds"] / first["seconds"]
-    )
-    assert first["roofline"]["multiply and add"]["ratio"] > 0
+    assert first["roofline"]["kernel, multiply and add"]["ratio"] > 0
     assert "PyTorch enumeration" in said and "Roofline" in said
     assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, 2 * 1 + 3), (2, 2 * (2 + 3) + 2 + 3), (4, 143)])
 def test_operations_of_a_pair(n: int, expected: int) -> None:
-    """Counted by hand from docs/match.md's recursion; what D, P and R add is taken off by D = 0."""
-    assert bench.operations(n, 1, 1, 1, 0) == expected
+    """Counted by hand from docs/match.md's recursion."""
+    assert bench.operations(n, 1, 1) == expected

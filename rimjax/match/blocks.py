@@ -119,6 +119,22 @@ def _relation_to(
     if agents.size < len(classes):  # a huge vocabulary: only the classes that are anyone's agents
         used, agents = jnp.unique(agents, return_inverse=True, size=agents.size, fill_value=0)
         classes, agents = classes[used], agents.reshape(own.shape)
+
+    def similarities(prototypes: Float[Array, "X D"]) -> Float[Array, "P X"]:
+        table = jnp.matmul(classes, _unit(prototypes).T, precision=lax.Precision.HIGHEST)
+        return relations(own, agents, table, temperature, settings)
+
+    size = max(128, settings.elements // (4 * len(classes)))
+    if not _unrolled(n, settings):
+        per_pair = math.factorial(n) * n if settings.method == "enumerate" else math.comb(n, n // 2)
+        size = max(1, min(size, _LEVEL_ELEMENTS // per_pair))
+    return similarities, min(size, _COLUMNS)
+
+
+def relations(
+    own: Float[Array, "P N"], agents: Int[Array, "P N"], table: Float[Array, "C R"], temperature: Any, settings: Settings
+) -> Float[Array, "P R"]:
+    """The similarities alone, from cosines: the regions' to their agents, and those of all classes to the prototypes."""
     relation = partial(
         rankings.relation,
         temperature=temperature,
@@ -126,25 +142,19 @@ def _relation_to(
         measure=settings.measure,
         method=settings.method,
     )
-    unrolled = settings.method == "lattice" and n <= rankings.UNROLLED
 
-    def similarities(prototypes: Float[Array, "X D"]) -> Float[Array, "P X"]:
-        table = jnp.matmul(classes, _unit(prototypes).T, precision=lax.Precision.HIGHEST)
+    def references(agents: Iterable[Int[Array, " *regions"]]) -> list[Float[Array, "*regions R"]]:
+        return [table.at[agent].get(mode="promise_in_bounds") for agent in agents]
 
-        def references(agents: Iterable[Int[Array, " *regions"]]) -> list[Float[Array, "*regions X"]]:
-            return [table.at[agent].get(mode="promise_in_bounds") for agent in agents]
+    if _unrolled(own.shape[1], settings):
+        # One elementwise loop over all pairs, with no temporary array. Each agent is gathered alone, and the arrays are taken apart by
+        # iterating over them: indexed ([:, i]), or gathered as one array, they keep XLA from vectorising the loop, 8 times slower.
+        return relation([cosine[:, None] for cosine in own.T], references(agents.T))
+    return lax.map(lambda region: relation([cosine[None] for cosine in region[0]], references(region[1])), (own, agents))
 
-        if unrolled:
-            # One elementwise loop over all pairs, with no temporary array. Each agent is gathered alone, and the arrays are taken apart by
-            # iterating over them: indexed ([:, i]), or gathered as one array, they keep XLA from vectorising the loop, 8 times slower.
-            return relation([cosine[:, None] for cosine in own.T], references(agents.T))
-        return lax.map(lambda region: relation([cosine[None] for cosine in region[0]], references(region[1])), (own, agents))
 
-    size = max(128, settings.elements // (4 * len(classes)))
-    if not unrolled:
-        per_pair = math.factorial(n) * n if settings.method == "enumerate" else math.comb(n, n // 2)
-        size = max(1, min(size, _LEVEL_ELEMENTS // per_pair))
-    return similarities, min(size, _COLUMNS)
+def _unrolled(num_agents: int, settings: Settings) -> bool:
+    return settings.method == "lattice" and num_agents <= rankings.UNROLLED
 
 
 def _class_means(
