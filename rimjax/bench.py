@@ -91,12 +91,11 @@ def accuracy(dim: int = 64) -> list[Row]:
 
 def speed(n: int, p: int, r: int, c: int, dim: int, peers: bool) -> Row:
     """The whole call, from features, and the kernel alone, from cosines; and what else computes the same from cosines."""
-    arrays = features(2, p, r, c, dim=dim)
-    own = [jnp.asarray(array) for array in arrays]
-    whole = partial(kernel.relation_aware_similarity, *own, num_agents=n)
+    regions, prototypes, classes = features(2, p, r, c, dim=dim)
+    whole = partial(kernel.relation_aware_similarity, *map(jnp.asarray, (regions, prototypes, classes)), num_agents=n)
     compiled, seconds = timed(whole)
     row: Row = {"N": n, "P": p, "R": r, "C": c, "D": dim, "compile s": compiled, "seconds": seconds, "ns per pair": seconds / p / r * 1e9}
-    start = cosines(*arrays, n)
+    start = cosines(regions, prototypes, classes, n)
     alone = _ours(*start)
     expected = np.asarray(alone())
     np.testing.assert_allclose(np.asarray(whole()), expected, atol=1e-5)
