@@ -48,7 +48,7 @@ def timed(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
     jax.block_until_ready(call())
     first = time.perf_counter() - start
     seconds = []
-    for _ in range(repeats if first < 2 else 2):
+    for _ in range(repeats if first < 2 else 1):
         start = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
