@@ -1,4 +1,4 @@
-"""The command line: `rimjax demo | segment | bank | evaluate | convert-coco | weights | doctor`."""
+"""The command line: `rimjax demo | segment | bank | evaluate | convert-coco | weights | doctor | bench`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rimjax import bank as storage
 from rimjax import draw
 from rimjax.choices import PRESETS
 from rimjax.cli_bank import Bank
+from rimjax.cli_bench import Bench
 from rimjax.cli_evaluate import ConvertCoco, Evaluate, table
 from rimjax.cli_weights import Weights
 from rimjax.console import ModelOptions, check_outputs, compile_cache, one_line, progress, provenance, self_test, versions, write
@@ -188,6 +189,7 @@ Command = (
     | Annotated[ConvertCoco, tyro.conf.subcommand("convert-coco")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 

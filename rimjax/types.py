@@ -105,20 +105,22 @@ class ReferenceBank:
         return cls(jnp.asarray(prototypes), jnp.asarray(owners, jnp.int32), jnp.asarray(classes), names, encoder)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["labels", "scores", "agents"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["labels", "scores", "agents", "classes"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class Match:
     """What `match` says of each region.
 
     labels: the winning class in [0, C), the lowest of those within 1e-6 of the best score; -1 for an invalid region.
     scores: similarity to each class: relation-aware in [0, 1], cosine in [-1, 1]; -1 for a class that was not allowed to win;
-        all 0 for an invalid region.
+        all 0 for an invalid region. With `top_k`, those of the k best classes only, the winner first.
     agents: the classes that each region was compared through (Eq. 6), best first under the "top" policy.
+    classes: with `top_k`, the classes of the columns of scores; otherwise None, and column c is class c.
     """
 
     labels: Int[Array, " P"]
-    scores: Float[Array, "P C"]
+    scores: Float[Array, "P K"]
     agents: Int[Array, "P N"]
+    classes: Int[Array, "P K"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

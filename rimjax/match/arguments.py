@@ -6,51 +6,117 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 
+from rimjax.types import AnyArray, ReferenceBank
+
+Measure = Literal["cosine", "bhattacharyya", "pearson", "kl"]
 Method = Literal["lattice", "enumerate"]
 ScoreMap = Literal["clip", "exp", "shift"]
 AgentPolicy = Literal["top", "random"]
 Similarity = Literal["relation", "cosine"]
 Candidates = Literal["all", "agents"]
 
+_CHOICES = {
+    "measure": Measure,
+    "method": Method,
+    "score_map": ScoreMap,
+    "agent_policy": AgentPolicy,
+    "similarity": Similarity,
+    "candidates": Candidates,
+}
 _MAX_AGENTS = {"lattice": 16, "enumerate": 8}
+_LARGEST = 2**24  # elements of a temporary array: 64 MiB, as fast as more
+_ARRAYS = 4  # of the largest temporary arrays, how many may be held at a time
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a compilation depends on besides shapes."""
+    """What a compilation depends on besides shapes. elements: most of a temporary array; mesh, axes: how the regions are sharded."""
 
     num_agents: int
+    measure: Measure
     method: Method
     score_map: ScoreMap
     agent_policy: AgentPolicy
     similarity: Similarity = "relation"
     candidates: Candidates = "all"
+    top_k: int | None = None
+    elements: int = _LARGEST
+    mesh: Mesh | None = None
+    axes: Any = None
 
 
-def check(settings: Settings, temperature: Any, key: Any, max_bytes: int, p: int, **features: Any) -> None:
-    for name, allowed in {"score_map": ScoreMap, "agent_policy": AgentPolicy, "similarity": Similarity, "candidates": Candidates}.items():
-        _check_choice(name, getattr(settings, name), allowed)
+def check_settings(settings: Settings, temperature: Any, key: Any) -> None:
+    for name, allowed in _CHOICES.items():
+        if (value := getattr(settings, name)) not in get_args(allowed):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
     _check_num_agents("num_agents", settings.num_agents, settings.method)
     if settings.agent_policy == "random" and key is None:
         raise ValueError("key must be given with agent_policy='random', for example jax.random.key(0)")
-    if not isinstance(temperature, Tracer) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    if settings.top_k is not None and not (_is_count(settings.top_k) and settings.top_k >= 1):
+        raise ValueError(f"top_k must be None or an integer of at least 1, got {settings.top_k!r}")
+    if jnp.ndim(temperature) or not (isinstance(temperature, Tracer) or 0 < temperature < math.inf):
+        raise ValueError(f"temperature must be one positive and finite number, got {temperature}")
+
+
+def check_features(**features: Any) -> None:
+    """Rows of floats, all of the feature size of the first; whether they are finite is `check_finite`'s."""
+    (first, model), *_ = features.items()
     for name, rows in features.items():
-        if rows.ndim != 2 or rows.shape[1] == 0 or (len(rows) == 0 and name != "regions"):
-            raise ValueError(f"{name} must have shape [rows, D], not empty, got {list(rows.shape)}")
-        if (size := features["regions"].shape[1]) != rows.shape[1]:
-            raise ValueError(f"{name} must have the feature size of regions, D={size}, got {rows.shape[1]}")
-        if not isinstance(rows, Tracer) and not np.isfinite(np.asarray(rows, np.float32)).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-    r, c = len(features["prototypes"]), len(features["classes"])
-    if (needed := 4 * (p * r + p * c + c * r)) > max_bytes:
-        sizes = f"P={p} regions x R={r} prototypes x C={c} classes need {needed / 2**30:.2f} GiB"
-        raise ValueError(f"max_bytes: {sizes}, over {max_bytes / 2**30:.2f}; pass fewer regions at a time, or raise max_bytes")
+        if jnp.ndim(rows) != 2 or rows.shape[1] == 0 or (len(rows) == 0 and name != "regions"):
+            raise ValueError(f"{name} must have shape [rows, D], not empty, got {list(jnp.shape(rows))}")
+        if not jnp.issubdtype(rows.dtype, jnp.floating):
+            raise ValueError(f"{name} must hold floats, got {rows.dtype}; convert them with .astype(np.float32)")
+        if rows.shape[1] != model.shape[1]:
+            raise ValueError(f"{name} must have the feature size of {first}, D={model.shape[1]}, got {rows.shape[1]}")
+
+
+def check_bank(bank: ReferenceBank) -> None:
+    owners = bank.owners
+    if jnp.shape(owners) != bank.prototypes.shape[:1] or not jnp.issubdtype(owners.dtype, jnp.integer):
+        shape = f"{owners.dtype}{list(jnp.shape(owners))}"
+        raise ValueError(f"bank.owners must hold one integer per prototype, R={len(bank.prototypes)}, got {shape}")
+
+
+def check_finite(name: str, rows: Any, valid: Any = None) -> None:
+    """Of the valid rows. A trace's values can't be looked at; a device's arrays are looked at where they are, without a copy."""
+    if isinstance(rows, Tracer) or isinstance(valid, Tracer):
+        return
+    if isinstance(rows, jax.Array):
+        with jax.ensure_compile_time_eval():  # known already, if a trace closes over it
+            finite = bool(_all_finite(rows, valid))
+    else:
+        rows = np.asarray(rows, np.float32)
+        finite = np.isfinite(rows if valid is None else rows[np.asarray(valid)]).all()
+    if not finite:
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
+@jax.jit
+def _all_finite(rows: Float[Array, "rows D"], valid: Bool[Array, " rows"] | None) -> Array:
+    largest = jnp.abs(rows.astype(jnp.float32)).max(axis=1)  # NaN, if any is; half the time of looking at each number
+    return (jnp.isfinite(largest) | (False if valid is None else ~valid)).all()
+
+
+def working_elements(max_bytes: int, result: int, sizes: tuple[int, int, int, int]) -> int:
+    """How many elements a temporary array may have, if the result, of so many elements, and the temporary arrays keep to `max_bytes`."""
+    p, r, c, d = sizes
+    fixed = 4 * (result + c * d)  # the classes, normalised, are held all the time
+    least = 8 * max(c, min(r, 128), d)  # eight regions at a time
+    spare = (max_bytes - fixed) // (4 * _ARRAYS)
+    if spare < least:
+        needed = f"{(fixed + 4 * _ARRAYS * least) / 2**30:.2f} GiB, {4 * result / 2**30:.2f} of them the result"
+        raise ValueError(
+            f"max_bytes: P={p} regions x R={r} prototypes x C={c} classes need {needed}, got {max_bytes / 2**30:.2f}; "
+            "pass fewer regions at a time, ask match for top_k, or raise max_bytes"
+        )
+    return min(_LARGEST, spare)
 
 
 def checked_weights(name: str, weights: Any, method: Method) -> Float[Array, " N"]:
@@ -63,14 +129,29 @@ def checked_weights(name: str, weights: Any, method: Method) -> Float[Array, " N
     return weights
 
 
-def _check_choice(name: str, value: str, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+def check_choice(name: str, value: str) -> None:
+    if value not in get_args(_CHOICES[name]):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(_CHOICES[name]))}, got {value!r}")
 
 
-def _check_num_agents(name: str, n: int, method: Method) -> None:
-    _check_choice("method", method, Method)
+def _check_num_agents(name: str, n: Any, method: Method) -> None:
+    check_choice("method", method)
+    if not _is_count(n):
+        raise ValueError(f"{name} must be an integer, got {n!r}")
     if method == "enumerate" and n > _MAX_AGENTS[method]:
         raise ValueError(f"{name} must be at most {_MAX_AGENTS[method]} to enumerate all rankings, got {n}; use method='lattice', up to 16")
     if not 1 <= n <= _MAX_AGENTS[method]:
         raise ValueError(f"{name} must be in [1, {_MAX_AGENTS[method]}], got {n}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def sharding_of(regions: AnyArray) -> tuple[Mesh, Any] | None:
+    """The mesh and the axes over which the rows are sharded; None where they aren't, or where a trace hides it."""
+    sharding = None if isinstance(regions, Tracer) else getattr(regions, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return None
+    axes = sharding.spec[0] if len(sharding.spec) else None
+    return None if axes is None else (sharding.mesh, axes)
