@@ -1,8 +1,9 @@
 """Train the mini MaskFormer: a scene to the masks of its items and of its ground, all at once (Table 4's other proposals).
 
-Command:  python experiments/mini/maskformer.py        Hardware: 2 CPU cores, about 30 minutes beside other work.
+Command:  python experiments/mini/maskformer.py        Hardware: one CPU core, about 14 minutes.
 Data:     scenes of Fashion-MNIST's training split, the last 5,000 photographs kept for validation. Masks carry no class: the published one
           learned COCO-Stuff's 171, but its proposals are all that is used.
+Expected: loss about 0.24.
 """
 
 import numpy as np
