@@ -49,8 +49,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def originals() -> dict[str, Any]:
+def tiny_stable_diffusion() -> dict[str, Any]:
     """PyTorch's models; norms and biases are shaken out of their initial ones and zeros, so that none can be left out unnoticed."""
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
@@ -83,6 +82,11 @@ def originals() -> dict[str, Any]:
             if "attn2.to_q" in name or "attn2.to_k" in name:
                 parameter *= 5  # maps that are anything but flat
     return models
+
+
+@pytest.fixture(scope="module")
+def originals() -> dict[str, Any]:
+    return tiny_stable_diffusion()
 
 
 @pytest.fixture(scope="module")
