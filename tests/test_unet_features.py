@@ -25,11 +25,13 @@ CONFIG = DiffusionConfig(steps=3)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose time to torch's threads."""
+def quickly() -> Iterator[None]:
+    """Models this small lose time to torch's threads and to XLA's optimisations."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     torch.set_num_threads(before)
 
 
