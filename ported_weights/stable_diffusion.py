@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ported_weights.files import read_state_dict
 from rimjax.models.diffusion import MODELS, Checkpoint, save, save_part
 from rimjax.models.flax_diffusers import libraries
+from rimjax.models.pretrained import load_tokenizer
 
 
 def port(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, directory: str | Path | None = None) -> Checkpoint:
@@ -63,8 +64,8 @@ def port_folder(source: str | Path, directory: str | Path) -> None:
     source = Path(source)
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; download CompVis/stable-diffusion-v1-4 there first")
-    library = libraries()
-    tokenizer = library.AutoTokenizer.from_pretrained(_there(source / "tokenizer"))
+    libraries()  # first, so that what is missing is named, and the next imports are quiet
+    tokenizer = load_tokenizer(_there(source / "tokenizer"), "Stable Diffusion")
     save_part("scheduler", _config(source / "scheduler" / "scheduler_config.json"), None, directory)
     for name in MODELS:
         config, weights = _config(source / name / "config.json"), _weights(source / name)

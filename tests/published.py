@@ -56,6 +56,44 @@ def write_stable_diffusion(folder: Path) -> None:
     safetensors_torch.save_file(vae_state, folder / "vae/diffusion_pytorch_model.safetensors")
 
 
+def write_maskformer(folder: Path) -> None:
+    """A tiny MaskFormer of three classes, whose 24 queries differ: in what they find, how sure they are of it, and where."""
+    torch.manual_seed(0)
+    backbone = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "out_features": [f"stage{i}" for i in (1, 2, 3, 4)]}
+    decoder = {"d_model": 16, "encoder_layers": 0, "decoder_layers": 1, "decoder_ffn_dim": 32, "decoder_attention_heads": 2}
+    parts = {
+        "backbone_config": transformers.ResNetConfig(**backbone, layer_type="basic"),
+        "decoder_config": transformers.DetrConfig(**decoder, num_queries=24),
+    }
+    config = transformers.MaskFormerConfig(**parts, fpn_feature_size=64, mask_feature_size=32, num_labels=3)
+    model = transformers.MaskFormerForInstanceSegmentation(config)
+    with torch.no_grad():
+        model.model.transformer_module.queries_embedder.weight.normal_()
+        for name, parameter in model.named_parameters():
+            if "decoder.layers" in name and "proj.weight" in name:
+                parameter.normal_()
+            elif name.startswith(("class_predictor", "mask_embedder")):
+                parameter.normal_(std=0.0 if name.endswith("2.0.bias") else 0.4)
+            elif "mask_projection.weight" in name:
+                parameter -= parameter.mean((1, 2, 3), keepdim=True)  # masks that end somewhere
+    model.save_pretrained(folder)
+
+
+def write_clip(folder: Path) -> None:
+    """A tiny CLIP, both towers, norms and biases shaken, with a byte tokenizer padded on the right as the published one is."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": 298, "eos_token_id": 299, "pad_token_id": 299}
+    text = {"vocab_size": 300, "max_position_embeddings": 16, **ends, **sizes}
+    config = transformers.CLIPConfig(text_config=text, vision_config={"image_size": 32, "patch_size": 8, **sizes}, projection_dim=24)
+    model = transformers.CLIPModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    byte_tokenizer(300, 16).save_pretrained(folder)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,7 @@
 """Stable Diffusion in Flax against diffusers' and transformers' PyTorch models, with tiny random weights of the same architecture."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,8 +50,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def originals() -> dict[str, Any]:
+def tiny_stable_diffusion() -> dict[str, Any]:
     """PyTorch's models; norms and biases are shaken out of their initial ones and zeros, so that none can be left out unnoticed."""
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
@@ -83,6 +83,11 @@ def originals() -> dict[str, Any]:
             if "attn2.to_q" in name or "attn2.to_k" in name:
                 parameter *= 5  # maps that are anything but flat
     return models
+
+
+@pytest.fixture(scope="module")
+def originals() -> dict[str, Any]:
+    return tiny_stable_diffusion()
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +376,25 @@ def test_saved_checkpoints_load_the_same(model, folder, tmp_path):
     (tmp_path / "vae" / "flax_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no such part of a Stable Diffusion"):
         diffusion.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "code"])
+def test_a_bad_tokenizer_is_named_and_its_code_not_run(folder, tmp_path, damage, capfd, monkeypatch):
+    shutil.copytree(folder, tmp_path / "model")
+    part = tmp_path / "model" / "tokenizer"
+    if damage == "garbage":
+        (part / "tokenizer.json").write_text("garbage")
+    else:
+        (part / "evil.py").write_text("print('code ran')\nclass Evil: pass\n")
+        config = json.loads((part / "tokenizer_config.json").read_text())
+        config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+        (part / "tokenizer_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever asks is told yes
+    for read in (diffusion.load, lambda path: stable_diffusion.port_folder(path, tmp_path / "ported")):
+        with pytest.raises(ValueError) as stop:
+            read(tmp_path / "model")
+        assert str(stop.value).startswith(f"{part}: no Stable Diffusion tokenizer as") and "\n" not in str(stop.value)
+    assert capfd.readouterr().out == ""
 
 
 def test_fingerprint_follows_weights_and_drawing_settings(model):

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float32, Int32, Key, UInt8
 
 from rimjax.models.flax_diffusers import COLLECTION, as_in_torch, capture, libraries, over_maximum
 from rimjax.models.mapped import load_mapped, save_mapped
+from rimjax.models.pretrained import load_tokenizer
 from rimjax.models.protocols import Generated, fingerprint
 
 Params = Mapping[str, Any]
@@ -103,10 +104,10 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
 
     Raises:
         FileNotFoundError: a file of the layout is missing.
-        ValueError: a weight file is damaged.
+        ValueError: a weight file or the tokenizer is damaged.
         ImportError: diffusers, transformers or flax is missing.
     """
-    library = libraries()
+    libraries()  # first, so that what is missing is named, and the next imports are quiet
     from flax.traverse_util import unflatten_dict
 
     directory = Path(directory)
@@ -118,7 +119,7 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
     checkpoint = Checkpoint(
         configs={name: json.loads(path.read_text()) for name, path in files.items()},
         params={name: unflatten_dict(load_mapped(path), sep="/") for name, path in weights.items()},
-        tokenizer=library.AutoTokenizer.from_pretrained(directory / "tokenizer"),
+        tokenizer=load_tokenizer(directory / "tokenizer", "Stable Diffusion"),
     )
     return StableDiffusion(checkpoint, config)
 

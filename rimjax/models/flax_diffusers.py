@@ -32,11 +32,10 @@ def libraries() -> SimpleNamespace:
             for handler in logging.getLogger(library).handlers:
                 handler.addFilter(_is_news)
         from diffusers import FlaxAutoencoderKL, FlaxDPMSolverMultistepScheduler, FlaxUNet2DConditionModel
-        from transformers import AutoTokenizer, CLIPTextConfig, FlaxCLIPTextModel
+        from transformers import CLIPTextConfig, FlaxCLIPTextModel
     except ImportError as error:
         raise ImportError(f'Stable Diffusion needs flax, diffusers and transformers ({error}): pip install "rimjax[pipeline]"') from error
     return SimpleNamespace(
-        AutoTokenizer=AutoTokenizer,
         CLIPTextConfig=CLIPTextConfig,
         FlaxAutoencoderKL=FlaxAutoencoderKL,
         FlaxCLIPTextModel=FlaxCLIPTextModel,

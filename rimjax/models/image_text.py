@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from rimjax.models.pretrained import load_model, load_tokenizer
+from rimjax.models.pretrained import architecture, load_model, load_tokenizer
 from rimjax.models.protocols import check_image
 
 
@@ -54,15 +55,19 @@ class ImageTextMatcher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of weights and colours: 20 hex digits."""
-        digest = hashlib.sha256(repr(self._colours).encode())
+        """Digest of weights, architecture and colours: 20 hex digits."""
+        digest = hashlib.sha256(json.dumps([architecture(self.model), self._colours], sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()[:20]
 
     def embed_texts(self, prompts: Sequence[str]) -> Float32[np.ndarray, "C E"]:
-        """Unit vectors of prompts."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")["input_ids"].to(self.device)
+        """Unit vectors of prompts; what is longer than the model takes is cut off."""
+        if not len(prompts):
+            return np.zeros((0, self.model.config.projection_dim), np.float32)
+        length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        shape = {"padding": "max_length", "truncation": True, "max_length": length}
+        tokens = self.tokenizer(list(prompts), **shape, return_tensors="pt")["input_ids"].to(self.device)
         # A text is summed up by its end token, which has CLIP's highest id; where a tokenizer pads on the left, by its last word.
         at = tokens.argmax(1) if self.tokenizer.padding_side == "right" else self._torch.full((len(tokens),), tokens.shape[1] - 1)
         with self._torch.inference_mode():
@@ -77,8 +82,13 @@ class ImageTextMatcher:
 
         Returns:
             The vectors, and which masks were not empty; an empty one's vector is zero.
+
+        Raises:
+            ValueError: not a uint8[H, W, 3], or the masks are of another size.
         """
         check_image(image)
+        if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+            raise ValueError(f"masks: expected bool[P, {image.shape[0]}, {image.shape[1]}], as the image is, got {list(masks.shape)}")
         valid = np.array([mask.any() for mask in masks], bool)
         crops = [_crop(image, mask, self.size) for mask in masks[valid]]
         found = np.zeros((len(masks), self.model.config.projection_dim), np.float32)

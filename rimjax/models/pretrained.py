@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,18 @@ def load_model(kind: Any, directory: Path, what: str, **options: Any) -> Any:
     return model.eval()
 
 
+def architecture(model: Any) -> dict[str, Any]:
+    """A model's config, as JSON has it, for fingerprints: without where it lies and which version of transformers wrote it."""
+    config = json.loads(model.config.to_json_string())
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+
+
 def load_tokenizer(directory: Path, what: str) -> Any:
     """The tokenizer in a model's folder; raises as `load_model`."""
     from transformers import AutoTokenizer
 
     with _naming(directory, f"{what} tokenizer"):
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)  # else it asks, and may run code
 
 
 @contextmanager

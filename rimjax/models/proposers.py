@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from rimjax.models.pretrained import load_model
+from rimjax.models.pretrained import architecture, load_model
 from rimjax.models.protocols import Encoder, Masker, check_image, fingerprint
 
 
@@ -68,12 +68,14 @@ class MaskFormerConfig:
         mean: of red, green and blue in 0..1, subtracted.
         std: of the same, divided by.
         threshold: least probability, of whichever class, that makes a query a region.
+        longest_side: with an input_size, the most pixels that the longer side is resized to; a thin image's shorter side then has fewer.
     """
 
     input_size: int | None = 640
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     threshold: float = 0.5
+    longest_side: int = 2560
 
 
 class MaskFormerMasker:
@@ -109,9 +111,9 @@ class MaskFormerMasker:
 
     @cached_property
     def proposals_fingerprint(self) -> str:
-        """Digest of weights and settings."""
+        """Digest of weights, architecture and settings."""
         weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
-        return fingerprint(self.config, weights)
+        return fingerprint(self.config, weights, architecture=architecture(self.model))
 
     def mask(self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]) -> Bool[np.ndarray, "H W"]:
         """As the masker's."""
@@ -124,8 +126,7 @@ class MaskFormerMasker:
         resize = torch.nn.functional.interpolate
         mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in (config.mean, config.std))
         pixels = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255 - mean) / deviation
-        scale = 1 if config.input_size is None else config.input_size / min(height, width)
-        size = tuple(-(-max(1, int(side * scale)) // DIVISOR) * DIVISOR for side in (height, width))
+        size = self._input_size(height, width)
         if size != (height, width):
             pixels = resize(pixels, size, mode="bilinear", antialias=True)
         with torch.inference_mode():
@@ -138,3 +139,14 @@ class MaskFormerMasker:
         areas = masks.sum((1, 2))
         order = np.argsort(-areas, kind="stable")
         return masks[order[areas[order] > 0]]
+
+    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+        sides, shorter, longest = (height, width), self.config.input_size, self.config.longest_side
+        if shorter is not None:  # in integers: a product rounded down in floats may cost a whole step of the divisor
+            short, long = min(sides), max(sides)
+            longer = shorter * long // short
+            if longer > longest:
+                shorter, longer = max(1, longest * shorter // longer), longest
+            sides = (shorter, longer) if height <= width else (longer, shorter)
+        rows, columns = (-(-side // DIVISOR) * DIVISOR for side in sides)
+        return rows, columns

@@ -49,7 +49,7 @@ class UNetEncoder:
         """Features of one image.
 
         Raises:
-            ValueError: not a uint8[H, W, 3].
+            ValueError: not a uint8[H, W, 3], or a setting that the model doesn't have.
         """
         return np.asarray(self._compiled(self.generator.model.params, self._pixels(image)[None]))[0]
 
@@ -57,7 +57,7 @@ class UNetEncoder:
         """Features of several images, each uint8[H, W, 3] of any size.
 
         Raises:
-            ValueError: one of them isn't that, or there is none.
+            ValueError: one of them isn't that, or there is none, or a setting that the model doesn't have.
         """
         if not len(images):
             raise ValueError("images: expected at least one, got none")
@@ -71,6 +71,7 @@ class UNetEncoder:
 
     @cached_property
     def _compiled(self) -> Callable[[Params, np.ndarray], Array]:
+        self._check_settings()
         return jax.jit(self.features)
 
     def features(self, params: Params, pixels: Float32[Array | np.ndarray, "B S S 3"]) -> Float32[Array, "B h w D"]:
@@ -102,6 +103,16 @@ class UNetEncoder:
             return output
 
         return intercept
+
+    def _check_settings(self) -> None:
+        configs = self.generator.model.checkpoint.configs
+        blocks, steps = len(configs["unet"]["up_block_types"]), configs["scheduler"].get("num_train_timesteps", 1000)
+        for name, count in (("up_block", blocks), ("timestep", steps)):
+            if not 0 <= getattr(self, name) < count:
+                raise ValueError(f"{name}: expected 0 to {count - 1}, got {getattr(self, name)}")
+        step = 2 ** (len(configs["vae"]["block_out_channels"]) + len(configs["unet"]["down_block_types"]) - 2)
+        if self.input_size < 1 or self.input_size % step:
+            raise ValueError(f"input_size: expected a multiple of {step}, got {self.input_size}")
 
     def _pixels(self, image: np.ndarray) -> Float32[np.ndarray, "S S 3"]:
         check_image(image)

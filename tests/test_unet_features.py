@@ -1,0 +1,179 @@
+"""Stable Diffusion's UNet as an encoder, against PyTorch's with a hook on the same block; tiny random weights."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_diffusion import SCHEDULE, tiny_stable_diffusion, tiny_tokenizer
+
+from ported_weights import stable_diffusion
+from rimjax.models.deferred import DeferredGenerator
+from rimjax.models.diffusion import DiffusionConfig
+from rimjax.models.protocols import Encoder
+from rimjax.models.unet_features import UNetEncoder
+
+torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+diffusers = pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")
+
+TOLERANCE = 1e-4  # float32 rounding through VAE, text encoder and UNet, relative to the largest value; typically 3e-6
+CONFIG = DiffusionConfig(steps=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly() -> Iterator[None]:
+    """Models this small lose time to torch's threads and to XLA's optimisations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def originals() -> dict[str, Any]:
+    return tiny_stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def folder(originals, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("diffusion")
+    stable_diffusion.port(**originals, tokenizer=tiny_tokenizer(), scheduler=diffusers.DDPMScheduler(**SCHEDULE), directory=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def generator(folder) -> DeferredGenerator:
+    return DeferredGenerator(folder, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def encoder(generator) -> UNetEncoder:
+    return UNetEncoder(generator, input_size=16, batch_size=2)
+
+
+def random_image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng((height, width)).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def reference(originals: dict[str, Any], image: np.ndarray, size: int, timestep: int, block: int) -> np.ndarray:
+    """PyTorch's, with JAX's noise."""
+    pixels = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) / 255 * 2 - 1
+    latents = originals["vae"].encode(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float()).latent_dist.mode()
+    latents = latents * originals["vae"].config.scaling_factor
+    noise = torch.from_numpy(np.array(jax.random.normal(jax.random.key(0), latents.shape[1:])))[None]
+    noised = diffusers.DDPMScheduler(**SCHEDULE).add_noise(latents, noise, torch.tensor([timestep]))
+    empty = tiny_tokenizer()("", padding="max_length", return_tensors="pt")["input_ids"]
+    text = originals["text_encoder"](empty).last_hidden_state
+    kept = []
+    handle = originals["unet"].up_blocks[block].register_forward_hook(lambda module, args, output: kept.append(output))
+    originals["unet"](noised, timestep, text)
+    handle.remove()
+    (found,) = kept
+    return found[0].permute(1, 2, 0).numpy()
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape and ours.dtype == np.float32
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (30, 21), (9, 40)])
+def test_features_are_pytorchs_of_that_block(originals, encoder, shape):
+    typed: Encoder = encoder
+    image = random_image(*shape)
+    theirs = reference(originals, image, 16, 261, 1)
+    assert theirs.shape == (8, 8, 32)
+    assert relative_error(typed.encode(image), theirs) <= TOLERANCE
+
+
+def test_size_time_and_block_are_the_settings(originals, generator):
+    image = random_image(30, 21)
+    theirs = reference(originals, image, 24, 999, 0)
+    assert theirs.shape == (12, 12, 64)
+    assert relative_error(UNetEncoder(generator, input_size=24, timestep=999, up_block=0).encode(image), theirs) <= TOLERANCE
+
+
+def test_the_reference_tells_images_blocks_and_times_apart(originals):
+    """So that agreement above means something: what differs moves it a hundred times the tolerance."""
+    image = random_image(16, 16)
+    base = reference(originals, image, 16, 261, 1)
+    scale = 100 * TOLERANCE * np.abs(base).max()
+    assert np.abs(reference(originals, 255 - image, 16, 261, 1) - base).max() > scale
+    assert np.abs(reference(originals, image, 16, 300, 1) - base).max() > scale
+    assert np.abs(reference(originals, image[:, ::-1], 16, 261, 1) - base).max() > scale
+    assert base.reshape(-1, 32).std(0).min() > scale / 10  # of every channel, over the places
+
+
+def test_features_are_deterministic(encoder):
+    image = random_image(20, 30)
+    once = encoder.encode(image)
+    encoder.encode(255 - image)
+    np.testing.assert_array_equal(encoder.encode(image), once)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_batch_is_its_images_one_by_one(encoder, count):
+    images = [random_image(16 + 3 * index, 40 - index) for index in range(count)]
+    ours = encoder.encode_batch(images)
+    singly = np.stack([encoder.encode(image) for image in images])
+    assert relative_error(ours, singly) <= 1e-5  # another batch size, other rounding
+    assert count == 1 or np.abs(singly[0] - singly[1]).max() > 0.01 * np.abs(singly).max()
+
+
+def test_an_array_of_images_is_a_batch_too(encoder):
+    images = np.stack([random_image(16, 16), random_image(16, 16)[::-1]])
+    np.testing.assert_array_equal(encoder.encode_batch(images), encoder.encode_batch(list(images)))
+
+
+@pytest.mark.parametrize("image", [np.zeros((16, 16, 3), np.float32), np.zeros((16, 16), np.uint8), np.zeros((0, 16, 3), np.uint8)])
+def test_what_is_no_image_is_refused(encoder, image):
+    with pytest.raises(ValueError, match="image: expected uint8"):
+        encoder.encode(image)
+    with pytest.raises(ValueError, match="image: expected uint8"):
+        encoder.encode_batch([random_image(16, 16), image])
+
+
+def test_an_empty_batch_is_refused(encoder):
+    with pytest.raises(ValueError, match="images: expected at least one"):
+        encoder.encode_batch([])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"up_block": 2}, r"up_block: expected 0 to 1, got 2"),
+        ({"up_block": -1}, r"up_block: expected 0 to 1, got -1"),
+        ({"timestep": 1000}, r"timestep: expected 0 to 999, got 1000"),
+        ({"timestep": -1}, r"timestep: expected 0 to 999, got -1"),
+        ({"input_size": 18}, r"input_size: expected a multiple of 4, got 18"),
+        ({"input_size": 0}, r"input_size: expected a multiple of 4, got 0"),
+    ],
+)
+def test_settings_the_model_lacks_are_refused(encoder, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(encoder, **change).encode(random_image(16, 16))
+
+
+def test_bfloat16_is_the_models_only(folder, encoder):
+    rounded = replace(encoder, generator=DeferredGenerator(folder, replace(CONFIG, dtype="bfloat16")))
+    pixels = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32)
+    shape = jax.eval_shape(rounded.features, rounded.generator.model.params, pixels)
+    assert (shape.shape, shape.dtype) == ((2, 8, 8, 32), np.float32)
+    assert rounded.fingerprint != encoder.fingerprint
+
+
+def test_fingerprint_follows_weights_and_settings_and_loads_nothing(folder, encoder, tmp_path):
+    generator = DeferredGenerator(folder, CONFIG)
+    changes = [{}, {"input_size": 32}, {"timestep": 1}, {"up_block": 0}]
+    prints = {replace(encoder, generator=generator, **change).fingerprint for change in changes}
+    assert len(prints) == 4 and encoder.fingerprint in prints
+    assert replace(encoder, batch_size=7).fingerprint == encoder.fingerprint
+    assert "model" not in vars(generator)
+    (tmp_path / "other").mkdir()
+    assert replace(encoder, generator=DeferredGenerator(tmp_path / "other", CONFIG)).fingerprint not in prints
