@@ -109,8 +109,9 @@ def comparison(image: np.ndarray, segs: Mapping[str, Segmentation], truth: np.nd
     return _stacked([row, _legend(names, shown.tolist(), row.width)])
 
 
-def _titled(title: str, picture: Image.Image) -> Image.Image:
-    bar = Image.new("RGB", (picture.width, 18), "white")
+def _titled(title: str, picture: Image.Image, width: int = 0) -> Image.Image:
+    """A picture under its title, at least so wide."""
+    bar = Image.new("RGB", (max(width, picture.width), 18), "white")
     ImageDraw.Draw(bar).text((GAP, 2), title, fill="black", font=ImageFont.load_default(size=13))
     return _stacked([bar, picture])
 
@@ -145,4 +146,4 @@ def contact_sheet(shard: Shard, most: int = 16) -> Image.Image:
         if len(columns) == most:
             break
     line = f"{shard.name}: {len(shard.images)} images, {shard.fallbacks} masks from the attention map alone"
-    return _titled(line, grid(columns, 8))
+    return _titled(line, grid(columns, 8), width=8 * (128 + GAP))
