@@ -43,12 +43,12 @@ def cosines(regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n:
 
 
 def timed(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
-    """Seconds that the first call takes longer than the others, which is compilation, and the median of the others."""
+    """Seconds that the first call takes longer than the others, which is compilation, and the median of the others: of more where short."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     first = time.perf_counter() - start
     seconds = []
-    for _ in range(repeats if first < 2 else 1):
+    while len(seconds) < (repeats if first < 2 else 1) or (sum(seconds) < 0.3 and len(seconds) < 100):
         start = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
@@ -98,7 +98,9 @@ def speed(n: int, p: int, r: int, c: int, dim: int, peers: bool) -> Row:
     start = cosines(regions, prototypes, classes, n)
     alone = _ours(*start)
     expected = np.asarray(alone())
-    np.testing.assert_allclose(np.asarray(whole()), expected, atol=1e-5)
+    nearest = cosines(regions, prototypes, classes, min(n + 1, c))[0]  # where the last agent is as near as the next, either may be taken
+    clear = nearest[:, n - 1] - nearest[:, -1] > 1e-6 if c > n else np.ones(p, bool)
+    np.testing.assert_allclose(np.asarray(whole())[clear], expected[clear], atol=1e-5)
     row["kernel seconds"] = timed(alone)[1]
     if not peers:
         return row
