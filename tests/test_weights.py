@@ -6,6 +6,7 @@ import pickle
 import resource
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,19 +223,20 @@ def test_bad_stable_diffusions_leave_nothing(
     assert not list((tmp_path / "made").iterdir())
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow past 4 KiB: writing fails half-way, as it does where the disk is full."""
+    """No file may grow past 4 KiB: writing fails half-way, as on a full disk. Only within a test, since pytest writes files too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("kind", ["dinov2", "stable-diffusion"])
 def test_a_disk_that_fills_while_porting_leaves_nothing(kind: str, source: Path, stable: Path, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"made/weights: can.t be written \(File too large\)"):
+    with full_disk(), pytest.raises(OSError, match=r"made/weights: can.t be written \(File too large\)"):
         convert.convert(kind, stable if kind == "stable-diffusion" else source, tmp_path / "made" / "weights")
     assert not list((tmp_path / "made").iterdir())
 
