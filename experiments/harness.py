@@ -76,7 +76,7 @@ class Experiment:
     weights_dir: Path | None = None
     """Folder that holds the paper preset's weights (default: RIMJAX_WEIGHTS, or the user's data folder)."""
     out: Path | None = None
-    """Folder for tables and pictures (default: experiments/results/PRESET)."""
+    """Folder for tables and pictures (default: experiments/results/PRESET; PRESET-part for less than all of it, or on other images)."""
 
     @cached_property
     def images_of(self) -> Dataset:
@@ -87,7 +87,7 @@ class Experiment:
 
     @property
     def items(self) -> Sequence[Item]:
-        """The images that count."""
+        """Those that count."""
         return self.images_of.items[: self.limit]
 
     @property
@@ -142,10 +142,13 @@ class Experiment:
         """Each row's figures; all rows share the regions, read once."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
         for item, one in regions:
-            truth = item.labels()
-            for name, (bank, settings) in rows.items():
-                seg = label(one, bank, replace(settings, background=self.images_of.background))
-                confusions[name].append(confusion_matrix(truth, seg.labels, len(bank.names)).astype(np.int32))
+            try:
+                truth = item.labels()
+                for name, (bank, settings) in rows.items():
+                    seg = label(one, bank, replace(settings, background=self.images_of.background))
+                    confusions[name].append(confusion_matrix(truth, seg.labels, len(bank.names)).astype(np.int32))
+            except ValueError as error:
+                raise ValueError(f"{item.id}: {error}") from error
         names = ("background", *self.images_of.classes)
         return {name: Evaluation(names, np.stack(found), {}, self.images_of.background) for name, found in confusions.items()}
 
@@ -183,7 +186,9 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return self.out or RESULTS / (self.preset + ("-validation" if self.validation else ""))
+        other = self.preset == "mini" and self.dataset not in (None, "fashion-scenes")
+        part = self.limit is not None or self.images is not None or other
+        return self.out or RESULTS / (self.preset + "-validation" * self.validation + "-part" * part)
 
     def table(self, name: str, rows: Iterable[Row], base: Evaluation | None = None, models: Models | None = None) -> None:
         """Print a table, paper beside measured, and write it as CSV, with settings, weights and versions in a JSON file beside it.
@@ -216,7 +221,7 @@ class Experiment:
         print(f"-> {self.folder / name}.png")
 
 
-def start(main: Callable[[Options], None], options: type[Options], description: str | None, dataset: str = "coco-object") -> None:
+def start(main: Callable[[Options], None], options: type[Options], description: str | None, dataset: str | None = "coco-object") -> None:
     """Run an experiment from its command line; a refusal is one line, and exit status 2.
 
     Args:
@@ -246,7 +251,7 @@ def pooled(encoder: Encoder, image: np.ndarray, masks: np.ndarray) -> tuple[np.n
 
 
 def image_miou(seg: Segmentation, truth: np.ndarray) -> float:
-    """mIoU in 0..1 of one image, over the classes in its truth or its segmentation."""
+    """mIoU in 0..1 of one image, over the classes in truth or segmentation."""
     return mean_iou(confusion_matrix(truth, seg.labels, len(seg.names)))
 
 
@@ -272,10 +277,10 @@ def _validation(data: Path, count: int = 200) -> Dataset:
     def scene(index: int) -> fashion_scenes.Scene:
         return fashion_scenes.random_scene(np.random.default_rng((77, index)), photos, classes)
 
-    items = [
-        Item(f"{index:04d}", lambda index=index: scene(index).image, lambda index=index: scene(index).labels) for index in range(count)
-    ]
-    return Dataset("fashion-scenes (validation)", fashion_scenes.CLASSES, items)
+    def item(index: int) -> Item:
+        return Item(f"{index:04d}", lambda: scene(index).image, lambda: scene(index).labels)
+
+    return Dataset("fashion-scenes (validation)", fashion_scenes.CLASSES, [item(index) for index in range(count)])
 
 
 def _cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

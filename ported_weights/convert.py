@@ -36,9 +36,9 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
         raise ValueError(f"{destination}: is there already; delete it first")
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
         if kind == "stable-diffusion":
             stable_diffusion.port_folder(source, temporary)
         elif kind == "transformers":
@@ -52,14 +52,17 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
                 raise ValueError(f"{file}: {error}") from error
             save_vit(*ported, temporary)
         lines = [f"{sha256(path)}  {destination.name / path.relative_to(temporary)}\n" for path in _files(temporary)]
+        _record(destination).write_text("".join(lines))
         temporary.rename(destination)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # a full disk doesn't say where
+        for path in (temporary, _record(destination)):
+            if path.is_file():
+                path.unlink()
+        ours = (None, *map(str, (temporary, _record(destination), *destination.parents)))  # None: a full disk doesn't say where
+        if isinstance(error, OSError) and error.errno is not None and error.filename in ours:
             raise OSError(f"{destination}: can't be written ({error.strerror})") from error
         raise
-    _record(destination).write_text("".join(lines))
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -24,16 +24,18 @@ def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[d
 
     Returns:
         params: nested dicts of NumPy arrays for `vit.last_layer_keys`.
-        config: inferred from the shapes; its `position_rule` is that of the layout (`registers` where there are register tokens).
+        config: inferred from the keys and shapes; its `position_rule` is that of the layout (`registers` where there are register
+            tokens). A checkpoint that lacks all register tokens, or its last layers, can't be told from one that never had them:
+            compare `num_registers` and `num_layers` with what you expect.
 
     Raises:
         ValueError: neither layout, or a key is missing, unknown, or of the wrong shape or dtype; the message lists them all.
     """
     layout = layouts.seen((_FACEBOOK, _HUB), state_dict)
     config = layouts.config(layout, state_dict, num_heads, "DINOv2 in the hub's or facebookresearch's layout")
-    registers = state_dict.get("embeddings.register_tokens" if layout is _HUB else "register_tokens")
-    if registers is not None:
-        config = replace(config, num_registers=registers.shape[1], position_rule="registers")
+    registers = "embeddings.register_tokens" if layout is _HUB else "register_tokens"
+    if registers in state_dict:
+        config = replace(config, num_registers=layouts.shape_of(state_dict, registers, 3)[1], position_rule="registers")
     return apply(layouts.rules(layout, config.num_layers - 1), state_dict, param_shapes(config)), config
 
 

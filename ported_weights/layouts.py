@@ -72,11 +72,11 @@ def config(layout: Layout, state_dict: Mapping[str, Any], num_heads: int | None,
     absent = [key for key in (patch_key, layout.position_embedding, f"{layout.layers}0.{layout.norms[0]}.weight") if key not in state_dict]
     if absent:
         raise ValueError(f"state_dict: expected {expected}; missing: {', '.join(absent)}")
-    hidden, _, _, patch = _shape(state_dict, patch_key, 4)
+    hidden, _, _, patch = shape_of(state_dict, patch_key, 4)
     if num_heads is None and hidden % 64:
         raise ValueError(f"num_heads: must be given where the hidden size ({hidden}) is no multiple of 64")
-    positions = max(_shape(state_dict, layout.position_embedding, 2, 3)[-2] - 1, 1)
-    mlp = _shape(state_dict, fc1_key, 2)[0] if fc1_key in state_dict else 4 * hidden
+    positions = max(shape_of(state_dict, layout.position_embedding, 2, 3)[-2] - 1, 1)
+    mlp = shape_of(state_dict, fc1_key, 2)[0] if fc1_key in state_dict else 4 * hidden
     numbers = [match for key in state_dict if (match := re.match(re.escape(layout.layers) + r"(\d+)\.", key))]
     settings = {"layer_scale": layout.scales is not None, "pre_norm": layout.pre_norm is not None, **layout.settings}
     try:
@@ -93,7 +93,7 @@ def config(layout: Layout, state_dict: Mapping[str, Any], num_heads: int | None,
         raise ValueError(f"state_dict: {patch_key} has {hidden} features, and {error}") from error
 
 
-def _shape(state_dict: Mapping[str, Any], key: str, *axes: int) -> tuple[int, ...]:
+def shape_of(state_dict: Mapping[str, Any], key: str, *axes: int) -> tuple[int, ...]:
     shape = tuple(state_dict[key].shape)
     if len(shape) not in axes or 0 in shape:
         raise ValueError(f"state_dict: {key}: expected {' or '.join(map(str, axes))} axes, none of length 0, got shape {list(shape)}")

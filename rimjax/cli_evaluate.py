@@ -143,12 +143,7 @@ class Evaluate(ModelOptions):
         models = replace(models, segmentation=replace(models.segmentation, background=dataset.background))
         compile_cache(storage.cache_folder(self.cache_dir))
         if self.bank is not None:
-            manifest = storage.read_manifest(self.bank)
-            models = replace(models, references=self._chosen(settings_of(manifest)))
-        else:
-            manifest = build_manifest(dataset.prompts, models, cache_dir=self.cache_dir, progress=progress)
-        bank = bank_from_shards(storage.read_shards(manifest), models.references, manifest.encoder)
-        check_bank(bank, models)
+            models = replace(models, references=self._chosen(settings_of(storage.read_manifest(self.bank))))
         about = {
             "dataset": dataset.name,
             "classes": dataset.classes,
@@ -157,9 +152,17 @@ class Evaluate(ModelOptions):
             "images": hashlib.sha256("\n".join(item.id for item in items).encode()).hexdigest()[:20],
             "shard": self.shard,
             "save_labels": self.save_labels,
-            "bank": storage.references_digest(manifest),
             **provenance(models),
         }
+        if self.output is not None:  # before anything is drawn
+            run_folder.check(self.output, about, unknown=("bank",))
+        if self.bank is not None:
+            manifest = storage.read_manifest(self.bank)
+        else:
+            manifest = build_manifest(dataset.prompts, models, cache_dir=self.cache_dir, progress=progress)
+        bank = bank_from_shards(storage.read_shards(manifest), models.references, manifest.encoder)
+        check_bank(bank, models)
+        about["bank"] = storage.references_digest(manifest)
         memory: run_folder.Results = {}
         run = run_folder.opened(self.output, about) if self.output else nullcontext((memory, lambda one: memory.update({one.image: one})))
         with run as (results, append):

@@ -93,10 +93,14 @@ class WeightsPort:
     """What to write, a folder for stable-diffusion and transformers; `rimjax weights list` says where the paper preset looks."""
 
     def run(self) -> None:
-        from ported_weights.convert import convert
+        from ported_weights.convert import VITS, convert
 
         convert(self.kind, self.source, self.destination)
         print(self.destination)
+        if self.kind in VITS:  # keys that are missing altogether can't be seen: whoever ported it may
+            config = ported_weights.load_vit(self.destination)[1]
+            shape = f"{config.num_layers} layers, {config.num_heads} heads, hidden size {config.hidden_size}, patch {config.patch_size}"
+            print(f"{shape}, {config.num_registers} registers, position rule {config.position_rule}")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,21 @@ class ImageResult:
 Results = dict[str, ImageResult]
 
 
+def check(folder: Path, about: Mapping[str, Any], unknown: Sequence[str] = ()) -> None:
+    """Raise ValueError where `opened` would: the folder holds something else, or a run with other settings.
+
+    unknown: parts of `about` that aren't known yet, and are left out.
+    """
+    path = folder / "run.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; choose another place for --output")
+    if path.exists():
+        if changed := _differences(_about(folder), json.loads(json.dumps(about)), (*MAY_DIFFER, *unknown)):
+            raise ValueError(f"{folder}: this run was started with other settings ({'; '.join(changed[:3])}); choose another --output")
+    elif folder.exists() and any(one.name != "images.jsonl" for one in folder.iterdir()):
+        raise ValueError(f"{folder}: isn't the folder of a run; choose another place for --output")
+
+
 @contextmanager
 def opened(folder: Path, about: Mapping[str, Any]) -> Iterator[tuple[Results, Callable[[ImageResult], None]]]:
     """Start a run, or go on with it: what it holds already, and what appends a result.
@@ -68,8 +83,7 @@ def opened(folder: Path, about: Mapping[str, Any]) -> Iterator[tuple[Results, Ca
     import fcntl  # Unix's own
 
     path = folder / "run.json"
-    if folder.exists() and not path.exists() and any(one.name != "images.jsonl" for one in folder.iterdir()):
-        raise ValueError(f"{folder}: isn't the folder of a run; choose another place for --output")
+    check(folder, about)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "images.jsonl").open("ab")
@@ -80,10 +94,8 @@ def opened(folder: Path, about: Mapping[str, Any]) -> Iterator[tuple[Results, Ca
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{folder}: another process is writing to this run") from error
-        if path.exists():
-            if changed := _differences(_about(folder), json.loads(json.dumps(about)), MAY_DIFFER):
-                raise ValueError(f"{folder}: this run was started with other settings ({'; '.join(changed[:3])}); choose another --output")
-        else:
+        check(folder, about)  # again: another process may have begun the run since
+        if not path.exists():
             write(path, json.dumps(about, indent=1))
         results, whole = _results(folder)
         file.truncate(whole)
@@ -140,7 +152,8 @@ def evaluation(about: Mapping[str, Any], results: Results) -> Evaluation:
             confusion[truth, prediction] = pixels
     if not confusions.any():
         raise ValueError("no pixel of the images counts: wherever there are labels they are 255")
-    timings = {stage: float(np.mean([result.timings[stage] for result in used])) for stage in used[0].timings}
+    stages = [stage for stage in used[0].timings if all(stage in result.timings for result in used)]
+    timings = {stage: float(np.mean([result.timings[stage] for result in used])) for stage in stages}
     return Evaluation(names, confusions, timings, about["background"], bad)
 
 
@@ -162,14 +175,30 @@ def _results(folder: Path) -> tuple[Results, int]:
     lines = (folder / "images.jsonl").read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines = lines[:-1]
+    count = 1 + len(_about(folder)["classes"]) if (folder / "run.json").exists() else None
     results = {}
     for number, line in enumerate(lines, start=1):
         try:
             result = ImageResult(**json.loads(line))
-        except (TypeError, ValueError) as error:
+            _check_result(result, count)
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{folder / 'images.jsonl'}: line {number} is damaged; delete that line and resume the run") from error
         results[result.image] = result
     return results, sum(map(len, lines))
+
+
+def _check_result(result: ImageResult, count: int | None) -> None:
+    """Raise TypeError or ValueError for parts that are no result's among `count` classes, the background included."""
+    if not isinstance(result.image, str) or not isinstance(result.error, str | None):
+        raise TypeError("image and error are texts")
+    for cell in result.cells:
+        truth, prediction, _ = cell
+        if not all(isinstance(number, int) and number >= 0 for number in cell):
+            raise TypeError("cells are whole numbers, none negative")
+        if count is not None and max(truth, prediction) >= count:
+            raise ValueError(f"cells are of {count} classes")
+    if not all(isinstance(seconds, int | float) for seconds in result.timings.values()):
+        raise TypeError("timings are seconds")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], except_for: Sequence[str] = (), prefix: str = "") -> list[str]:

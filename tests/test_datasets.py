@@ -14,7 +14,7 @@ from PIL import Image
 
 from rimjax import datasets
 from rimjax.datasets import coco, pascal
-from rimjax.datasets.dataset import read_labels
+from rimjax.datasets.dataset import lines, read_labels
 
 VOC = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
@@ -171,3 +171,12 @@ def test_a_folder_that_is_none_says_what_it_lacks(tmp_path: Path) -> None:
     (root / "names.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"names.txt: no such file; expected a folder with images/NAME.jpg"):
         datasets.load(str(root))
+
+
+def test_names_in_any_utf_8_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffsneaker\n".encode())
+    assert lines(path, "") == ["sneaker"]
+    path.write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names\.txt: isn't UTF-8"):
+        lines(path, "")

@@ -246,3 +246,32 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_the_folder_is_a_data_set(folder: Path) -> None:
     dataset = load(str(folder))
     assert dataset.classes == ("red fruit", "plum", "leaf") and dataset.prompts == ("apple", "plum", "leaf") and dataset.size == COUNT
+
+
+@pytest.mark.parametrize(
+    "part", ['"cells":[[9,9,1]]', '"cells":[[-1,0,1]]', '"cells":[[0,1]]', '"cells":5', '"image":["0"]', '"timings":[1]']
+)
+def test_a_line_that_is_json_but_no_result_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
+    evaluated(folder, tmp_path / "run")
+    path = tmp_path / "run/images.jsonl"
+    whole = path.read_bytes()
+    line = json.loads(whole.splitlines()[0]) | json.loads("{" + part + "}")
+    path.write_bytes(json.dumps(line).encode() + b"\n" + whole.split(b"\n", 1)[1])
+    words = ("evaluate", "--dataset", folder, "--cache-dir", folder.parent / "cache", "--output", tmp_path / "run")
+    for command in (words, ("evaluate", "merge", tmp_path / "run")):
+        assert "line 1 is damaged; delete that line" in refused(capsys, *command)
+
+
+def test_a_wrong_output_is_refused_before_anything_is_drawn(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(folder, tmp_path / "run")
+    models = fake_models()
+    monkeypatch.setattr(console, "load_preset", lambda *args, **options: models)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/one.txt").touch()
+    words = ("evaluate", "--dataset", folder, "--cache-dir", tmp_path / "empty", "--output")
+    assert "isn't the folder of a run" in refused(capsys, *words, tmp_path / "notes")
+    assert "is a file" in refused(capsys, *words, tmp_path / "notes/one.txt")
+    assert "other settings" in refused(capsys, *words, tmp_path / "run", "--num-agents", 2)
+    assert not models.generator.drawn  # pyright: ignore[reportAttributeAccessIssue]

@@ -99,3 +99,19 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("table5.py: ")
+
+
+def test_less_than_all_leaves_the_reported_results_alone(harness: ModuleType) -> None:
+    whole = harness.Experiment().folder
+    for part in ({"limit": 3}, {"images": 2}, {"dataset": "elsewhere"}):
+        assert harness.Experiment(**part).folder != whole
+    assert harness.Experiment(dataset="fashion-scenes").folder == whole
+
+
+def test_an_image_that_cannot_be_counted_is_named(harness: ModuleType, cache: Path, tmp_path: Path) -> None:
+    one = experiment(harness, cache, tmp_path)
+    models = one.models("rimjax")
+    ((item, regions), *_) = one.regions_of(models)
+    bad = replace(item, labels=lambda: np.zeros((5, 6), np.uint8))
+    with pytest.raises(ValueError, match=f"^{item.id}: prediction must have the shape of truth"):
+        one.evaluate([(bad, regions)], {"it": (one.bank(models), models.segmentation)})

@@ -160,6 +160,7 @@ def _changed(path: Path, **changes: Any) -> None:
         ),
         (lambda path: _changed(path, extra=torch.zeros(2)), "extra: no rule knows this key"),
         (lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.zeros(65)), "float32[65] for layers_0/norm2/bias"),
+        (lambda path: _changed(path, embeddings__register_tokens=torch.zeros(64)), "register_tokens: expected 3 axes"),
         (lambda path: path.write_bytes(b""), "truncated"),
         (lambda path: path.unlink(), "holds neither model.safetensors nor pytorch_model.bin"),
     ],

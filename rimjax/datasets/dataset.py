@@ -131,10 +131,19 @@ def pairs(
 
 
 def lines(path: Path, layout: str) -> list[str]:
-    """The lines of a text file, blank ones left out; FileNotFoundError, with the layout that was expected, where there is none."""
+    """The lines of a text file, blank ones left out.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the layout that was expected.
+        ValueError: it isn't UTF-8.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected {layout}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: isn't UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def below(root: Path, *places: str) -> Path:
