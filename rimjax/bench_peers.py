@@ -34,6 +34,23 @@ def numpy_enumeration(own: np.ndarray, agents: np.ndarray, table: np.ndarray) ->
     return np.concatenate(found)
 
 
+def numpy_recursion(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The oracle of more agents than can be enumerated: the subset recursion in float64, subset by subset (docs/match.md)."""
+    n = own.shape[1]
+    s = np.maximum(own.astype(np.float64), _CLIP).T[:, :, None]  # [N, P, 1]
+    r = np.maximum(table.astype(np.float64), _CLIP)[agents].transpose(1, 0, 2)  # [N, P, R]
+
+    def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        value = [np.ones(np.broadcast_shapes(a.shape[1:], b.shape[1:]))]
+        for subset in range(1, 1 << n):
+            members = [i for i in range(n) if subset >> i & 1]
+            drawn = sum(a[i] * b[i] * value[subset ^ (1 << i)] for i in members)
+            value.append(drawn / (a[members].sum(axis=0) * b[members].sum(axis=0)))
+        return value[-1]
+
+    return inner(s, r) / np.sqrt(inner(s, s) * inner(r, r))
+
+
 def _numpy(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
     return lambda: numpy_enumeration(own, agents, table)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ from rimjax.match.arguments import Settings
 from rimjax.types import Regions
 bank = make_bank(1, classes=12)
 rows, valid = features(2, 64)[0], np.arange(64) % 7 != 3
-def check(devices, **settings):
+def check(devices, explicit=False, **settings):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("regions",))
+    if explicit:
+        mesh = jax.make_mesh((devices,), ("regions",), axis_types=(jax.sharding.AxisType.Explicit,))
     place = lambda array: jax.device_put(array, NamedSharding(mesh, PartitionSpec("regions")))
     plain, sharded = (m.match(Regions(f(rows), None, f(valid)), bank, **settings) for f in (np.asarray, place))
     np.testing.assert_array_equal(sharded.labels, plain.labels)
@@ -129,6 +132,8 @@ def check(devices, **settings):
     np.testing.assert_allclose(similarity, m.relation_aware_similarity(rows, bank.prototypes, bank.classes), atol=1e-6)
     for array in (sharded.labels, sharded.scores, similarity):
         assert len(array.sharding.device_set) == devices and array.addressable_shards[0].data.shape[0] == 64 // devices
+    if explicit:
+        return
     chosen = Settings(4, "cosine", "lattice", "clip", "top", mesh=mesh, axes="regions")
     arguments = [place(rows), bank.prototypes, bank.classes, 0.1, None]
     program = blocks.relation_matrix.lower(*arguments, settings=chosen).compile().as_text()
@@ -139,6 +144,10 @@ for devices in (1, 2, 4, 8):
     check(devices)
 check(8, top_k=3, agent_policy="random", key=jax.random.key(0))
 check(8, num_agents=7)
+check(8, explicit=True)
+check(8, explicit=True, top_k=3, agent_policy="random", key=jax.random.key(0))
+none = jax.device_put(rows[:0], NamedSharding(jax.sharding.Mesh(np.array(jax.devices()), ("regions",)), PartitionSpec("regions")))
+assert m.match(none, bank).labels.shape == (0,)
 print("equal on", len(jax.devices()))
 """
 
@@ -204,7 +213,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_too_much_memory_is_refused_before_it_is_taken():
     huge = np.broadcast_to(np.float32(1), (2**21, 1))  # its own memory: four bytes
-    with pytest.raises(ValueError, match=r"max_bytes: P=2097152 regions x R=16384 .* GiB"):
+    with pytest.raises(ValueError, match=r"max_bytes: P=2097152 regions x R=16384 .* need 131,072.00 MiB"):
         m.relation_aware_similarity(huge, huge[: 2**14], np.ones((2, 1), np.float32))
 
 
@@ -287,3 +296,76 @@ def test_importing_match_loads_no_model_library():
     heavy = ("torch", "diffusers", "transformers", "flax", "sklearn", "PIL")
     code = f"import sys, rimjax.match; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_plain_regions_work_while_something_else_is_traced():
+    """The bank, a temperature or a key may be what is transformed, whatever P is."""
+    bank, rows = make_bank(), features(2, 5)[0]
+    plain = m.match(rows, bank, score_map="exp")
+    np.testing.assert_array_equal(jax.jit(lambda bank: m.match(rows, bank, score_map="exp").labels)(bank), plain.labels)
+    traced = jax.jit(lambda t: m.match(rows, bank, score_map="exp", temperature=t).scores)(0.1)
+    np.testing.assert_allclose(traced, plain.scores, atol=1e-6)
+    slope = jax.grad(lambda classes: m.match(rows, replace(bank, classes=classes), score_map="exp").scores.sum())(bank.classes)
+    assert slope.shape == bank.classes.shape and np.abs(slope).max() > 0
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = jax.vmap(lambda key: m.match(rows, bank, agent_policy="random", key=key).labels)(keys)
+    np.testing.assert_array_equal(drawn[1], m.match(rows, bank, agent_policy="random", key=keys[1]).labels)
+
+
+def test_no_regions_give_no_similarities():
+    none, prototypes, classes = features(0, 1, 5, 4)
+    for call in (m.relation_aware_similarity, jax.jit(m.relation_aware_similarity)):
+        assert call(none[:0], prototypes, classes).shape == (0, 5)
+    assert jax.jit(lambda rows: m.match(rows, make_bank()).labels)(jnp.asarray(features(0, 1)[0][:0])).shape == (0,)
+
+
+def test_numpys_integers_are_integers():
+    bank, rows = make_bank(), features(2, 5)[0]
+    few = m.match(rows, bank, top_k=np.int32(2), num_agents=np.int8(3))
+    np.testing.assert_array_equal(few.classes, m.match(rows, bank, top_k=2, num_agents=3).classes)
+
+
+class Measured(Exception):
+    """Instead of a result: bytes of temporary arrays, as compiled."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    # What XLA fuses is its own, hence the factors; level by level every member's array is gathered anew.
+    [(dict(num_agents=4), 2), (dict(num_agents=7), 3), (dict(num_agents=12), 3), (dict(similarity="cosine"), 2)],
+)
+def test_temporary_arrays_keep_to_max_bytes(settings, times, monkeypatch):
+    prototypes, classes, rows = (jnp.asarray(part) for part in features(3, 4000, 20, 64))
+    bank = replace(make_bank(classes=20), prototypes=prototypes, classes=classes, owners=jnp.arange(4000, dtype=jnp.int32) % 20)
+    limit, original = 1_000_000, blocks.match_regions
+
+    def measured(*arguments):
+        raise Measured(original.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+
+    monkeypatch.setattr(m, "match_regions", measured)
+    with pytest.raises(Measured) as found:
+        m.match(rows, bank, max_bytes=limit, **settings)
+    assert 0 < found.value.args[0] <= times * limit
+
+
+@pytest.mark.parametrize("temperature", [1e-46, 1e39, -1.0, 0.0, np.nan, "a", None, 1j, True, [0.1]])
+def test_temperatures_that_float32_cannot_use_are_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be one positive number in float32's range"):
+        m.match(features(2, 5)[0], make_bank(), score_map="exp", temperature=temperature)
+
+
+def test_what_is_no_array_or_bank_is_named():
+    rows, bank = features(2, 5)[0], make_bank()
+    with pytest.raises(ValueError, match="regions must be an array of floats, got a list"):
+        m.match(rows.tolist(), bank)
+    with pytest.raises(ValueError, match="bank must be a ReferenceBank, got a tuple"):
+        m.match(rows, (bank.prototypes, bank.classes))
+    with pytest.raises(ValueError, match=r"bank.owners must lie in \[0, C="):
+        m.match(rows, replace(bank, owners=bank.owners - 1))
+    for weights in (np.array([1 + 1j, 2]), np.array([True, False])):
+        with pytest.raises(ValueError, match="s must hold real numbers"):
+            m.permutation_similarity(weights, np.array([1.0, 2.0]))
+    for most in (np.nan, None, "a", -1):
+        with pytest.raises(ValueError, match="max_bytes must be a positive number of bytes"):
+            m.match(rows, bank, max_bytes=most)
+    assert m.match(Regions(rows, None, [True] * 5), bank).labels.shape == (5,)

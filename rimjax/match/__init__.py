@@ -36,8 +36,9 @@ from rimjax.match.arguments import (
     check_choice,
     check_features,
     check_finite,
-    check_settings,
+    checked_settings,
     checked_weights,
+    on_auto_mesh,
     sharding_of,
     working_elements,
 )
@@ -98,21 +99,23 @@ def relation_aware_similarity(
 ) -> Float[Array, "P R"]:
     """Similarity of every region to every prototype, through the region's own agents, rows of `classes` (Eq. 6-9).
 
-    regions, prototypes, classes: features of any scale and float type (computed in float32); a zero vector has cosine 0 to everything.
+    regions, prototypes, classes: features of any scale in float32's range and of any float type (computed in float32); a zero vector has
+        cosine 0 to everything.
     num_agents: N in [1, 16], or 8 for "enumerate"; N above C becomes C.
     score_map: cosine c to weight: "clip" max(c, 1e-6), "exp" exp(c / temperature), "shift" (1 + c) / 2.
     measure: of the two distributions over rankings, see `permutation_similarity`; the range of the result is the measure's.
     agent_policy: "top", the N classes of highest cosine, ties to the lowest index; "random", N classes drawn for each region from `key`.
     max_bytes: what the result and the temporary arrays may take together, besides the arguments. The result is P*R floats; the rest goes
-        through in blocks, of 64 MiB an array where `max_bytes` leaves as much.
+        through in blocks, of 64 MiB an array where `max_bytes` leaves as much. The compiler has the last word: of a small `max_bytes`
+        the temporary arrays may take twice, beyond N = 6 three times as much.
 
     Works under jit, vmap and grad (which agents are chosen has no gradient), and compiles once per shape. Regions sharded over the devices
     of a mesh (a `NamedSharding`) stay where they are, each device with its own. Raises ValueError, naming the
     argument, for wrong shapes and types, settings out of range, a result over `max_bytes`, and, outside of a trace, NaN or infinity.
     """
-    settings = Settings(num_agents, measure, method, score_map, agent_policy)
-    check_settings(settings, temperature, key)
+    settings = checked_settings(Settings(num_agents, measure, method, score_map, agent_policy), temperature, key)
     check_features(regions=regions, prototypes=prototypes, classes=classes)
+    regions, prototypes, classes = (on_auto_mesh(rows) for rows in (regions, prototypes, classes))
     p, r, c = len(regions), len(prototypes), len(classes)
     elements = working_elements(max_bytes, p * r, (p, r, c, classes.shape[1]))
     for name, rows in {"regions": regions, "prototypes": prototypes, "classes": classes}.items():
@@ -148,18 +151,22 @@ def match(
     of the best, go to the lowest class index.
 
     NumPy regions, and those on a single device, are padded to `bucket_size(P)`, so many images compile a few times only; sharded ones
-    aren't, nor are those under an outer jit: use `pad_regions` before.
+    aren't, nor are those under an outer jit or other transformation: use `pad_regions` before.
     """
     settings = Settings(num_agents, measure, method, score_map, agent_policy, similarity, candidates, top_k)
-    check_settings(settings, temperature, key)
+    settings = checked_settings(settings, temperature, key)
+    if not isinstance(bank, ReferenceBank):
+        raise ValueError(f"bank must be a ReferenceBank, got a {type(bank).__name__}; ReferenceBank.create makes one")
     features, valid = (regions.features, regions.valid) if isinstance(regions, Regions) else (regions, None)
     check_features(regions=features, prototypes=bank.prototypes, classes=bank.classes)
     check_bank(bank)
-    valid = np.ones(len(features), bool) if valid is None else valid
+    valid = np.ones(len(features), bool) if valid is None else valid if hasattr(valid, "dtype") else np.asarray(valid)
     if np.shape(valid) != (len(features),) or valid.dtype != bool:
         raise ValueError(f"regions.valid must hold one bool per region, P={len(features)}, got {valid.dtype}{list(np.shape(valid))}")
-    count = len(features)
-    traced = isinstance(features, Tracer) or isinstance(valid, Tracer)
+    bank = replace(bank, names=(), encoder="", whitening=None)  # other names: no other compilation
+    features, valid, bank = jax.tree.map(on_auto_mesh, (features, valid, bank))
+    count, top_k = len(features), settings.top_k
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((features, valid, bank, temperature, key)))
     padded = count if traced or sharding_of(features) else bucket_size(count)
     r, c = len(bank.prototypes), len(bank.classes)
     elements = working_elements(max_bytes, padded * min(top_k or c, c), (padded, r, c, features.shape[1]))
@@ -169,7 +176,6 @@ def match(
     if padded > count:
         features, valid = _padded(features, valid, padded)
     settings = _placed(settings, features, elements)
-    bank = replace(bank, names=(), encoder="", whitening=None)  # other names: no other compilation
     result = match_regions(features, valid, bank, temperature, key, settings)
     if padded == count:
         return result

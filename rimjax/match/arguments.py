@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float
 
 from rimjax.types import AnyArray, ReferenceBank
@@ -52,23 +52,35 @@ class Settings:
     axes: Any = None
 
 
-def check_settings(settings: Settings, temperature: Any, key: Any) -> None:
-    for name, allowed in _CHOICES.items():
-        if (value := getattr(settings, name)) not in get_args(allowed):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+def checked_settings(settings: Settings, temperature: Any, key: Any) -> Settings:
+    """The settings, with Python's own integers: NumPy's would overflow in sums of sizes."""
+    for name in _CHOICES:
+        check_choice(name, getattr(settings, name))
     _check_num_agents("num_agents", settings.num_agents, settings.method)
     if settings.agent_policy == "random" and key is None:
         raise ValueError("key must be given with agent_policy='random', for example jax.random.key(0)")
     if settings.top_k is not None and not (_is_count(settings.top_k) and settings.top_k >= 1):
         raise ValueError(f"top_k must be None or an integer of at least 1, got {settings.top_k!r}")
-    if jnp.ndim(temperature) or not (isinstance(temperature, Tracer) or 0 < temperature < math.inf):
-        raise ValueError(f"temperature must be one positive and finite number, got {temperature}")
+    if not (jnp.ndim(temperature) == 0 if isinstance(temperature, Tracer) else _is_temperature(temperature)):
+        raise ValueError(f"temperature must be one positive number in float32's range, got {temperature!r}")
+    return replace(settings, num_agents=int(settings.num_agents), top_k=None if settings.top_k is None else int(settings.top_k))
+
+
+def _is_temperature(value: Any) -> bool:
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "iuf":
+        return False
+    return bool(np.finfo(np.float32).tiny <= number <= np.finfo(np.float32).max)
 
 
 def check_features(**features: Any) -> None:
     """Rows of floats, all of the feature size of the first; whether they are finite is `check_finite`'s."""
     (first, model), *_ = features.items()
     for name, rows in features.items():
+        if not hasattr(rows, "dtype"):
+            raise ValueError(
+                f"{name} must be an array of floats, got a {type(rows).__name__}; make it one with np.asarray(..., np.float32)"
+            )
         if jnp.ndim(rows) != 2 or rows.shape[1] == 0 or (len(rows) == 0 and name != "regions"):
             raise ValueError(f"{name} must have shape [rows, D], not empty, got {list(jnp.shape(rows))}")
         if not jnp.issubdtype(rows.dtype, jnp.floating):
@@ -82,6 +94,10 @@ def check_bank(bank: ReferenceBank) -> None:
     if jnp.shape(owners) != bank.prototypes.shape[:1] or not jnp.issubdtype(owners.dtype, jnp.integer):
         shape = f"{owners.dtype}{list(jnp.shape(owners))}"
         raise ValueError(f"bank.owners must hold one integer per prototype, R={len(bank.prototypes)}, got {shape}")
+    if not isinstance(owners, Tracer):
+        held = np.asarray(owners)
+        if held.min() < 0 or held.max() >= len(bank.classes):
+            raise ValueError(f"bank.owners must lie in [0, C={len(bank.classes)}), got {held.min()}..{held.max()}")
 
 
 def check_finite(name: str, rows: Any, valid: Any = None) -> None:
@@ -107,20 +123,25 @@ def _all_finite(rows: Float[Array, "rows D"], valid: Bool[Array, " rows"] | None
 def working_elements(max_bytes: int, result: int, sizes: tuple[int, int, int, int]) -> int:
     """How many elements a temporary array may have, if the result, of so many elements, and the temporary arrays keep to `max_bytes`."""
     p, r, c, d = sizes
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | float | np.number) or not max_bytes > 0:
+        raise ValueError(f"max_bytes must be a positive number of bytes, got {max_bytes!r}")
     fixed = 4 * (result + c * d)  # the classes, normalised, are held all the time
-    least = 8 * max(c, min(r, 128), d)  # eight regions at a time
-    spare = (max_bytes - fixed) // (4 * _ARRAYS)
+    least = 8 * max(c, d, 8)  # eight regions, and eight prototypes, at a time
+    spare = int((max_bytes - fixed) // (4 * _ARRAYS)) if max_bytes < math.inf else _LARGEST
     if spare < least:
-        needed = f"{(fixed + 4 * _ARRAYS * least) / 2**30:.2f} GiB, {4 * result / 2**30:.2f} of them the result"
+        needed = f"{(fixed + 4 * _ARRAYS * least) / 2**20:,.2f} MiB, {4 * result / 2**20:,.2f} of them the result"
         raise ValueError(
-            f"max_bytes: P={p} regions x R={r} prototypes x C={c} classes need {needed}, got {max_bytes / 2**30:.2f}; "
+            f"max_bytes: P={p} regions x R={r} prototypes x C={c} classes need {needed}, got {max_bytes / 2**20:,.2f}; "
             "pass fewer regions at a time, ask match for top_k, or raise max_bytes"
         )
     return min(_LARGEST, spare)
 
 
 def checked_weights(name: str, weights: Any, method: Method) -> Float[Array, " N"]:
-    weights = jnp.asarray(weights, jnp.float32)
+    given = weights if hasattr(weights, "dtype") else np.asarray(weights)
+    if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)):
+        raise ValueError(f"{name} must hold real numbers, got {given.dtype}")
+    weights = jnp.asarray(given, jnp.float32)
     if weights.ndim != 1:
         raise ValueError(f"{name} must have shape [N], got {list(weights.shape)}")
     _check_num_agents(f"the length of {name}", len(weights), method)
@@ -148,10 +169,19 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def on_auto_mesh(array: Any) -> Any:
+    """The array as it lies on its devices, but on a mesh whose axes are "auto": of `jax.make_mesh` they are "explicit", which asks every
+    other array of a computation to say its own sharding."""
+    sharding = None if isinstance(array, Tracer) else getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return array
+    return jax.device_put(array, NamedSharding(Mesh(sharding.mesh.devices, sharding.mesh.axis_names), sharding.spec))
+
+
 def sharding_of(regions: AnyArray) -> tuple[Mesh, Any] | None:
     """The mesh and the axes over which the rows are sharded; None where they aren't, or where a trace hides it."""
     sharding = None if isinstance(regions, Tracer) else getattr(regions, "sharding", None)
-    if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, Mesh):
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None
     axes = sharding.spec[0] if len(sharding.spec) else None
     return None if axes is None else (sharding.mesh, axes)

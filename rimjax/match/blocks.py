@@ -82,7 +82,8 @@ def match_regions(
         if settings.similarity == "relation":
             similarities, size = _relation_to(cosines, agents, classes, temperature, settings)
         else:
-            similarities, size = lambda prototypes: _cosines(features, _unit(prototypes)), _COLUMNS
+            similarities = lambda prototypes: _cosines(features, _unit(prototypes))  # noqa: E731
+            size = min(_COLUMNS, max(8, settings.elements // features.shape[1]))
         scores, sizes = _class_means(similarities, size, references)
         may_win = jnp.broadcast_to(sizes > 0, scores.shape)
         if settings.candidates == "agents":
@@ -116,7 +117,7 @@ def _relation_to(
     """The similarity of these regions to any prototypes, and how many prototypes to pass at a time."""
     n = agents.shape[1]
     own = jnp.take_along_axis(cosines, agents, axis=1)
-    if agents.size < len(classes):  # a huge vocabulary: only the classes that are anyone's agents
+    if 0 < agents.size < len(classes):  # a huge vocabulary: only the classes that are anyone's agents
         used, agents = jnp.unique(agents, return_inverse=True, size=agents.size, fill_value=0)
         classes, agents = classes[used], agents.reshape(own.shape)
 
@@ -124,10 +125,10 @@ def _relation_to(
         table = jnp.matmul(classes, _unit(prototypes).T, precision=lax.Precision.HIGHEST)
         return relations(own, agents, table, temperature, settings)
 
-    size = max(128, settings.elements // (4 * len(classes)))
+    size = max(8, settings.elements // max(4 * len(classes), classes.shape[1]))
     if not _unrolled(n, settings):
         per_pair = math.factorial(n) * n if settings.method == "enumerate" else math.comb(n, n // 2)
-        size = max(1, min(size, _LEVEL_ELEMENTS // per_pair))
+        size = max(1, min(size, min(_LEVEL_ELEMENTS, settings.elements // n) // per_pair))  # a level gathers an array for every member
     return similarities, min(size, _COLUMNS)
 
 
