@@ -46,7 +46,8 @@ def main(experiment: Experiment) -> None:
         name = f"rimjax, but input size {size}"
         found |= experiment.evaluate(experiment.regions_of(other), {name: (experiment.bank(other), best)})
     table = [Row(name, "44.5" if name.startswith("the paper") else "", one) for name, one in found.items()]
-    experiment.table("beyond", table, base=found["the paper's configuration"], models=ours)
+    bases = {"the paper's": found["the paper's configuration"], "rimjax": found["step by step: whitened = rimjax"]}
+    experiment.table("beyond", table, bases, ours)
     charts = {
         "agents N, the paper's configuration": {count: found[f"N = {count}"] for count in AGENTS},
         "agents N, rimjax's configuration": {count: found[f"rimjax, but N = {count}"] for count in AGENTS},

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from PIL import Image
 from tqdm import tqdm
+from validation import validation_scenes
 
 import rimjax
 from rimjax import bank as storage
@@ -82,7 +83,7 @@ class Experiment:
     def images_of(self) -> Dataset:
         """The data set."""
         if self.validation:
-            return _validation(self.data or fashion_scenes.DEBIAN_ROOT)
+            return validation_scenes(self.data or fashion_scenes.DEBIAN_ROOT)
         return datasets.load(self.dataset or "fashion-scenes", self.data)
 
     @property
@@ -190,17 +191,18 @@ class Experiment:
         part = self.limit is not None or self.images is not None or other
         return self.out or RESULTS / (self.preset + "-validation" * self.validation + "-part" * part)
 
-    def table(self, name: str, rows: Iterable[Row], base: Evaluation | None = None, models: Models | None = None) -> None:
+    def table(self, name: str, rows: Iterable[Row], bases: Mapping[str, Evaluation] | None = None, models: Models | None = None) -> None:
         """Print a table, paper beside measured, and write it as CSV, with settings, weights and versions in a JSON file beside it.
 
         Args:
             name: of the files.
             rows: in order.
-            base: if given, what each row gains over it, with a paired interval, goes into a last column.
+            bases: each gives a last column: what every row gains over it, with a paired interval.
             models: whose settings are written.
         """
-        header = ("", "paper", "measured", "95 % interval", "images", *(["gain, 95 % interval"] if base else []))
-        lines = [_line(row, base) for row in rows]
+        bases = bases or {}
+        header = ("", "paper", "measured", "95 % interval", "images", *(f"gain over {title}, 95 % interval" for title in bases))
+        lines = [_line(row, bases.values()) for row in rows]
         widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
         for line in (header, *lines):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -262,25 +264,19 @@ def gain(found: Evaluation, base: Evaluation) -> tuple[float, float, float]:
     return 100 * (found.miou - base.miou), 100 * float(low), 100 * float(high)
 
 
-def _line(row: Row, base: Evaluation | None) -> tuple[str, ...]:
+def _line(row: Row, bases: Collection[Evaluation]) -> tuple[str, ...]:
     if row.found is None:
-        return (row.name, row.paper, "-", row.why_not, "", *([""] if base else []))
+        return (row.name, row.paper, "-", row.why_not, "", *("" for _ in bases))
     low, high = row.found.interval()
-    line = (row.name, row.paper, f"{100 * row.found.miou:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(len(row.found.confusions)))
-    return line if base is None else (*line, "" if row.found is base else "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain(row.found, base)))
-
-
-def _validation(data: Path, count: int = 200) -> Dataset:
-    """Scenes of the 5,000 training-split photographs that the ViT and Sam never saw."""
-    photos, classes = (part[-5_000:] for part in fashion_scenes.read_idx("train", data))
-
-    def scene(index: int) -> fashion_scenes.Scene:
-        return fashion_scenes.random_scene(np.random.default_rng((77, index)), photos, classes)
-
-    def item(index: int) -> Item:
-        return Item(f"{index:04d}", lambda: scene(index).image, lambda: scene(index).labels)
-
-    return Dataset("fashion-scenes (validation)", fashion_scenes.CLASSES, [item(index) for index in range(count)])
+    gains = ("" if row.found is base else "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain(row.found, base)) for base in bases)
+    return (
+        row.name,
+        row.paper,
+        f"{100 * row.found.miou:.1f}",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        str(len(row.found.confusions)),
+        *gains,
+    )
 
 
 def _cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

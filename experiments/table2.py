@@ -42,7 +42,7 @@ def main(experiment: Experiment) -> None:
         Row("4  foreground mask, relation-aware", "43.1", found["4"]),
         Row("5  the same, sub-categories", "44.5", found["5"]),
     ]
-    experiment.table("table2", rows, base=found["2"], models=models)
+    experiment.table("table2", rows, {"row 2": found["2"]}, models)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from rimjax.models.protocols import Encoder, Masker, check_image, fingerprint
 class CellMasker:
     """Every cell of the encoder's feature grid is a region: the paper's matching without proposals, pixel against reference.
 
+    Pooled like any region (Eq. 4), about half of a cell's feature is its own and the rest its neighbours': resizing a mask to the grid
+    spreads it over them.
+
     Attributes:
         masker: cuts out the references.
         encoder: whose grid it is.

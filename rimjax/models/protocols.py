@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
+
+from rimjax.types import AnyArray
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,6 +92,22 @@ def check_image(image: np.ndarray) -> None:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image: expected uint8[H, W, 3], got {image.dtype}{list(image.shape)}; rimjax.images.read_image makes one")
+
+
+def in_batches(
+    run: Callable[[np.ndarray], AnyArray], pixels: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray], size: int
+) -> Float32[np.ndarray, "B h w D"]:
+    """What `run` makes of the pixels of each image, up to `size` of them at once; a last batch that isn't full is padded, so that one
+    shape is compiled. Raises ValueError where there is no image."""
+    if not len(images):
+        raise ValueError("images: expected at least one, got none")
+    size = min(size, len(images))
+    done = []
+    for start in range(0, len(images), size):
+        batch = np.stack([pixels(image) for image in images[start : start + size]])
+        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        done.append(np.asarray(run(padded))[: len(batch)])
+    return np.concatenate(done)
 
 
 def fingerprint(config: DataclassInstance, weights: Mapping[str, np.ndarray], **settings: object) -> str:

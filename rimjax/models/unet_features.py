@@ -16,7 +16,7 @@ from PIL import Image
 from rimjax.models.deferred import DeferredGenerator
 from rimjax.models.diffusion import Params
 from rimjax.models.flax_diffusers import COLLECTION, Interceptor, as_in_torch
-from rimjax.models.protocols import check_image
+from rimjax.models.protocols import check_image, in_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +59,7 @@ class UNetEncoder:
         Raises:
             ValueError: one of them isn't that, or there is none, or a setting that the model doesn't have.
         """
-        if not len(images):
-            raise ValueError("images: expected at least one, got none")
-        size = min(self.batch_size, len(images))
-        done = []
-        for start in range(0, len(images), size):
-            pixels = np.stack([self._pixels(image) for image in images[start : start + size]])
-            padded = np.pad(pixels, [(0, size - len(pixels)), (0, 0), (0, 0), (0, 0)])
-            done.append(np.asarray(self._compiled(self.generator.model.params, padded))[: len(pixels)])
-        return np.concatenate(done)
+        return in_batches(lambda pixels: self._compiled(self.generator.model.params, pixels), self._pixels, images, self.batch_size)
 
     @cached_property
     def _compiled(self) -> Callable[[Params, np.ndarray], Array]:

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
-from rimjax.models.protocols import check_image, fingerprint
+from rimjax.models.protocols import check_image, fingerprint, in_batches
 
 Params = Mapping[str, Any]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -248,15 +248,7 @@ class ViTEncoder:
         Raises:
             ValueError: one of them isn't that, or there is none.
         """
-        if not len(images):
-            raise ValueError("images: expected at least one, got none")
-        size = min(self.batch_size, len(images))
-        done = []
-        for start in range(0, len(images), size):
-            pixels = np.stack([self._pixels(image) for image in images[start : start + size]])
-            padded = np.pad(pixels, [(0, size - len(pixels)), (0, 0), (0, 0), (0, 0)])
-            done.append(np.asarray(last_layer_keys(self._on_device, padded, self.config))[: len(pixels)])
-        return np.concatenate(done)
+        return in_batches(lambda pixels: last_layer_keys(self._on_device, pixels, self.config), self._pixels, images, self.batch_size)
 
     @cached_property
     def _on_device(self) -> Params:
