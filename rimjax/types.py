@@ -111,8 +111,9 @@ class Match:
     """What `match` says of each region.
 
     labels: the winning class in [0, C), the lowest of those within 1e-6 of the best score; -1 for an invalid region.
-    scores: similarity to each class: relation-aware in [0, 1], cosine in [-1, 1]; -1 for a class that was not allowed to win;
-        all 0 for an invalid region. With `top_k`, those of the k best classes only, the winner first.
+    scores: similarity to each class, in the measure's range (the paper's in [0, 1]; plain cosine in [-1, 1]); -1, or -inf by the measure
+        "kl", for a class that was not allowed to win; all 0 for an invalid region. With `top_k`, those of the k best classes only, the
+        winner first.
     agents: the classes that each region was compared through (Eq. 6), best first under the "top" policy.
     classes: with `top_k`, the classes of the columns of scores; otherwise None, and column c is class c.
     """

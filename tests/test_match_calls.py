@@ -1,10 +1,8 @@
 """How the kernels are called: padding, tracing, and errors that name the argument."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -109,58 +107,6 @@ def test_it_lowers_for_gpu_and_tpu(settings):
     assert [(leaf.shape, leaf.dtype) for leaf in exported.out_avals] == [((40,), jnp.int32)]
 
 
-SHARDED = """
-import re, jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from oracle import features, make_bank
-from rimjax import match as m
-from rimjax.match import blocks
-from rimjax.match.arguments import Settings
-from rimjax.types import Regions
-bank = make_bank(1, classes=12)
-rows, valid = features(2, 64)[0], np.arange(64) % 7 != 3
-def check(devices, explicit=False, **settings):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("regions",))
-    if explicit:
-        mesh = jax.make_mesh((devices,), ("regions",), axis_types=(jax.sharding.AxisType.Explicit,))
-    place = lambda array: jax.device_put(array, NamedSharding(mesh, PartitionSpec("regions")))
-    plain, sharded = (m.match(Regions(f(rows), None, f(valid)), bank, **settings) for f in (np.asarray, place))
-    np.testing.assert_array_equal(sharded.labels, plain.labels)
-    np.testing.assert_array_equal(sharded.agents, plain.agents)
-    np.testing.assert_allclose(sharded.scores, plain.scores, atol=1e-6)
-    similarity = m.relation_aware_similarity(place(rows), bank.prototypes, bank.classes)
-    np.testing.assert_allclose(similarity, m.relation_aware_similarity(rows, bank.prototypes, bank.classes), atol=1e-6)
-    for array in (sharded.labels, sharded.scores, similarity):
-        assert len(array.sharding.device_set) == devices and array.addressable_shards[0].data.shape[0] == 64 // devices
-    if explicit:
-        return
-    chosen = Settings(4, "cosine", "lattice", "clip", "top", mesh=mesh, axes="regions")
-    arguments = [place(rows), bank.prototypes, bank.classes, 0.1, None]
-    program = blocks.relation_matrix.lower(*arguments, settings=chosen).compile().as_text()
-    program += blocks.match_regions.lower(arguments[0], place(valid), bank, 0.1, None, settings=chosen).compile().as_text()
-    assert f"f32[{64 // devices},16]" in program
-    assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", program)
-for devices in (1, 2, 4, 8):
-    check(devices)
-check(8, top_k=3, agent_policy="random", key=jax.random.key(0))
-check(8, num_agents=7)
-check(8, explicit=True)
-check(8, explicit=True, top_k=3, agent_policy="random", key=jax.random.key(0))
-none = jax.device_put(rows[:0], NamedSharding(jax.sharding.Mesh(np.array(jax.devices()), ("regions",)), PartitionSpec("regions")))
-assert m.match(none, bank).labels.shape == (0,)
-print("equal on", len(jax.devices()))
-"""
-
-
-def test_regions_sharded_over_eight_devices():
-    """Labels are those of one device, each device keeps its own regions, and the compiled program sends nothing."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "equal on 8"
-
-
 def test_a_bank_and_regions_are_pytrees():
     bank = make_bank()
     doubled = jax.tree.map(lambda leaf: leaf * 2, bank)
@@ -188,7 +134,7 @@ def call(regions=None, prototypes=None, classes=None, **settings):
         (dict(num_agents=2.0), "num_agents must be an integer"),
         (dict(num_agents=True), "num_agents must be an integer"),
         (dict(agent_policy="best"), "agent_policy must be one of"),
-        (dict(agent_policy="random"), "key must be given"),
+        (dict(agent_policy="random"), "key must be one random key"),
         (dict(temperature=0.0), "temperature must be one positive"),
         (dict(temperature=-0.1), "temperature must be one positive"),
         (dict(temperature=np.ones(2)), "temperature must be one positive"),
@@ -213,7 +159,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_too_much_memory_is_refused_before_it_is_taken():
     huge = np.broadcast_to(np.float32(1), (2**21, 1))  # its own memory: four bytes
-    with pytest.raises(ValueError, match=r"max_bytes: P=2097152 regions x R=16384 .* need 131,072.00 MiB"):
+    with pytest.raises(ValueError, match=r"max_bytes: P=2097152 regions x R=16384 .* need 137,4"):
         m.relation_aware_similarity(huge, huge[: 2**14], np.ones((2, 1), np.float32))
 
 
@@ -369,3 +315,36 @@ def test_what_is_no_array_or_bank_is_named():
         with pytest.raises(ValueError, match="max_bytes must be a positive number of bytes"):
             m.match(rows, bank, max_bytes=most)
     assert m.match(Regions(rows, None, [True] * 5), bank).labels.shape == (5,)
+
+
+def test_a_class_that_may_not_win_never_does():
+    """A class without prototypes has no score; where it is the region's only agent nobody wins."""
+    rows = np.eye(3, 8, dtype=np.float32)
+    bank = ReferenceBank(np.repeat(rows[1:], 2, axis=0), np.array([1, 1, 2, 2]), rows, ())
+    won = m.match(rows, bank, candidates="agents", num_agents=1)
+    np.testing.assert_array_equal(won.labels, [-1, 1, 2])
+    np.testing.assert_array_equal(won.scores[0], [-1, -1, -1])
+
+
+@pytest.mark.parametrize("key", [None, 0, "a", np.zeros(3, np.uint32), jax.random.split(jax.random.key(0), 3)])
+def test_what_is_no_random_key_is_named(key):
+    with pytest.raises(ValueError, match=r"^key must be one random key .*got [^\n]*$"):
+        m.match(features(2, 5)[0], make_bank(), agent_policy="random", key=key)
+    assert m.match(features(2, 5)[0], make_bank(), key=key).labels.shape == (5,)  # not looked at
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, dict(max_bytes=40_000), dict(top_k=2), dict(num_agents=7), dict(score_map="exp", measure="kl"), dict(similarity="cosine")],
+)
+def test_stricter_types_change_nothing(settings):
+    """jax_numpy_dtype_promotion and jax_enable_x64 are the user's; more prototypes than a block holds among them."""
+    rows, banks = features(2, 64)[0], (make_bank(), make_bank(3, per_class=400))
+    plain = [m.match(rows, bank, **settings) for bank in banks]
+    for setting in (jax.numpy_dtype_promotion("strict"), jax.enable_x64(True)):
+        with setting:
+            for bank, expected in zip(banks, plain, strict=True):
+                found = m.match(rows, bank, **settings)
+                np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6, atol=1e-6)
+                assert found.scores.dtype == np.float32
+            assert m.relation_aware_similarity(rows, banks[1].prototypes, banks[1].classes).dtype == np.float32

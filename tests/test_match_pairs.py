@@ -59,6 +59,21 @@ def test_nearly_equal_weights(measure):
     assert float(m.permutation_similarity(tied, r, measure="pearson")) == 0
 
 
+@pytest.mark.parametrize("largest", [1e-300, 1e-50, 3e-39, 3e-38, 1.0, 3e38, 1e300])
+def test_weights_of_any_scale(largest):
+    for weights in (
+        largest * np.array([1 / 3, 1.0]),
+        *([np.float32(largest) * np.array([1 / 3, 1], np.float32)] if largest < 1e39 else []),
+    ):
+        if weights.all():  # not flushed by float32 itself
+            np.testing.assert_allclose(m.permutation_probabilities(weights), [0.25, 0.75], atol=1e-6)
+            assert m.permutation_similarity(weights, np.array([1, 3])) == pytest.approx(1, abs=1e-6)
+    if 1e-37 < largest < 1e39:
+        weights = jnp.array([largest / 3, largest], jnp.float32)
+        np.testing.assert_allclose(jax.jit(m.permutation_probabilities)(weights), [0.25, 0.75], atol=1e-6)
+    assert jax.jit(lambda one: m.permutation_probabilities([one, 3 * one]))(1.0)[0] == 0.25  # a list of traced numbers
+
+
 @pytest.mark.parametrize("method", ["lattice", "enumerate"])
 @pytest.mark.parametrize("n", [2, 6])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

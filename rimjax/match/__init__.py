@@ -37,6 +37,7 @@ from rimjax.match.arguments import (
     check_features,
     check_finite,
     checked_settings,
+    checked_valid,
     checked_weights,
     on_auto_mesh,
     sharding_of,
@@ -52,7 +53,8 @@ __all__ = ["match", "permutation_probabilities", "permutation_similarity", "rela
 def permutation_probabilities(scores: Float[AnyArray, " N"]) -> Float[Array, " rankings"]:
     """Plackett-Luce probability of each of the N! rankings of N items (Eq. 7), in the order of `itertools.permutations(range(N))`.
 
-    scores: weights >= 0 of any scale, N <= 8; weights below 1e-18 of the largest count as that. The result sums to 1.
+    scores: weights >= 0 of any scale (under a trace, of float32's normal range), N <= 8; weights below 1e-18 of the largest count as that.
+        The result sums to 1.
     Raises ValueError for another rank, N above 8, negative weights, NaN or infinity.
 
     >>> permutation_probabilities(jnp.array([2.0, 1.0, 1.0])).tolist()[:2]  # 2/4 * 1/2, twice
@@ -66,7 +68,8 @@ def permutation_similarity(
 ) -> Float[Array, ""]:
     """How alike two weight vectors over the same N agents rank them: by default the cosine of Eq. 9, in [0, 1]; differentiable.
 
-    s, r: weights >= 0 of any scale, N <= 16 (8 for "enumerate"); weights below 1e-18 of the largest count as that.
+    s, r: weights >= 0 of any scale (under a trace, of float32's normal range), N <= 16 (8 for "enumerate"); weights below 1e-18
+        of the largest count as that.
     measure: with P and Q the two distributions over the N! rankings,
         "cosine", <P, Q> / (|P| |Q|) (Eq. 9), in [0, 1]; "bhattacharyya", sum sqrt(P Q), in [0, 1];
         "pearson", the cosine of P - 1/N! and Q - 1/N!, in [-1, 1], and 0 where all weights of s or of r are equal;
@@ -104,7 +107,8 @@ def relation_aware_similarity(
     num_agents: N in [1, 16], or 8 for "enumerate"; N above C becomes C.
     score_map: cosine c to weight: "clip" max(c, 1e-6), "exp" exp(c / temperature), "shift" (1 + c) / 2.
     measure: of the two distributions over rankings, see `permutation_similarity`; the range of the result is the measure's.
-    agent_policy: "top", the N classes of highest cosine, ties to the lowest index; "random", N classes drawn for each region from `key`.
+    agent_policy: "top", the N classes of highest cosine, ties to the lowest index; "random", N classes drawn from `key` and the
+        region's index: under a `shard_map` of your own, fold `lax.axis_index` into the key, or every shard draws the same.
     max_bytes: what the result and the temporary arrays may take together, besides the arguments. The result is P*R floats; the rest goes
         through in blocks, of 64 MiB an array where `max_bytes` leaves as much. The compiler has the last word: of a small `max_bytes`
         the temporary arrays may take twice, beyond N = 6 three times as much.
@@ -114,6 +118,7 @@ def relation_aware_similarity(
     argument, for wrong shapes and types, settings out of range, a result over `max_bytes`, and, outside of a trace, NaN or infinity.
     """
     settings = checked_settings(Settings(num_agents, measure, method, score_map, agent_policy), temperature, key)
+    key = key if agent_policy == "random" else None
     check_features(regions=regions, prototypes=prototypes, classes=classes)
     regions, prototypes, classes = (on_auto_mesh(rows) for rows in (regions, prototypes, classes))
     p, r, c = len(regions), len(prototypes), len(classes)
@@ -155,14 +160,13 @@ def match(
     """
     settings = Settings(num_agents, measure, method, score_map, agent_policy, similarity, candidates, top_k)
     settings = checked_settings(settings, temperature, key)
+    key = key if agent_policy == "random" else None
     if not isinstance(bank, ReferenceBank):
         raise ValueError(f"bank must be a ReferenceBank, got a {type(bank).__name__}; ReferenceBank.create makes one")
     features, valid = (regions.features, regions.valid) if isinstance(regions, Regions) else (regions, None)
     check_features(regions=features, prototypes=bank.prototypes, classes=bank.classes)
     check_bank(bank)
-    valid = np.ones(len(features), bool) if valid is None else valid if hasattr(valid, "dtype") else np.asarray(valid)
-    if np.shape(valid) != (len(features),) or valid.dtype != bool:
-        raise ValueError(f"regions.valid must hold one bool per region, P={len(features)}, got {valid.dtype}{list(np.shape(valid))}")
+    valid = checked_valid(valid, len(features))
     bank = replace(bank, names=(), encoder="", whitening=None)  # other names: no other compilation
     features, valid, bank = jax.tree.map(on_auto_mesh, (features, valid, bank))
     count, top_k = len(features), settings.top_k

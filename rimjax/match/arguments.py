@@ -57,13 +57,26 @@ def checked_settings(settings: Settings, temperature: Any, key: Any) -> Settings
     for name in _CHOICES:
         check_choice(name, getattr(settings, name))
     _check_num_agents("num_agents", settings.num_agents, settings.method)
-    if settings.agent_policy == "random" and key is None:
-        raise ValueError("key must be given with agent_policy='random', for example jax.random.key(0)")
+    if settings.agent_policy == "random" and not _is_key(key):
+        got = f"{key.dtype}{list(key.shape)}" if is_array(key) else repr(key)
+        raise ValueError(f"key must be one random key with agent_policy='random', for example jax.random.key(0), got {got}")
     if settings.top_k is not None and not (_is_count(settings.top_k) and settings.top_k >= 1):
         raise ValueError(f"top_k must be None or an integer of at least 1, got {settings.top_k!r}")
     if not (jnp.ndim(temperature) == 0 if isinstance(temperature, Tracer) else _is_temperature(temperature)):
         raise ValueError(f"temperature must be one positive number in float32's range, got {temperature!r}")
     return replace(settings, num_agents=int(settings.num_agents), top_k=None if settings.top_k is None else int(settings.top_k))
+
+
+def _is_key(value: Any) -> bool:
+    if not is_array(value):
+        return False
+    old = value.dtype == np.uint32 and value.shape == (2,)  # of jax.random.PRNGKey
+    return old or (value.shape == () and jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
+
+
+def is_array(value: Any) -> bool:
+    """Of NumPy, whose masks would be lost, or of JAX."""
+    return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _is_temperature(value: Any) -> bool:
@@ -77,20 +90,35 @@ def check_features(**features: Any) -> None:
     """Rows of floats, all of the feature size of the first; whether they are finite is `check_finite`'s."""
     (first, model), *_ = features.items()
     for name, rows in features.items():
-        if not hasattr(rows, "dtype"):
-            raise ValueError(
-                f"{name} must be an array of floats, got a {type(rows).__name__}; make it one with np.asarray(..., np.float32)"
-            )
+        if not is_array(rows):
+            kind = f"{type(rows).__module__}.{type(rows).__name__}".removeprefix("builtins.")
+            raise ValueError(f"{name} must be an array of floats, got a {kind}; make it one with np.asarray(..., np.float32)")
         if jnp.ndim(rows) != 2 or rows.shape[1] == 0 or (len(rows) == 0 and name != "regions"):
             raise ValueError(f"{name} must have shape [rows, D], not empty, got {list(jnp.shape(rows))}")
-        if not jnp.issubdtype(rows.dtype, jnp.floating):
+        if not jnp.issubdtype(rows.dtype, jnp.floating) or rows.dtype.itemsize > 8:
             raise ValueError(f"{name} must hold floats, got {rows.dtype}; convert them with .astype(np.float32)")
         if rows.shape[1] != model.shape[1]:
             raise ValueError(f"{name} must have the feature size of {first}, D={model.shape[1]}, got {rows.shape[1]}")
 
 
+def checked_valid(valid: Any, count: int) -> Bool[AnyArray, " P"]:
+    """A bool for each region; all True if there are none."""
+    if valid is None:
+        return np.ones(count, bool)
+    if not is_array(valid):
+        try:
+            valid = np.asarray(valid)
+        except ValueError as error:  # rows of unequal lengths
+            raise ValueError(f"regions.valid must hold one bool per region: {error}") from error
+    if valid.shape != (count,) or valid.dtype != bool:
+        raise ValueError(f"regions.valid must hold one bool per region, P={count}, got {valid.dtype}{list(valid.shape)}")
+    return valid
+
+
 def check_bank(bank: ReferenceBank) -> None:
     owners = bank.owners
+    if not is_array(owners):
+        raise ValueError(f"bank.owners must be an array of integers, got a {type(owners).__name__}")
     if jnp.shape(owners) != bank.prototypes.shape[:1] or not jnp.issubdtype(owners.dtype, jnp.integer):
         shape = f"{owners.dtype}{list(jnp.shape(owners))}"
         raise ValueError(f"bank.owners must hold one integer per prototype, R={len(bank.prototypes)}, got {shape}")
@@ -129,25 +157,32 @@ def working_elements(max_bytes: int, result: int, sizes: tuple[int, int, int, in
     least = 8 * max(c, d, 8)  # eight regions, and eight prototypes, at a time
     spare = int((max_bytes - fixed) // (4 * _ARRAYS)) if max_bytes < math.inf else _LARGEST
     if spare < least:
-        needed = f"{(fixed + 4 * _ARRAYS * least) / 2**20:,.2f} MiB, {4 * result / 2**20:,.2f} of them the result"
+        needed = f"{fixed + 4 * _ARRAYS * least:,} bytes, {4 * result:,} of them the result"
         raise ValueError(
-            f"max_bytes: P={p} regions x R={r} prototypes x C={c} classes need {needed}, got {max_bytes / 2**20:,.2f}; "
+            f"max_bytes: P={p} regions x R={r} prototypes x C={c} classes need {needed}, got {max_bytes:,}; "
             "pass fewer regions at a time, ask match for top_k, or raise max_bytes"
         )
     return min(_LARGEST, spare)
 
 
 def checked_weights(name: str, weights: Any, method: Method) -> Float[Array, " N"]:
-    given = weights if hasattr(weights, "dtype") else np.asarray(weights)
+    """The weights in float32; those whose values are known over a power of two, so that they fit its range, whatever theirs was."""
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights))
+    try:
+        given = weights if is_array(weights) else jnp.asarray(weights) if traced else np.asarray(weights)
+    except ValueError as error:  # rows of unequal lengths
+        raise ValueError(f"{name} must have shape [N]: {error}") from error
     if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)):
         raise ValueError(f"{name} must hold real numbers, got {given.dtype}")
-    weights = jnp.asarray(given, jnp.float32)
-    if weights.ndim != 1:
-        raise ValueError(f"{name} must have shape [N], got {list(weights.shape)}")
-    _check_num_agents(f"the length of {name}", len(weights), method)
-    if not isinstance(weights, Tracer) and not (np.isfinite(weights).all() and np.min(weights) >= 0):
-        raise ValueError(f"{name} must be finite and not negative, got {np.asarray(weights).tolist()}; map cosines to weights first")
-    return weights
+    if given.ndim != 1:
+        raise ValueError(f"{name} must have shape [N], got {list(given.shape)}")
+    _check_num_agents(f"the length of {name}", len(given), method)
+    if traced:
+        return jnp.asarray(given, jnp.float32)
+    known = np.asarray(given, np.float64)
+    if not (np.isfinite(known).all() and known.min() >= 0):
+        raise ValueError(f"{name} must be finite and not negative, got {known.tolist()}; map cosines to weights first")
+    return jnp.asarray(np.ldexp(known, -np.frexp(known.max())[1]), jnp.float32)
 
 
 def check_choice(name: str, value: str) -> None:

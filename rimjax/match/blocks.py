@@ -60,8 +60,8 @@ def relation_matrix(
             found = similarities(lax.dynamic_slice_in_dim(prototypes, start, size))
             return lax.dynamic_update_slice_in_dim(done, found, start, axis=1), None
 
-        start = _starts(len(prototypes), size)[0]
-        return lax.scan(columns, jnp.zeros((len(cosines), len(prototypes))), start)[0]
+        part = jax.eval_shape(similarities, prototypes[:size])
+        return lax.scan(columns, _zeros(part, (len(cosines), len(prototypes))), _starts(len(prototypes), size)[0])[0]
 
     widest = max(len(classes), min(len(prototypes), _COLUMNS), regions.shape[1])
     return _over_regions(block, (regions, jnp.arange(len(regions))), (prototypes, classes, temperature, key), widest, settings)
@@ -99,7 +99,7 @@ def _decide(
     scores: Float[Array, "P C"], may_win: Bool[Array, "P C"], valid: Bool[Array, " P"], agents: Int[Array, "P N"], settings: Settings
 ) -> Match:
     in_play = jnp.where(may_win, scores, -jnp.inf)
-    best = in_play >= in_play.max(axis=1, keepdims=True) - TIE  # nowhere, if a trace let NaN through
+    best = may_win & (in_play >= in_play.max(axis=1, keepdims=True) - TIE)  # nowhere, if a trace let NaN through
     winner = jnp.argmax(best, axis=1).astype(jnp.int32)
     labels = jnp.where(valid & best.any(axis=1), winner, -1)
     excluded = -jnp.inf if settings.measure == "kl" and settings.similarity == "relation" else -1  # below every score, or as low
@@ -171,24 +171,28 @@ def _class_means(
     if size >= count:
         owned = jax.nn.one_hot(bank.owners, classes, dtype=jnp.float32)
         sums = jnp.matmul(similarities(bank.prototypes), owned, precision=lax.Precision.HIGHEST)
-        return sums / jnp.maximum(sizes, 1), sizes
+        return sums / jnp.maximum(sizes, 1).astype(jnp.float32), sizes
 
     order = jnp.argsort(bank.owners, stable=True)
     rank = jnp.cumsum(sizes > 0) - 1  # of a class among those that have prototypes, so that a window has no gaps
     owners = rank[bank.owners[order]]
     window = min(size, classes)
 
-    def add(sums: Float[Array, "P width"], at: tuple[Array, Array]) -> tuple[Float[Array, "P width"], None]:
-        start, done = at
-        rows, own = lax.dynamic_slice_in_dim(order, start, size), lax.dynamic_slice_in_dim(owners, start, size)
-        owned = jax.nn.one_hot(own - own[0], window, dtype=jnp.float32) * (jnp.arange(size) >= done)[:, None]
-        found = jnp.matmul(similarities(bank.prototypes[rows]), owned, precision=lax.Precision.HIGHEST)
-        before = lax.dynamic_slice_in_dim(sums, own[0], window, axis=1)
-        return lax.dynamic_update_slice_in_dim(sums, before + found, own[0], axis=1), None
+    def window_sums(start: Array, done: Array) -> Float[Array, "P window"]:
+        own = lax.dynamic_slice_in_dim(owners, start, size)
+        owned = jax.nn.one_hot(own - own[0], window, dtype=jnp.float32) * (jnp.arange(size) >= done)[:, None].astype(jnp.float32)
+        found = similarities(bank.prototypes[lax.dynamic_slice_in_dim(order, start, size)])
+        return jnp.matmul(found, owned, precision=lax.Precision.HIGHEST)
 
-    regions = jax.eval_shape(similarities, bank.prototypes[:1]).shape[0]
-    sums = lax.scan(add, jnp.zeros((regions, classes + window)), _starts(count, size))[0]
-    return sums[:, rank] * (sizes > 0) / jnp.maximum(sizes, 1), sizes
+    def add(sums: Float[Array, "P width"], at: tuple[Array, Array]) -> tuple[Float[Array, "P width"], None]:
+        first = owners[at[0]]
+        before = lax.dynamic_slice_in_dim(sums, first, window, axis=1)
+        return lax.dynamic_update_slice_in_dim(sums, before + window_sums(*at), first, axis=1), None
+
+    starts = _starts(count, size)
+    part = jax.eval_shape(window_sums, starts[0][0], starts[1][0])
+    sums = lax.scan(add, _zeros(part, (part.shape[0], classes + window)), starts)[0]
+    return jnp.where(sizes > 0, sums[:, rank], 0) / jnp.maximum(sizes, 1).astype(jnp.float32), sizes
 
 
 # ---- blocks
@@ -212,8 +216,13 @@ def _over_regions(function: Callable[[Any, Any], Any], rows: Any, shared: Any, w
         return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, axis=0), done, found), None
 
     part = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[:size], rows), shared)
-    empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), part)
+    empty = jax.tree.map(lambda leaf: _zeros(leaf, (count, *leaf.shape[1:])), part)
     return lax.scan(step, empty, _starts(count, size)[0])[0]
+
+
+def _zeros(like: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Array:
+    """Of its type, which also says, under `shard_map`, over which devices it varies: what goes into a scan must, as what comes out does."""
+    return jnp.zeros_like(like, shape=shape)  # pyright: ignore[reportArgumentType]
 
 
 def _starts(count: int, size: int) -> tuple[Int[Array, " blocks"], Int[Array, " blocks"]]:

@@ -48,12 +48,14 @@ def weigh(cosines: Numbers, temperature: Array, score_map: ScoreMap) -> Numbers:
 
 
 def scaled(weights: Float[Array, " N"]) -> Float[Array, " N"]:
-    """Weights over a power of two, which rounds nothing, so that the largest is in [1, 2); no weight is less than `_FLOOR` of it.
+    """Weights over a power of two, which rounds nothing, so that the largest is in [1, 4); no weight is less than `_FLOOR` of it.
 
     Rankings don't depend on scale, so no gradient runs through the largest.
     """
     top = lax.stop_gradient(weights.max())
-    power = jnp.where(top > 0, top / (2 * jnp.frexp(top)[0]), 1)
+    power = jnp.where(
+        top > 0, jnp.minimum(top / (2 * jnp.frexp(top)[0]), 2.0**126), 1
+    )  # of a larger one the reciprocal is no normal number
     return jnp.maximum(weights / power, _FLOOR * jnp.maximum(top / power, 1))
 
 
