@@ -27,9 +27,10 @@ def main(experiment: Experiment) -> None:
     models, classes = experiment.models(), experiment.images_of.classes
     clip, words = load_image_text(experiment.preset, experiment.weights_dir), PRESETS[experiment.preset].image_text
     texts = clip.embed_texts([words.template.format(name) for name in experiment.images_of.prompts])
+    space = "the mini ViT's" if experiment.preset == "mini" else "DINOv2's"
     spaces = {
         "text references in CLIP's space": (experiment.regions(models.masker, clip.embed_regions, clip.fingerprint), texts),
-        "image references in DINOv2's space": (experiment.regions_of(models), np.asarray(experiment.bank(models).classes)[1:]),
+        f"image references in {space} space": (experiment.regions_of(models), np.asarray(experiment.bank(models).classes)[1:]),
     }
     canvas, axes = figure(len(spaces))
     rows, colours = [], palette(1 + len(classes))[1:] / 255
@@ -63,6 +64,8 @@ def pure(regions: Iterator[tuple[Item, Regions]]) -> tuple[np.ndarray, np.ndarra
             if valid and owner > 0 and counts[owner] >= PURE * counts.sum():
                 features.append(feature)
                 labels.append(owner - 1)
+    if not features:
+        raise ValueError("no region lies on one class; t-SNE needs some")
     return np.stack(features[:MOST]), np.array(labels[:MOST])
 
 

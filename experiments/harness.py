@@ -9,18 +9,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
-import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 import tyro
+from cached import cached, packed, unpacked
 from PIL import Image
 from tqdm import tqdm
 from validation import validation_scenes
@@ -29,7 +28,7 @@ import rimjax
 from rimjax import bank as storage
 from rimjax import datasets, draw
 from rimjax.bank import Shard
-from rimjax.console import compile_cache, one_line, progress, provenance, write
+from rimjax.console import check_outputs, compile_cache, one_line, progress, provenance, write
 from rimjax.datasets import Dataset, Item, fashion_scenes
 from rimjax.evaluate import Evaluation
 from rimjax.inference import SegmentSettings, label
@@ -77,12 +76,14 @@ class Experiment:
     weights_dir: Path | None = None
     """Folder that holds the paper preset's weights (default: RIMJAX_WEIGHTS, or the user's data folder)."""
     out: Path | None = None
-    """Folder for tables and pictures (default: experiments/results/PRESET; PRESET-part for less than all of it, or on other images)."""
+    """Folder for tables and pictures (default: experiments/results/PRESET, with -DATASET for other images and -part for less than all)."""
 
     @cached_property
     def images_of(self) -> Dataset:
         """The data set."""
         if self.validation:
+            if self.dataset not in (None, "fashion-scenes"):
+                raise ValueError("--validation: its scenes are a data set of their own; leave --dataset out")
             return validation_scenes(self.data or fashion_scenes.DEBIAN_ROOT)
         return datasets.load(self.dataset or "fashion-scenes", self.data)
 
@@ -112,7 +113,7 @@ class Experiment:
 
     def regions(
         self, masker: Masker, describe: Describe, fingerprint: str, items: Sequence[Item] | None = None
-    ) -> Iterator[tuple[Item, Regions]]:
+    ) -> Generator[tuple[Item, Regions]]:
         """Every image's regions, from the cache where they are there.
 
         Args:
@@ -126,30 +127,33 @@ class Experiment:
         for item in tqdm(self.items if items is None else items, desc="regions", unit="image"):
             image = item.image()
             name = hashlib.sha256(np.int64(image.shape).tobytes() + image.tobytes()).hexdigest()[:24] + ".npz"
-            masks = _unpacked(_cached(masks_folder / name, lambda image=image: _packed(masker.propose(image))), image.shape)
+            masks = unpacked(cached(masks_folder / name, lambda image=image: packed(masker.propose(image))), image.shape)
 
             def described(image: np.ndarray = image, masks: np.ndarray = masks) -> dict[str, np.ndarray]:
                 return dict(zip(("features", "valid"), describe(image, masks), strict=True))
 
-            yield item, Regions(masks=masks, **_cached(folder / name, described))
+            yield item, Regions(masks=masks, **cached(folder / name, described))
 
-    def regions_of(self, models: Models, items: Sequence[Item] | None = None) -> Iterator[tuple[Item, Regions]]:
+    def regions_of(self, models: Models, items: Sequence[Item] | None = None) -> Generator[tuple[Item, Regions]]:
         """Every image's regions with the features that the models give them (Eq. 5)."""
         return self.regions(models.masker, partial(pooled, models.encoder), models.encoder.fingerprint, items)
 
     def evaluate(
-        self, regions: Iterable[tuple[Item, Regions]], rows: Mapping[str, tuple[ReferenceBank, SegmentSettings]]
+        self, regions: Generator[tuple[Item, Regions]], rows: Mapping[str, tuple[ReferenceBank, SegmentSettings]]
     ) -> dict[str, Evaluation]:
         """Each row's figures; all rows share the regions, read once."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        for item, one in regions:
-            try:
-                truth = item.labels()
-                for name, (bank, settings) in rows.items():
-                    seg = label(one, bank, replace(settings, background=self.images_of.background))
-                    confusions[name].append(confusion_matrix(truth, seg.labels, len(bank.names)).astype(np.int32))
-            except ValueError as error:
-                raise ValueError(f"{item.id}: {error}") from error
+        with closing(regions):  # and its progress bar, before an error is printed
+            for item, one in regions:
+                try:
+                    truth = item.labels()
+                    for name, (bank, settings) in rows.items():
+                        seg = label(one, bank, replace(settings, background=self.images_of.background))
+                        confusions[name].append(confusion_matrix(truth, seg.labels, len(bank.names)).astype(np.int32))
+                except ValueError as error:
+                    raise ValueError(f"{item.id}: {error}") from error
+        if not any(np.any(found) for found in confusions.values()):
+            raise ValueError(f"{self.images_of.name}: no pixel of the images counts: wherever there are labels they are 255")
         names = ("background", *self.images_of.classes)
         return {name: Evaluation(names, np.stack(found), {}, self.images_of.background) for name, found in confusions.items()}
 
@@ -187,9 +191,9 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        other = self.preset == "mini" and self.dataset not in (None, "fashion-scenes")
-        part = self.limit is not None or self.images is not None or other
-        return self.out or RESULTS / (self.preset + "-validation" * self.validation + "-part" * part)
+        own = self.dataset in (None, "fashion-scenes" if self.preset == "mini" else "coco-object")
+        other = "-validation" if self.validation else "" if own else f"-{Path(str(self.dataset)).name}"
+        return self.out or RESULTS / (self.preset + other + "-part" * (self.limit is not None or self.images is not None))
 
     def table(self, name: str, rows: Iterable[Row], bases: Mapping[str, Evaluation] | None = None, models: Models | None = None) -> None:
         """Print a table, paper beside measured, and write it as CSV, with settings, weights and versions in a JSON file beside it.
@@ -236,8 +240,10 @@ def start(main: Callable[[Options], None], options: type[Options], description: 
         chosen = tyro.cli(options, description=description)
         if chosen.dataset is None and chosen.preset == "paper":
             chosen = replace(chosen, dataset=dataset)
-        if chosen.limit is not None and chosen.limit < 1:
-            raise ValueError(f"--limit: expected at least 1, got {chosen.limit}")
+        for name in ("limit", "images"):
+            if (number := getattr(chosen, name)) is not None and number < 1:
+                raise ValueError(f"--{name}: expected at least 1, got {number}")
+        check_outputs(chosen.folder / "any")
         compile_cache(chosen.cache)
         main(chosen)
     except (ValueError, OSError, ImportError) as error:
@@ -277,25 +283,3 @@ def _line(row: Row, bases: Collection[Evaluation]) -> tuple[str, ...]:
         str(len(row.found.confusions)),
         *gains,
     )
-
-
-def _cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a file, made and written whole if it isn't there or is damaged."""
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, BadZipFile):
-        made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **made)
-    temporary.replace(path)
-    return made
-
-
-def _packed(masks: np.ndarray) -> dict[str, np.ndarray]:
-    return {"bits": np.packbits(masks.reshape(len(masks), math.prod(masks.shape[1:])), axis=1)}
-
-
-def _unpacked(held: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return np.unpackbits(held["bits"], axis=1, count=shape[0] * shape[1]).astype(bool).reshape(len(held["bits"]), *shape[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if zipped:
         _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles by others, which are refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: holds Python objects besides tensors, or is damaged; not loaded, because that could run code; where you trust "

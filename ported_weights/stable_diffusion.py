@@ -21,6 +21,9 @@ from rimjax.models.diffusion import MODELS, Checkpoint, save, save_part
 from rimjax.models.flax_diffusers import libraries
 from rimjax.models.pretrained import load_tokenizer
 
+_POSITIONS = ("text_model.embeddings.position_ids", "embeddings.position_ids")  # 0, 1, 2, ...: transformers no longer saves them
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
 
 def port(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, directory: str | Path | None = None) -> Checkpoint:
     """A Flax checkpoint from PyTorch modules, float32; written to a directory if one is given, for `diffusion.load`.
@@ -66,14 +69,16 @@ def port_folder(source: str | Path, directory: str | Path) -> None:
         raise FileNotFoundError(f"{source}: no such folder; download CompVis/stable-diffusion-v1-4 there first")
     libraries()  # first, so that what is missing is named, and the next imports are quiet
     tokenizer = load_tokenizer(_there(source / "tokenizer"), "Stable Diffusion")
-    save_part("scheduler", _config(source / "scheduler" / "scheduler_config.json"), None, directory)
+    save_part("scheduler", _schedule(source / "scheduler" / "scheduler_config.json"), None, directory)
     for name in MODELS:
         config, weights = _config(source / name / "config.json"), _weights(source / name)
-        state_dict = {key: tensor for key, tensor in read_state_dict(weights).items() if not key.endswith(".position_ids")}
+        state_dict = {key: tensor for key, tensor in read_state_dict(weights).items() if key not in _POSITIONS}
         try:
             save_part(name, config, _convert(name, config, state_dict), directory)
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from error
+        except (AttributeError, KeyError, TypeError) as error:  # the libraries' own, of a setting that means nothing to them
+            raise ValueError(f"{source / name / 'config.json'}: no config of such a model ({type(error).__name__}: {error})") from error
     tokenizer.save_pretrained(Path(directory) / "tokenizer")
 
 
@@ -86,8 +91,19 @@ def _there(path: Path) -> Path:
 def _config(path: Path) -> dict[str, Any]:
     try:
         return _plain(_there(path).read_text())
-    except ValueError as error:
+    except (AttributeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
+
+
+def _schedule(path: Path) -> dict[str, Any]:
+    """A scheduler's config that says how noise was added in training: what it leaves out would be filled with diffusers' own defaults."""
+    config = _config(path)
+    for name in ("num_train_timesteps", "beta_start", "beta_end"):
+        if not isinstance(config.get(name), int | float) or not config[name] > 0:
+            raise ValueError(f"{path}: {name}: expected a positive number, got {config.get(name)!r}")
+    if config.get("beta_schedule") not in _BETAS:
+        raise ValueError(f"{path}: beta_schedule: expected one of {', '.join(_BETAS)}, got {config.get('beta_schedule')!r}")
+    return config
 
 
 def _weights(folder: Path) -> Path:
@@ -115,13 +131,15 @@ def _convert(name: str, config: dict[str, Any], state_dict: Mapping[str, Any]) -
 
     kind = library.FlaxUNet2DConditionModel if name == "unet" else library.FlaxAutoencoderKL
     shapes = flatten_dict(unfreeze(jax.eval_shape(kind.from_config(config).init_weights, jax.random.key(0))))
-    found = {}
+    found: dict[tuple[str, ...], np.ndarray] = {}
     for key, tensor in widened.items():
         path = tuple(rename_key(key).split("."))
         try:
             path, array = rename_key_and_reshape_tensor(path, tensor.numpy(), shapes)
         except AssertionError:  # the library's word for an attention weight of the wrong shape, whose name it doesn't say
             raise ValueError(f"state_dict: doesn't fit the Flax model: {key} has the wrong shape, {list(tensor.shape)}") from None
+        if path in found:
+            raise ValueError(f"state_dict: doesn't fit the Flax model: {key} is the second key that fills {'/'.join(path)}")
         found[path] = array
     return _checked(unflatten_dict(found), unflatten_dict(shapes))
 
@@ -132,7 +150,10 @@ def _convert_text_encoder(config: dict[str, Any], state_dict: Mapping[str, Any])
     library = libraries()
     model = library.FlaxCLIPTextModel(library.CLIPTextConfig.from_dict(config), _do_init=False)
     stand_in = SimpleNamespace(params=model.params_shape_tree, base_model_prefix=model.base_model_prefix)
-    return _checked(convert_pytorch_state_dict_to_flax(dict(state_dict), stand_in), model.params_shape_tree)
+    params = _checked(convert_pytorch_state_dict_to_flax(dict(state_dict), stand_in), model.params_shape_tree)
+    if (more := len(state_dict) - len(jax.tree.leaves(params))) > 0:
+        raise ValueError(f"state_dict: doesn't fit the Flax model: {more} keys too many; they name a weight a second time")
+    return params
 
 
 def _checked(params: Any, shapes: Any) -> dict[str, Any]:

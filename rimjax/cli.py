@@ -25,7 +25,7 @@ from rimjax.evaluate import evaluate
 from rimjax.images import read_image
 from rimjax.inference import check_bank, segment
 from rimjax.presets import inventory
-from rimjax.references import build_bank, build_manifest, check_names, load_bank
+from rimjax.references import bank_from_shards, build_bank, build_manifest, check_names, load_bank
 from rimjax.types import Segmentation
 
 MISSING = 'missing: pip install "rimjax[pipeline]"'
@@ -77,7 +77,8 @@ class Segment(ModelOptions):
     classes: str | None = None
     """Class names, comma-separated. With --bank they may be left out."""
     bank: Path | None = None
-    """A bank's manifest, as printed by `rimjax bank build`, instead of building one."""
+    """A bank's manifest, as printed by `rimjax bank build`, instead of building one. Its T and whitening stay as they were built, unless
+    --configuration is given."""
     output: Path | None = None
     """The overlay's PNG file, or a folder (a name without a suffix). Default: NAME_segmented.png here; beside it goes NAME_labels.png."""
     json: Path | None = None
@@ -103,7 +104,8 @@ class Segment(ModelOptions):
         models = self.load()
         compile_cache(storage.cache_folder(self.cache_dir))
         if self.bank is not None:
-            bank = load_bank(self.bank)
+            manifest = storage.read_manifest(self.bank)
+            bank = bank_from_shards(storage.read_shards(manifest), self.bank_settings(manifest, models), manifest.encoder)
             check_bank(bank, models)
             if names is not None and names != bank.names[1:]:
                 raise ValueError(f"--classes: {', '.join(names)} isn't the bank's list, {', '.join(bank.names[1:])}; leave --classes out")

@@ -23,7 +23,7 @@ from rimjax.evaluate import Evaluation
 from rimjax.inference import SegmentSettings, check_bank, describe, label
 from rimjax.metrics import confusion_matrix
 from rimjax.presets import Models
-from rimjax.references import ReferenceSettings, bank_from_shards, build_manifest, settings_of
+from rimjax.references import ReferenceSettings, bank_from_shards, build_manifest
 from rimjax.run_folder import ImageResult
 from rimjax.types import ReferenceBank
 
@@ -91,7 +91,8 @@ class Evaluate(ModelOptions):
     data: Path | None = None
     """The folder that holds a published data set as mmsegmentation lays it out: VOCdevkit/VOC2012, VOCdevkit/VOC2010, coco_stuff164k."""
     output: Path | None = None
-    """Folder for the run: every image's result as soon as it is there. The same command goes on with a run that was stopped."""
+    """Folder for the run: every image's result as soon as it is there. The same command goes on with a run that was stopped.
+    It knows the data set by its name and its images' names: where images or labels have changed since, start another folder."""
     shard: str | None = None
     """Only every n-th image from the i-th on, as "i/n" with i from 1; `rimjax evaluate merge` puts the shards together."""
     save_labels: bool = False
@@ -99,7 +100,8 @@ class Evaluate(ModelOptions):
     limit: int | None = None
     """Only the first so many images."""
     bank: Path | None = None
-    """A bank's manifest, as printed by `rimjax bank build`, instead of building one; its classes must be the data set's."""
+    """A bank's manifest, as printed by `rimjax bank build`, instead of building one; its classes must be the data set's.
+    Its T and whitening stay as they were built, unless --configuration is given."""
     similarity: Literal["relation", "cosine"] | None = None
     """Relation-aware (Eq. 9) or plain cosine matching."""
     candidates: Literal["all", "agents"] | None = None
@@ -143,7 +145,7 @@ class Evaluate(ModelOptions):
         models = replace(models, segmentation=replace(models.segmentation, background=dataset.background))
         compile_cache(storage.cache_folder(self.cache_dir))
         if self.bank is not None:
-            models = replace(models, references=self._chosen(settings_of(storage.read_manifest(self.bank))))
+            models = replace(models, references=self._chosen(self.bank_settings(storage.read_manifest(self.bank), models)))
         about = {
             "dataset": dataset.name,
             "classes": dataset.classes,
@@ -169,6 +171,8 @@ class Evaluate(ModelOptions):
             todo = [item for item in items[first::step] if item.id not in results or results[item.id].error is not None]
             for item in tqdm(todo, desc="evaluate", unit="image"):
                 append(self._evaluated(item, bank, models))
+        if not results:
+            return print(f"the shard {self.shard} of {len(items)} images holds none; merge it with the others")
         _report(about, run_folder.evaluation(about, results), self.json)
 
     def _evaluated(self, item: Item, bank: ReferenceBank, models: Models) -> ImageResult:

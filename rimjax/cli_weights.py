@@ -32,7 +32,7 @@ class WeightsList:
             state = "present" if (folder / source.becomes).exists() else "missing"
             known = [file.bytes for file in source.files]
             size = _size(None if None in known else sum(byte or 0 for byte in known))
-            print(f"{source.name:<14} {state:<8} {size:>8}  {folder / source.becomes}\n{'':<33}{source.origin}; {source.licence}")
+            print(f"{source.name:<16} {state:<8} {size:>8}  {folder / source.becomes}\n{'':<35}{source.origin}; {source.licence}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class WeightsDownload:
         needed: dict[Path, int] = {folder: 0}
         for source in chosen:
             size = missing_bytes(source)
-            print(f"{source.name:<14} {_size(size):>8}  {source.origin}; licence: {source.licence}")
+            print(f"{source.name:<16} {_size(size):>8}  {source.origin}; licence: {source.licence}")
             needed[folder] += max(size or 0, sum(file.bytes or 0 for file in source.files))
             if source.repo is not None:
                 needed[Path(constants.HF_HUB_CACHE)] = needed.get(Path(constants.HF_HUB_CACHE), 0) + (size or 0)

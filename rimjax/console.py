@@ -14,8 +14,10 @@ from typing import Any, Literal
 from PIL import Image
 from tqdm import tqdm
 
+from rimjax.bank import Manifest
 from rimjax.models.deferred import DeferredGenerator
 from rimjax.presets import Models, load_preset
+from rimjax.references import ReferenceSettings, settings_of
 
 PACKAGES = ("rimjax", "jax", "jaxlib", "flax", "diffusers", "transformers", "torch", "torchvision", "segment-anything", "numpy")
 PresetName = Literal["mini", "paper"]
@@ -41,6 +43,13 @@ class StageOptions:
     """A self-test of the paper preset without its weights: reports every stage's time and memory; its results mean nothing."""
     steps: int | None = None
     """Steps of the sampler (default: the preset's)."""
+
+    def bank_settings(self, manifest: Manifest, models: Models) -> ReferenceSettings:
+        """Those that a finished bank is read with: its own, but T and the whitening of a configuration that was asked for."""
+        settings, wanted = settings_of(manifest), models.references
+        return (
+            settings if self.configuration is None else replace(settings, num_subcategories=wanted.num_subcategories, whiten=wanted.whiten)
+        )
 
     def load_preset(self, preset: str) -> Models:
         """The preset's models, with what was asked for put in."""

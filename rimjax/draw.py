@@ -6,19 +6,25 @@ import colorsys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from rimjax.bank import Shard
 from rimjax.types import Segmentation
 
 GAP = 4
+_COLOURS = (  # as unlike as names for colours are
+    *("#e6194b", "#3cb44b", "#ffe119", "#0082c8", "#f58230", "#911eb4", "#46f0f0", "#fabed4"),
+    *("#aa6e28", "#d2f53c", "#f032e6", "#008080", "#800000", "#dcbeff", "#808000"),
+)
 
 
 def palette(count: int) -> np.ndarray:
-    """Distinct colours, uint8[count, 3]; the first, the background's, is dark grey."""
-    hues = [(index * 0.381966) % 1.0 for index in range(count - 1)]
+    """Distinct colours, uint8[count, 3]; the first, the background's, is dark grey. Beyond 16 only neighbours are far apart."""
+    colours = [ImageColor.getrgb(name) for name in ("#404040", *_COLOURS)]
+    hues = [index * 0.381966 % 1 for index in range(count - len(colours))]
     bright = [colorsys.hsv_to_rgb(hue, 0.85 if index % 2 else 0.6, 1.0 if index % 3 else 0.8) for index, hue in enumerate(hues)]
-    return np.round(np.array([(0.25, 0.25, 0.25), *bright]) * 255).astype(np.uint8)
+    more = np.round(np.reshape(bright, (-1, 3)) * 255)
+    return np.concatenate([colours, more])[:count].astype(np.uint8)
 
 
 def colour_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -65,14 +71,12 @@ def _stacked(parts: Sequence[Image.Image], across: bool = False) -> Image.Image:
 
 
 def _blended(image: np.ndarray, labels: np.ndarray, num_classes: int, alpha: float) -> np.ndarray:
-    """The image with each class's colour laid over it and its outline drawn; the background is only darkened a little."""
-    share = np.where(labels > 0, alpha, alpha / 2)[..., None]
-    mixed = image * (1 - share) + colour_map(labels, num_classes) * share
-    edge = np.zeros(labels.shape, bool)
-    edge[1:] |= labels[1:] != labels[:-1]
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    mixed[edge] = 255
-    return mixed.astype(np.uint8)
+    """The image with each class's colour laid over it, pure along its outline; the background is only darkened a little."""
+    padded = np.pad(labels, 1, mode="edge")
+    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    edge = (labels > 0) & np.any([neighbour != labels for neighbour in around], axis=0)
+    share = np.where(edge, 1, np.where(labels > 0, alpha, alpha / 2))[..., None]
+    return (image * (1 - share) + colour_map(labels, num_classes) * share).astype(np.uint8)
 
 
 def overlay(image: np.ndarray | Image.Image, seg: Segmentation, alpha: float = 0.55) -> Image.Image:

@@ -200,7 +200,7 @@ def _encoder(
     else:
         params, config = ported_weights.load_vit(path)
         wanted = config if choice.vit is None else ViTConfig(**choice.vit)
-        for key in ("hidden_size", "num_layers", "num_heads", "patch_size", "layer_scale", "pre_norm"):
+        for key in ("hidden_size", "num_layers", "num_heads", "patch_size", "num_registers", "layer_scale", "pre_norm"):
             if getattr(config, key) != getattr(wanted, key):
                 raise ValueError(f"{path}: another model's weights: expected {key} {getattr(wanted, key)}, got {getattr(config, key)}")
     config = replace(config, dtype=dtype)

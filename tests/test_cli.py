@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 from commands import run
 from PIL import Image
 
+import rimjax
 from rimjax import bank as storage
+from rimjax import console
 from rimjax.datasets import fashion_scenes
+from rimjax.references import settings_of
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,18 @@ def test_segment_writes_overlay_labels_and_json(folder: Path, tmp_path: Path) ->
     assert result["regions"] and {"class", "score", "area", "box"} == set(result["regions"][0])
     for name, share in result["shares"].items():
         assert share == pytest.approx((labels == report["names"].index(name)).mean())
+
+
+def test_a_finished_bank_is_read_as_the_configuration_says_only_if_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    manifest, models = storage.read_manifest(bank_of(folder)), rimjax.load_preset("mini", configuration="paper")
+    assert console.ModelOptions().bank_settings(manifest, models) == settings_of(manifest)
+    asked = console.ModelOptions(configuration="paper").bank_settings(manifest, models)
+    assert (asked.num_subcategories, asked.whiten) == (8, 0) != (settings_of(manifest).num_subcategories, settings_of(manifest).whiten)
+    run("segment", folder / "scene.png", "--bank", bank_of(folder), "--configuration", "paper", "--output", tmp_path / "paper.png")
+    shutil.copytree(folder / "cache", tmp_path / "cache")  # with what was drawn; another bank there would be another test's
+    build = ("--classes", "sneaker,bag", "--images", "3", "--cache-dir", tmp_path / "cache")
+    run("segment", folder / "scene.png", *build, "--configuration", "paper", "--output", tmp_path / "built.png")
+    assert (tmp_path / "paper_labels.png").read_bytes() == (tmp_path / "built_labels.png").read_bytes()
 
 
 def test_segment_builds_the_bank_it_is_asked_for_and_turns_images_upright(folder: Path, tmp_path: Path) -> None:

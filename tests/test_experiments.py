@@ -70,13 +70,18 @@ def test_regions_are_made_once_and_count_as_evaluates_do(
     np.testing.assert_array_equal(found.confusions, wanted.confusions)
 
 
-def test_a_damaged_file_of_the_cache_is_made_again(harness: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("harness")
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path) -> None:
+    cached = importlib.import_module("cached")
     path = tmp_path / "some.npz"
-    made = harness._cached(path, lambda: {"a": np.arange(3)})
-    path.write_bytes(path.read_bytes()[:40])
-    again = harness._cached(path, lambda: {"a": np.arange(3)})
-    np.testing.assert_array_equal(made["a"], again["a"])
-    np.testing.assert_array_equal(harness._cached(path, lambda: pytest.fail("made again"))["a"], made["a"])
+    made = cached.cached(path, lambda: {"a": np.arange(3)})
+    whole = path.read_bytes()
+    middle = len(whole) // 3
+    for damaged in (whole[:40], whole[:middle] + bytes(8) + whole[middle + 8 :], b""):
+        path.write_bytes(damaged)
+        again = cached.cached(path, lambda: {"a": np.arange(3)})
+        np.testing.assert_array_equal(made["a"], again["a"])
+    np.testing.assert_array_equal(cached.cached(path, lambda: pytest.fail("made again"))["a"], made["a"])
 
 
 def test_the_gain_pairs_the_images(harness: ModuleType) -> None:
@@ -106,6 +111,10 @@ def test_less_than_all_leaves_the_reported_results_alone(harness: ModuleType) ->
     for part in ({"limit": 3}, {"images": 2}, {"dataset": "elsewhere"}):
         assert harness.Experiment(**part).folder != whole
     assert harness.Experiment(dataset="fashion-scenes").folder == whole
+    theirs = [harness.Experiment(preset="paper", dataset=name).folder.name for name in ("voc", "context", "coco-object")]
+    assert theirs == ["paper-voc", "paper-context", "paper"]
+    with pytest.raises(ValueError, match="--validation: its scenes are a data set of their own"):
+        _ = harness.Experiment(validation=True, dataset="voc").images_of
 
 
 def test_an_image_that_cannot_be_counted_is_named(harness: ModuleType, cache: Path, tmp_path: Path) -> None:
@@ -114,4 +123,4 @@ def test_an_image_that_cannot_be_counted_is_named(harness: ModuleType, cache: Pa
     ((item, regions), *_) = one.regions_of(models)
     bad = replace(item, labels=lambda: np.zeros((5, 6), np.uint8))
     with pytest.raises(ValueError, match=f"^{item.id}: prediction must have the shape of truth"):
-        one.evaluate([(bad, regions)], {"it": (one.bank(models), models.segmentation)})
+        one.evaluate((pair for pair in [(bad, regions)]), {"it": (one.bank(models), models.segmentation)})

@@ -148,6 +148,11 @@ def test_weights_on_disk_are_loaded_and_checked(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, models.encoder.params, params)
     with pytest.raises(ValueError, match=r"vit\.safetensors: another model's weights: expected hidden_size 64, got 32"):
         rimjax.load_preset("paper", tmp_path, encoder="dinov2-small")
+    registers = replace(config, num_registers=4)
+    ported_weights.save_vit(jax.tree.map(np.asarray, random_weights.vit(registers)), registers, folder / "vit.safetensors")
+    with pytest.raises(ValueError, match="expected num_registers 0, got 4"):
+        rimjax.load_preset("paper", tmp_path)
+    ported_weights.save_vit(params, config, folder / "vit.safetensors")
     torch.save({"model": {"weight": torch.zeros(3)}}, folder / "sam.pth")
     with pytest.raises(ValueError, match=r"sam\.pth: not the weights of this SAM"):
         rimjax.load_preset("paper", tmp_path)

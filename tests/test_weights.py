@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import resource
 import shutil
@@ -149,6 +150,10 @@ def _changed(path: Path, **changes: Any) -> None:
     safetensors_torch.save_file(state, path)
 
 
+def _configured(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -213,6 +218,28 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
             ),
             "decoder.mid_block.attentions.0.to_q.weight has the wrong shape, [32, 33]",
         ),
+        (
+            lambda folder: _changed(
+                folder / "vae/diffusion_pytorch_model.safetensors", decoder__mid_block__attentions__0__to_q__weight=torch.zeros(32, 32)
+            ),
+            "is the second key that fills decoder/mid_block/attentions_0/query/kernel",
+        ),
+        (
+            lambda folder: _changed(folder / "text_encoder/model.safetensors", text_model__final_layer_norm__gamma=torch.zeros(32)),
+            "1 keys too many; they name a weight a second time",
+        ),
+        (
+            lambda folder: _changed(folder / "text_encoder/model.safetensors", more__position_ids=torch.zeros(10)),
+            "more/position_ids: the model has no such weight",
+        ),
+        (lambda folder: (folder / "unet/config.json").write_text("[1]"), "unet/config.json: damaged"),
+        (lambda folder: _configured(folder / "unet/config.json", block_out_channels=5), "unet/config.json: no config of such a model"),
+        (lambda folder: _configured(folder / "text_encoder/config.json", hidden_act="nope"), "text_encoder/config.json: no config of such"),
+        (lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{}"), "num_train_timesteps: expected a positive number"),
+        (
+            lambda folder: _configured(folder / "scheduler/scheduler_config.json", beta_schedule="nope"),
+            "beta_schedule: expected one of linear, scaled_linear, squaredcos_cap_v2, got 'nope'",
+        ),
     ],
 )
 def test_bad_stable_diffusions_leave_nothing(
@@ -222,6 +249,14 @@ def test_bad_stable_diffusions_leave_nothing(
     spoil(tmp_path / "source")
     assert said in refused(capsys, "weights", "port", "stable-diffusion", tmp_path / "source", tmp_path / "made" / "sd")
     assert not list((tmp_path / "made").iterdir())
+
+
+def test_a_damaged_config_of_ported_weights_is_named(stable: Path, tmp_path: Path) -> None:
+    convert.convert("stable-diffusion", stable, tmp_path / "sd")
+    for text in ("{", "3"):
+        (tmp_path / "sd/unet/config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"sd/unet/config\.json: damaged"):
+            diffusion.load(tmp_path / "sd")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def folder(root: Path) -> Dataset:
         named = named[1:]
     split = [[part.strip() for part in line.partition(":")[::2]] for line in named]
     classes = tuple(name for name, _ in split)
-    if not classes or len(set(classes)) < len(classes) or len(classes) >= IGNORED:
+    if not all(classes) or not classes or len(set(classes)) < len(classes) or len(classes) >= IGNORED:
         raise ValueError(f"{root / 'names.txt'}: expected 1 to {IGNORED - 1} class names that differ, one a line, got {list(classes)[:5]}")
     if not (root / "images").is_dir():
         raise FileNotFoundError(f"{root / 'images'}: no such folder; expected {LAYOUT}")

@@ -104,7 +104,7 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
 
     Raises:
         FileNotFoundError: a file of the layout is missing.
-        ValueError: a weight file or the tokenizer is damaged.
+        ValueError: a config, a weight file or the tokenizer is damaged.
         ImportError: diffusers, transformers or flax is missing.
     """
     libraries()  # first, so that what is missing is named, and the next imports are quiet
@@ -117,11 +117,18 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such part of a Stable Diffusion; ported_weights.stable_diffusion writes this layout")
     checkpoint = Checkpoint(
-        configs={name: json.loads(path.read_text()) for name, path in files.items()},
+        configs={name: _read_config(path) for name, path in files.items()},
         params={name: unflatten_dict(load_mapped(path), sep="/") for name, path in weights.items()},
         tokenizer=load_tokenizer(directory / "tokenizer", "Stable Diffusion"),
     )
     return StableDiffusion(checkpoint, config)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error}); port or download the weights again") from error
 
 
 def _config_name(model: str) -> str:

@@ -128,7 +128,7 @@ class MaskFormerMasker:
         torch, config, (height, width) = self._torch, self.config, image.shape[:2]
         resize = torch.nn.functional.interpolate
         mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in (config.mean, config.std))
-        pixels = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255 - mean) / deviation
+        pixels = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 - mean) / deviation
         size = self._input_size(height, width)
         if size != (height, width):
             pixels = resize(pixels, size, mode="bilinear", antialias=True)
