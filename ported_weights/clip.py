@@ -13,8 +13,7 @@ import numpy as np
 
 from ported_weights import layouts
 from ported_weights.layouts import Layout
-from ported_weights.rules import apply
-from rimjax.models.vit import ViTConfig, param_shapes
+from rimjax.models.vit import ViTConfig
 
 
 def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[dict[str, Any], ViTConfig]:
@@ -38,7 +37,7 @@ def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[d
     """
     layout = layouts.seen((_HUB, _OPENAI), state_dict)
     config = layouts.config(layout, state_dict, num_heads, "a ViT of CLIP in the hub's or OpenAI's layout")
-    return apply(layouts.rules(layout, config.num_layers - 1), state_dict, param_shapes(config), widen=True), config
+    return layouts.fill(layout, state_dict, config, widen=True), config
 
 
 _SETTINGS = {"layer_norm_eps": 1e-5, "patch_bias": False, "activation": "quick_gelu", "position_rule": "transformers"}

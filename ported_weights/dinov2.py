@@ -11,8 +11,8 @@ from typing import Any
 
 from ported_weights import layouts
 from ported_weights.layouts import FACEBOOK_RESEARCH, Layout
-from ported_weights.rules import Rule, apply, first
-from rimjax.models.vit import ViTConfig, param_shapes
+from ported_weights.rules import Rule, first
+from rimjax.models.vit import ViTConfig
 
 
 def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[dict[str, Any], ViTConfig]:
@@ -36,7 +36,7 @@ def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[d
     registers = "embeddings.register_tokens" if layout is _HUB else "register_tokens"
     if registers in state_dict:
         config = replace(config, num_registers=layouts.shape_of(state_dict, registers, 3)[1], position_rule="registers")
-    return apply(layouts.rules(layout, config.num_layers - 1), state_dict, param_shapes(config)), config
+    return layouts.fill(layout, state_dict, config), config
 
 
 _HUB = Layout(

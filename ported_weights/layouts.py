@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ported_weights.rules import Rule, convolution, first, linear
-from rimjax.models.vit import ViTConfig
+from ported_weights.rules import Rule, apply, convolution, first, linear
+from rimjax.models.vit import ViTConfig, param_shapes
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def config(layout: Layout, state_dict: Mapping[str, Any], num_heads: int | None,
         expected: in words, for the message where the state dict is something else.
 
     Raises:
-        ValueError: a key that decides is missing or has the wrong number of axes, or num_heads must be given or doesn't fit.
+        ValueError: a key that decides is missing or has the wrong number of axes, or num_heads must be given or doesn't
+            fit.
     """
     patch_key = f"{layout.patch_embedding}.weight"
     fc1_key = f"{layout.layers}0.{layout.mlp[0]}.weight"
@@ -77,12 +78,12 @@ def config(layout: Layout, state_dict: Mapping[str, Any], num_heads: int | None,
         raise ValueError(f"num_heads: must be given where the hidden size ({hidden}) is no multiple of 64")
     positions = max(shape_of(state_dict, layout.position_embedding, 2, 3)[-2] - 1, 1)
     mlp = shape_of(state_dict, fc1_key, 2)[0] if fc1_key in state_dict else 4 * hidden
-    numbers = [match for key in state_dict if (match := re.match(re.escape(layout.layers) + r"(\d+)\.", key))]
+    numbers = [int(match[1]) for key in state_dict if (match := re.match(re.escape(layout.layers) + r"(\d+)\.", key))]
     settings = {"layer_scale": layout.scales is not None, "pre_norm": layout.pre_norm is not None, **layout.settings}
     try:
         return ViTConfig(
             hidden_size=hidden,
-            num_layers=1 + max(int(match[1]) for match in numbers),
+            num_layers=1 + max(numbers),
             num_heads=num_heads or hidden // 64,
             mlp_ratio=mlp / hidden,
             patch_size=patch,
@@ -91,6 +92,24 @@ def config(layout: Layout, state_dict: Mapping[str, Any], num_heads: int | None,
         )
     except ValueError as error:
         raise ValueError(f"state_dict: {patch_key} has {hidden} features, and {error}") from error
+
+
+def fill(layout: Layout, state_dict: Mapping[str, Any], config: ViTConfig, *, widen: bool = False) -> dict[str, Any]:
+    """The parameters of a ViT from a state dict of the layout, as `rules.apply` takes and refuses it.
+
+    Most of the last layer isn't used, so no leaf tells whether it is whole: it must have what the first has.
+    """
+    params = apply(rules(layout, config.num_layers - 1), state_dict, param_shapes(config), widen=widen)
+    opening, closing = f"{layout.layers}0.", f"{layout.layers}{config.num_layers - 1}."
+    problems = []
+    for key in (key for key in state_dict if key.startswith(opening)):
+        wanted, other = list(state_dict[key].shape), closing + key.removeprefix(opening)
+        found = list(state_dict[other].shape) if other in state_dict else "missing"
+        if found != wanted:
+            problems.append(f"{other}: {found}, expected {wanted} as in the first layer")
+    if problems:
+        raise ValueError("state_dict: doesn't fit the model:\n  " + "\n  ".join(problems))
+    return params
 
 
 def shape_of(state_dict: Mapping[str, Any], key: str, *axes: int) -> tuple[int, ...]:

@@ -12,8 +12,7 @@ from typing import Any
 
 from ported_weights import layouts
 from ported_weights.layouts import FACEBOOK_RESEARCH, Layout
-from ported_weights.rules import apply
-from rimjax.models.vit import ViTConfig, param_shapes
+from rimjax.models.vit import ViTConfig
 
 
 def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[dict[str, Any], ViTConfig]:
@@ -38,7 +37,7 @@ def port(state_dict: Mapping[str, Any], num_heads: int | None = None) -> tuple[d
     if num_heads is None and patches is not None and tuple(patches.shape[:1]) == (1280,):
         num_heads = 16
     config = layouts.config(layout, state_dict, num_heads, "MAE in the hub's or facebookresearch's layout")
-    return apply(layouts.rules(layout, config.num_layers - 1), state_dict, param_shapes(config), widen=True), config
+    return layouts.fill(layout, state_dict, config, widen=True), config
 
 
 def _hub(prefix: str) -> Layout:

@@ -59,7 +59,7 @@ def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[
 
     Raises:
         ValueError: with everything that is off: keys without a rule or with several, leaves filled twice or not at all,
-            shapes or dtypes that differ.
+            shapes or dtypes that differ, NaN or infinity.
     """
     wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     filled: dict[str, np.ndarray] = {}
@@ -85,6 +85,9 @@ def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[
                 problems.append(f"{key}: {path} was filled already")
             elif (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
                 problems.append(f"{key}: {array.dtype}{list(array.shape)} for {path}, expected {leaf.dtype}{list(leaf.shape)}")
+                filled[path] = array
+            elif not np.isfinite(array).all():
+                problems.append(f"{key}: holds NaN or infinity")
                 filled[path] = array
             else:
                 filled[path] = np.ascontiguousarray(array)

@@ -164,6 +164,7 @@ def _checked(params: Any, shapes: Any) -> dict[str, Any]:
     problems += [
         f"{key}: {found[key]}, expected {wanted[key]}" for key in sorted(found.keys() & wanted.keys()) if found[key] != wanted[key]
     ]
+    problems += [f"{key}: holds NaN or infinity" for key, leaf in leaves[0].items() if not np.isfinite(leaf).all()]
     if problems:
         raise ValueError("state_dict: doesn't fit the Flax model:\n  " + "\n  ".join(problems))
     return jax.tree.map(np.asarray, params)

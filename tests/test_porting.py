@@ -1,5 +1,6 @@
 """Porting CLIP and MAE from all their layouts, against transformers' PyTorch models on tiny random weights."""
 
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ported_weights.layouts
 from ported_weights import clip, dinov2, mae
 from ported_weights.rules import Rule, apply
 from rimjax.models import vit
@@ -241,8 +243,7 @@ def test_every_key_that_matters_is_needed_and_no_other(layouts, layout, monkeypa
     """Without a key, porting raises, or changes nothing where the last layer's keys don't depend on it."""
     port, state = PORTS[layout.split()[0]], layouts[layout]
     shapes = cache(vit.param_shapes)  # seconds less
-    for module in (clip, mae):
-        monkeypatch.setattr(module, "param_shapes", shapes)
+    monkeypatch.setattr(ported_weights.layouts, "param_shapes", shapes)
     params = port(state, num_heads=3)[0]
     needless = 0
     for key in state:
@@ -254,10 +255,22 @@ def test_every_key_that_matters_is_needed_and_no_other(layouts, layout, monkeypa
         else:
             assert_same(found, params)
             needless += 1
-    # Beside the tower: the text tower and the like. In it: the last layer's out, norm2, fc1 and fc2, and query and value where they
-    # stand alone; the last norm; and CLIP's position_ids or projection.
+    # The last norm, and beside it in CLIP the position_ids or the projection, and all that stands beside the tower.
     beside = sum(not key.startswith(("visual.", "vision_model.")) for key in state) if "clip" in layout else 0
-    assert needless == beside + (12 if "hub" in layout else 8) + 2 + ("clip" in layout)
+    assert needless == beside + 2 + ("clip" in layout)
+
+
+@pytest.mark.parametrize("layout", BROKEN)
+def test_the_last_layer_is_whole_though_little_of_it_is_used(layouts, layout):
+    port, state = PORTS[layout.split()[0]], layouts[layout]
+    names = [key for key in state if ".2." in key and not key.startswith(("text_model", "transformer"))]
+    assert len(names) >= 12
+    for key in names:
+        wanted = list(state[key].shape)
+        with pytest.raises(ValueError, match=re.escape(key) + "|no source key fills it"):
+            port({name: value for name, value in state.items() if name != key}, num_heads=3)
+        with pytest.raises(ValueError, match=re.escape(f"{key}: ")):
+            port(state | {key: np.zeros([wanted[0] + 1, *wanted[1:]], np.float32)}, num_heads=3)
 
 
 def test_another_architecture_is_refused(layouts, models):

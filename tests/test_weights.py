@@ -166,6 +166,7 @@ def _configured(path: Path, **changes: object) -> None:
         (lambda path: _changed(path, extra=torch.zeros(2)), "extra: no rule knows this key"),
         (lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.zeros(65)), "float32[65] for layers_0/norm2/bias"),
         (lambda path: _changed(path, embeddings__register_tokens=torch.zeros(64)), "register_tokens: expected 3 axes"),
+        (lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.full((64,), torch.inf)), "norm2.bias: holds NaN or infinity"),
         (lambda path: path.write_bytes(b""), "truncated"),
         (lambda path: path.unlink(), "holds neither model.safetensors nor pytorch_model.bin"),
     ],
@@ -231,6 +232,10 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
         (
             lambda folder: _changed(folder / "text_encoder/model.safetensors", more__position_ids=torch.zeros(10)),
             "more/position_ids: the model has no such weight",
+        ),
+        (
+            lambda folder: _changed(folder / "unet/diffusion_pytorch_model.safetensors", conv_in__bias=torch.full((32,), torch.nan)),
+            "conv_in/bias: holds NaN or infinity",
         ),
         (lambda folder: (folder / "unet/config.json").write_text("[1]"), "unet/config.json: damaged"),
         (lambda folder: _configured(folder / "unet/config.json", block_out_channels=5), "unet/config.json: no config of such a model"),
