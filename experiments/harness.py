@@ -34,10 +34,10 @@ from rimjax.evaluate import Evaluation
 from rimjax.inference import SegmentSettings, label
 from rimjax.metrics import bootstrap_means, confusion_matrix, mean_iou
 from rimjax.models.protocols import Encoder, Masker
-from rimjax.pool import pool_regions
+from rimjax.pool import pool_image
 from rimjax.presets import Models
 from rimjax.references import ReferenceSettings, bank_from_shards, build_manifest
-from rimjax.types import ReferenceBank, Regions, Segmentation, bucket_size
+from rimjax.types import ReferenceBank, Regions, Segmentation
 
 RESULTS = Path(__file__).parent / "results"
 Describe = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -252,10 +252,8 @@ def start(main: Callable[[Options], None], options: type[Options], description: 
 
 
 def pooled(encoder: Encoder, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masked averages of an image's features (Eq. 5) and their validity; masks are padded, so that few shapes are compiled."""
-    padded = np.concatenate([masks, np.zeros((bucket_size(len(masks)) - len(masks), *masks.shape[1:]), bool)])
-    features, valid = pool_regions(encoder.encode(image), padded)
-    return np.asarray(features)[: len(masks)], np.asarray(valid)[: len(masks)]
+    """Masked averages of an image's features (Eq. 5) and their validity."""
+    return pool_image(encoder.encode(image), masks)
 
 
 def image_miou(seg: Segmentation, truth: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ported_weights.files import read_state_dict
-from rimjax.models.diffusion import MODELS, Checkpoint, save, save_part
+from rimjax.models.checkpoint import MODELS, Checkpoint, save, save_part
 from rimjax.models.flax_diffusers import libraries
 from rimjax.models.pretrained import load_tokenizer
 

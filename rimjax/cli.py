@@ -25,7 +25,7 @@ from rimjax.evaluate import evaluate
 from rimjax.images import read_image
 from rimjax.inference import check_bank, segment
 from rimjax.presets import inventory
-from rimjax.references import bank_from_shards, build_bank, build_manifest, check_names, load_bank
+from rimjax.references import build_bank, build_manifest, check_names, load_bank
 from rimjax.types import Segmentation
 
 MISSING = 'missing: pip install "rimjax[pipeline]"'
@@ -105,7 +105,7 @@ class Segment(ModelOptions):
         compile_cache(storage.cache_folder(self.cache_dir))
         if self.bank is not None:
             manifest = storage.read_manifest(self.bank)
-            bank = bank_from_shards(storage.read_shards(manifest), self.bank_settings(manifest, models), manifest.encoder)
+            bank = load_bank(manifest, self.bank_settings(manifest, models))
             check_bank(bank, models)
             if names is not None and names != bank.names[1:]:
                 raise ValueError(f"--classes: {', '.join(names)} isn't the bank's list, {', '.join(bank.names[1:])}; leave --classes out")

@@ -23,7 +23,7 @@ from rimjax.evaluate import Evaluation
 from rimjax.inference import SegmentSettings, check_bank, describe, label
 from rimjax.metrics import confusion_matrix
 from rimjax.presets import Models
-from rimjax.references import ReferenceSettings, bank_from_shards, build_manifest
+from rimjax.references import ReferenceSettings, build_manifest, load_bank
 from rimjax.run_folder import ImageResult
 from rimjax.types import ReferenceBank
 
@@ -135,8 +135,9 @@ class Evaluate(ModelOptions):
         dataset = datasets.load(self.dataset, self.data)
         if dataset.published_size not in (None, dataset.size):
             _warn(f"{dataset.name}: the literature has {dataset.published_size} images, this copy {dataset.size}")
-        if self.bank is not None:
-            _check_classes(storage.read_manifest(self.bank), dataset)
+        manifest = None if self.bank is None else storage.read_manifest(self.bank)
+        if manifest is not None:
+            _check_classes(manifest, dataset)
         items = dataset.items[: self.limit]
         done = run_folder.usable(self.output) if self.output else set()
         check_labels(dataset, [item for item in items[first::step] if item.id not in done])
@@ -144,8 +145,8 @@ class Evaluate(ModelOptions):
         models = replace(models, references=self._chosen(models.references), segmentation=self._chosen(models.segmentation))
         models = replace(models, segmentation=replace(models.segmentation, background=dataset.background))
         compile_cache(storage.cache_folder(self.cache_dir))
-        if self.bank is not None:
-            models = replace(models, references=self._chosen(self.bank_settings(storage.read_manifest(self.bank), models)))
+        if manifest is not None:
+            models = replace(models, references=self._chosen(self.bank_settings(manifest, models)))
         about = {
             "dataset": dataset.name,
             "classes": dataset.classes,
@@ -158,11 +159,9 @@ class Evaluate(ModelOptions):
         }
         if self.output is not None:  # before anything is drawn
             run_folder.check(self.output, about, unknown=("bank",))
-        if self.bank is not None:
-            manifest = storage.read_manifest(self.bank)
-        else:
+        if manifest is None:
             manifest = build_manifest(dataset.prompts, models, cache_dir=self.cache_dir, progress=progress)
-        bank = bank_from_shards(storage.read_shards(manifest), models.references, manifest.encoder)
+        bank = load_bank(manifest, models.references)
         check_bank(bank, models)
         about["bank"] = storage.references_digest(manifest)
         memory: run_folder.Results = {}

@@ -16,8 +16,8 @@ from PIL import Image
 from rimjax.assemble import paint, vote
 from rimjax.images import read_image
 from rimjax.match import match
-from rimjax.pool import pool_regions
-from rimjax.types import ReferenceBank, Regions, Segmentation, bucket_size
+from rimjax.pool import pool_image
+from rimjax.types import ReferenceBank, Regions, Segmentation
 from rimjax.whiten import whitened
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def describe(image: np.ndarray, models: Models, timings: dict[str, float] | None
     with _timed(timings, "encode"):
         features = models.encoder.encode(image)
     with _timed(timings, "pool"):
-        count = len(masks)
-        padded = np.concatenate([masks, np.zeros((bucket_size(count) - count, *masks.shape[1:]), bool)])  # few sizes, few compilations
-        pooled, valid = (np.asarray(part)[:count] for part in pool_regions(features, padded))
+        pooled, valid = pool_image(features, masks)
     return Regions(features=pooled, masks=masks, valid=valid)
 
 

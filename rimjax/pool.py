@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from rimjax.types import AnyArray
+from rimjax.types import AnyArray, bucket_size
 
 _BLOCK = 16  # masks resized together: P full-size masks as float32 at once would take gigabytes
 
@@ -48,3 +49,13 @@ def pool_regions(features: Float[AnyArray, "h w D"], masks: Shaped[AnyArray, "P 
     To bound the number of compilations, append empty masks up to `types.bucket_size(P)`: they come out invalid.
     """
     return masked_average(features, resize_masks(masks, (features.shape[0], features.shape[1])))
+
+
+def pool_image(
+    features: Float[AnyArray, "h w D"], masks: Bool[np.ndarray, "P H W"]
+) -> tuple[Float[np.ndarray, "P D"], Bool[np.ndarray, " P"]]:
+    """`pool_regions` of one image, in NumPy; masks are padded to `bucket_size(P)`, so that many images compile a few times only."""
+    count = len(masks)
+    padded = np.concatenate([masks, np.zeros((bucket_size(count) - count, *masks.shape[1:]), bool)])
+    pooled, valid = pool_regions(features, padded)
+    return np.asarray(pooled)[:count], np.asarray(valid)[:count]

@@ -150,10 +150,13 @@ def build_manifest(
     )
 
 
-def load_bank(manifest: Manifest | str | Path) -> ReferenceBank:
-    """The bank that a manifest names, e.g. a path that `rimjax bank build` printed; FileNotFoundError or ValueError if it is damaged."""
+def load_bank(manifest: Manifest | str | Path, settings: ReferenceSettings | None = None) -> ReferenceBank:
+    """The bank that a manifest names, e.g. a path that `rimjax bank build` printed; FileNotFoundError or ValueError if it is damaged.
+
+    settings: as of `bank_from_shards`; default: those that it was made with.
+    """
     manifest = manifest if isinstance(manifest, Manifest) else storage.read_manifest(manifest)
-    return bank_from_shards(storage.read_shards(manifest), settings_of(manifest), manifest.encoder)
+    return bank_from_shards(storage.read_shards(manifest), settings or settings_of(manifest), manifest.encoder)
 
 
 def settings_of(manifest: Manifest) -> ReferenceSettings:

@@ -15,7 +15,8 @@ import pytest
 
 from ported_weights import stable_diffusion
 from rimjax.models import diffusion
-from rimjax.models.diffusion import Checkpoint, DiffusionConfig, StableDiffusion
+from rimjax.models.checkpoint import Checkpoint, save
+from rimjax.models.diffusion import DiffusionConfig, StableDiffusion
 from rimjax.models.protocols import Generator
 
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
@@ -364,7 +365,7 @@ def test_bad_settings_are_refused():
 
 
 def test_saved_checkpoints_load_the_same(model, folder, tmp_path):
-    diffusion.save(model.checkpoint, tmp_path)
+    save(model.checkpoint, tmp_path)
     assert diffusion.load(tmp_path, CONFIG).fingerprint == model.fingerprint
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.json")} >= {
         "unet/config.json",

@@ -15,7 +15,8 @@ from jax import export
 from rimjax.choices import PRESETS
 from rimjax.match import match
 from rimjax.models import random_weights
-from rimjax.models.diffusion import Checkpoint, DiffusionConfig, StableDiffusion
+from rimjax.models.checkpoint import Checkpoint
+from rimjax.models.diffusion import DiffusionConfig, StableDiffusion
 from rimjax.models.vit import ViTConfig, last_layer_keys, param_shapes
 from rimjax.pool import pool_regions
 from rimjax.types import ReferenceBank, Regions

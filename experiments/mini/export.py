@@ -33,7 +33,8 @@ from ported_weights import clip as clip_port
 from ported_weights import dinov2, save_vit, stable_diffusion
 from ported_weights import mae as mae_port
 from rimjax.choices import MINI_SAM
-from rimjax.models import diffusion, sam
+from rimjax.models import checkpoint as saved
+from rimjax.models import sam
 
 ROOT = Path(__file__).parents[2] / "ported_weights"
 MINI = ROOT / "mini"
@@ -50,7 +51,7 @@ def write_stable_diffusion(out: Path) -> None:
     unet_model = trained("unet", UNet2DConditionModel(**unet.CONFIG), out)
     checkpoint = stable_diffusion.port(unet_model, auto, text.eval(), clip.tokenizer(), DDPMScheduler(**unet.SCHEDULER))
     halved = jax.tree.map(lambda array: array.astype(np.float16), checkpoint.params)  # half the download; computed in float32
-    diffusion.save(replace(checkpoint, params=halved), MINI / "stable-diffusion")
+    saved.save(replace(checkpoint, params=halved), MINI / "stable-diffusion")
 
 
 def write_vit(out: Path) -> None:

@@ -123,9 +123,10 @@ def check_bank(bank: ReferenceBank) -> None:
         shape = f"{owners.dtype}{list(jnp.shape(owners))}"
         raise ValueError(f"bank.owners must hold one integer per prototype, R={len(bank.prototypes)}, got {shape}")
     if not isinstance(owners, Tracer):
-        held = np.asarray(owners)
-        if held.min() < 0 or held.max() >= len(bank.classes):
-            raise ValueError(f"bank.owners must lie in [0, C={len(bank.classes)}), got {held.min()}..{held.max()}")
+        with jax.ensure_compile_time_eval():
+            least, most = int(owners.min()), int(owners.max())
+        if least < 0 or most >= len(bank.classes):
+            raise ValueError(f"bank.owners must lie in [0, C={len(bank.classes)}), got {least}..{most}")
 
 
 def check_finite(name: str, rows: Any, valid: Any = None) -> None:

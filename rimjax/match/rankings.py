@@ -53,9 +53,8 @@ def scaled(weights: Float[Array, " N"]) -> Float[Array, " N"]:
     Rankings don't depend on scale, so no gradient runs through the largest.
     """
     top = lax.stop_gradient(weights.max())
-    power = jnp.where(
-        top > 0, jnp.minimum(top / (2 * jnp.frexp(top)[0]), 2.0**126), 1
-    )  # of a larger one the reciprocal is no normal number
+    power = jnp.minimum(top / (2 * jnp.frexp(top)[0]), 2.0**126)  # of a larger one the reciprocal is no normal number
+    power = jnp.where(top > 0, power, 1)
     return jnp.maximum(weights / power, _FLOOR * jnp.maximum(top / power, 1))
 
 

@@ -5,9 +5,7 @@ diffusers and transformers are imported where a model is built, never when this 
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,13 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Key, UInt8
 
+from rimjax.models.checkpoint import Checkpoint, Params, read
 from rimjax.models.flax_diffusers import COLLECTION, as_in_torch, capture, libraries, over_maximum
-from rimjax.models.mapped import load_mapped, save_mapped
-from rimjax.models.pretrained import load_tokenizer
 from rimjax.models.protocols import Generated, fingerprint
 
-Params = Mapping[str, Any]
-MODELS = ("unet", "vae", "text_encoder")
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
@@ -64,43 +59,8 @@ class DiffusionConfig:
             raise ValueError(f"template: expected one {{}} for the class name, got {self.template!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A Stable Diffusion in Flax, not yet built.
-
-    Attributes:
-        configs: of "unet", "vae", "text_encoder" and "scheduler", as diffusers and transformers write them.
-        params: of "unet", "vae" and "text_encoder".
-        tokenizer: a fast one, a `transformers.PreTrainedTokenizerFast`.
-    """
-
-    configs: Mapping[str, dict[str, Any]]
-    params: Mapping[str, Params]
-    tokenizer: Any
-
-
-def save(checkpoint: Checkpoint, directory: str | Path) -> None:
-    """Write a checkpoint: `<model>/config.json` and `<model>/flax_model.safetensors` (keys joined by "/") for "unet", "vae" and
-    "text_encoder", `scheduler/scheduler_config.json`, and `tokenizer/`."""
-    directory = Path(directory)
-    for name, config in checkpoint.configs.items():
-        save_part(name, config, checkpoint.params.get(name), directory)
-    checkpoint.tokenizer.save_pretrained(directory / "tokenizer")
-
-
-def save_part(name: str, config: Mapping[str, Any], params: Params | None, directory: str | Path) -> None:
-    """Write the config and the parameters, if there are any, of "unet", "vae", "text_encoder" or "scheduler" as `save` does."""
-    from flax.traverse_util import flatten_dict
-
-    path = Path(directory) / name / _config_name(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    if params is not None:
-        save_mapped(flatten_dict(dict(params), sep="/"), path.with_name("flax_model.safetensors"))
-
-
 def load(directory: str | Path, config: DiffusionConfig | None = None) -> StableDiffusion:
-    """The model that `save` wrote; its weights are views of the files until they go to the device.
+    """The model in a folder that `checkpoint.save` wrote.
 
     Raises:
         FileNotFoundError: a file of the layout is missing.
@@ -108,31 +68,7 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
         ImportError: diffusers, transformers or flax is missing.
     """
     libraries()  # first, so that what is missing is named, and the next imports are quiet
-    from flax.traverse_util import unflatten_dict
-
-    directory = Path(directory)
-    files = {name: directory / name / _config_name(name) for name in (*MODELS, "scheduler")}
-    weights = {name: directory / name / "flax_model.safetensors" for name in MODELS}
-    for path in (*files.values(), *weights.values(), directory / "tokenizer"):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such part of a Stable Diffusion; ported_weights.stable_diffusion writes this layout")
-    checkpoint = Checkpoint(
-        configs={name: _read_config(path) for name, path in files.items()},
-        params={name: unflatten_dict(load_mapped(path), sep="/") for name, path in weights.items()},
-        tokenizer=load_tokenizer(directory / "tokenizer", "Stable Diffusion"),
-    )
-    return StableDiffusion(checkpoint, config)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}); port or download the weights again") from error
-
-
-def _config_name(model: str) -> str:
-    return "scheduler_config.json" if model == "scheduler" else "config.json"
+    return StableDiffusion(read(directory), config)
 
 
 class StableDiffusion:

@@ -41,16 +41,9 @@ class ImageTextMatcher:
         device: str | None = None,
         batch_size: int = 32,
     ) -> None:
-        try:
-            import torch
-            from transformers import CLIPModel
-        except ImportError as error:
-            raise ImportError(f'CLIP needs torch and transformers ({error}): pip install "rimjax[pipeline]"') from error
-        self._torch, self._colours, self._batch_size = torch, (mean, std), batch_size
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Any = load_model(CLIPModel, directory, "CLIP")
+        self._colours, self._batch_size = (mean, std), batch_size
+        self._torch, self.model = load_model("CLIPModel", directory, "CLIP", device)
         self.tokenizer: Any = load_tokenizer(directory, "CLIP")
-        self.model.to(self.device).eval()
         self.size: int = self.model.config.vision_config.image_size
 
     @cached_property
@@ -67,7 +60,7 @@ class ImageTextMatcher:
             return np.zeros((0, self.model.config.projection_dim), np.float32)
         length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         shape = {"padding": "max_length", "truncation": True, "max_length": length}
-        tokens = self.tokenizer(list(prompts), **shape, return_tensors="pt")["input_ids"].to(self.device)
+        tokens = self.tokenizer(list(prompts), **shape, return_tensors="pt")["input_ids"].to(self.model.device)
         # A text is summed up by its end token, which has CLIP's highest id; where a tokenizer pads on the left, by its last word.
         at = tokens.argmax(1) if self.tokenizer.padding_side == "right" else self._torch.full((len(tokens),), tokens.shape[1] - 1)
         with self._torch.inference_mode():
@@ -102,7 +95,7 @@ class ImageTextMatcher:
         mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in self._colours)
         pixels = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
         with torch.inference_mode():
-            return self._unit(self.model.get_image_features(pixel_values=pixels.to(self.device)))
+            return self._unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device)))
 
     def _unit(self, features: Any) -> np.ndarray:
         return self._torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()

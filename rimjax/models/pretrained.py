@@ -6,32 +6,40 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
 """Ends of the names of what a state dict may lack: inference reads none of them."""
 
 
-def load_model(kind: Any, directory: Path, what: str, **options: Any) -> Any:
-    """A model of transformers with every weight from the folder, for inference.
+def load_model(kind: str, directory: Path, what: str, device: str | None = None, **options: Any) -> tuple[ModuleType, Any]:
+    """PyTorch, and a model of transformers with every weight from the folder, for inference, on its device.
 
     Args:
-        kind: its class.
+        kind: the name of its class.
         directory: of config.json and the weights.
         what: the model's name, for messages.
+        device: of torch; default: "cuda" if there is one, else "cpu".
         options: of `from_pretrained`.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no such model, or it is damaged.
+        ImportError: torch or transformers is missing.
     """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ImportError(f'{what} needs torch and transformers ({error}): pip install "rimjax[pipeline]"') from error
     with _naming(directory, what):
-        model, about = kind.from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)
+        model, about = getattr(transformers, kind).from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)
     lacking = sorted(key for key in about["missing_keys"] if not key.endswith(UNUSED))  # transformers would leave them random
     if lacking:
         few = f"it lacks {len(lacking)} weights, {lacking[0]} among them"
         raise ValueError(f"{directory}: no {what} as transformers writes it, or damaged ({few})")
-    return model.eval()
+    return torch, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def architecture(model: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -97,15 +96,9 @@ class MaskFormerMasker:
     """
 
     def __init__(self, masker: Masker, directory: Path, config: MaskFormerConfig | None = None, device: str | None = None) -> None:
-        try:
-            import torch
-            from transformers import MaskFormerForInstanceSegmentation
-        except ImportError as error:
-            raise ImportError(f'MaskFormer needs torch and transformers ({error}): pip install "rimjax[pipeline]"') from error
-        self._torch, self.masker, self.config = torch, masker, config or MaskFormerConfig()
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Any = load_model(MaskFormerForInstanceSegmentation, directory, "MaskFormer", use_pretrained_backbone=False)
-        self.model.to(self.device)
+        self.masker, self.config = masker, config or MaskFormerConfig()
+        name = "MaskFormerForInstanceSegmentation"
+        self._torch, self.model = load_model(name, directory, "MaskFormer", device, use_pretrained_backbone=False)
 
     @property
     def fingerprint(self) -> str:
@@ -133,7 +126,7 @@ class MaskFormerMasker:
         if size != (height, width):
             pixels = resize(pixels, size, mode="bilinear", antialias=True)
         with torch.inference_mode():
-            found = self.model(pixel_values=pixels.to(self.device))
+            found = self.model(pixel_values=pixels.to(self.model.device))
             likely = found.class_queries_logits[0].softmax(-1)[:, :-1].amax(-1) > config.threshold
             if not likely.any():  # torch resizes no empty batch
                 return np.zeros((0, height, width), bool)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rimjax.models.diffusion import Checkpoint
+from rimjax.models.checkpoint import Checkpoint
 from rimjax.models.flax_diffusers import libraries
 from rimjax.models.vit import ViTConfig, param_shapes
 

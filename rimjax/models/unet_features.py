@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 from PIL import Image
 
+from rimjax.models.checkpoint import Params
 from rimjax.models.deferred import DeferredGenerator
-from rimjax.models.diffusion import Params
 from rimjax.models.flax_diffusers import COLLECTION, Interceptor, as_in_torch
 from rimjax.models.protocols import check_image, in_batches
 
