@@ -1,0 +1,163 @@
+"""Files: whole or not at all, digests, and the versions of the steps that go into cache keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEP_VERSIONS = {"draw": 1, "localise": 1, "propose": 1, "encode": 1, "pool": 1}
+"""Raise a step's number when its output changes, so that no cache serves what an older version wrote.
+
+`tests/test_step_versions.py` compares each step's output on a fixed input with its recorded digest.
+"""
+
+STALE_SECONDS = 24 * 3600
+"""Temporary files of killed processes are removed once they are older than this."""
+
+_PREFIX = ".rimjax-tmp-"
+
+
+def step_versions(*steps: str) -> dict[str, int]:
+    """Return the versions of some steps, for a cache key."""
+    return {f"{step} version": STEP_VERSIONS[step] for step in steps}
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: object) -> str:
+    """Return 20 hex digits that identify any JSON content; the order of keys doesn't matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def fingerprint(settings: object, weights: Mapping[str, Any] | None = None) -> str:
+    """Return 20 hex digits that identify a model by its settings and weights.
+
+    Args:
+        settings: JSON content that the model's results depend on besides its weights.
+        weights: arrays by name; names, dtypes, shapes and values count.
+    """
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(weights or {}):
+        array = np.ascontiguousarray((weights or {})[name])
+        whole.update(f"{name} {array.dtype} {array.shape}".encode())
+        whole.update(array.view(np.uint8).data if array.size else b"")
+    return whole.hexdigest()[:20]
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file to; move the file to `path` when the block succeeds.
+
+    The temporary name is unique across threads, processes and hosts, and keeps the suffix of `path`.
+
+    Raises:
+        OSError: the file can't be written; the message names it.
+    """
+    with _naming(path):
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; rename it to `path` when the block succeeds.
+
+    Where another process has finished `path` first, its folder stays and ours is dropped: both
+    succeed.
+
+    Raises:
+        OSError: the folder can't be written; the message names it.
+    """
+    with _naming(path):
+        temporary = _temporary(path)
+        try:
+            temporary.mkdir()
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                _sync(part)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text whole or not at all; raises as `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole or not at all; raises as `atomic_file`."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def check_plain_name(name: str, where: Path) -> str:
+    """Return a file name that was read from `where`; raise ValueError where it names another place."""
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"{where}: names {name!r}, which isn't a plain file name; it isn't trusted"
+        )
+    return name
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder longer than a day ago."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:  # another process removed it, or it isn't ours to remove
+            continue
+
+
+def _temporary(path: Path) -> Path:
+    """Return an unused hidden name beside `path`, unique across threads, processes and hosts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path.parent)
+    return path.with_name(f"{_PREFIX}{uuid.uuid4().hex}{path.suffix}")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or Path(error.filename).is_relative_to(path.parent)
+        if error.errno is None or not ours:
+            raise
+        reason = error.strerror or error
+        message = f"{path}: can't be written ({reason}); free space or choose another place"
+        raise OSError(message) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
