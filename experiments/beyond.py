@@ -1,25 +1,31 @@
-"""Past the paper: what every choice that it leaves open is worth, mIoU up to ten agents, and the way to the `rimjax` configuration.
+"""Beyond the paper: what each choice that it leaves open is worth, and mIoU up to ten agents.
 
-Command:  python experiments/beyond.py --validation                     mini, to choose by; 2 CPU cores, about 5 minutes
-          python experiments/beyond.py                                  mini's benchmark, to report
-          python experiments/beyond.py --preset paper --data data       COCO Object, 5,000 images; a GPU
-Every row is the paper's configuration but for what it names; the rows of "step by step" keep the steps before them.
+Command:  python experiments/beyond.py --validation
+              mini, to choose by; 2 CPU cores, about 5 minutes
+          python experiments/beyond.py
+              mini's benchmark, to report
+          python experiments/beyond.py --preset paper --data data
+              COCO Object, 5,000 images; a GPU
+Each row is the paper's configuration with the named change; rows of "step by step" keep the steps
+before them and lead to the `rimjax` configuration.
 """
 
 from dataclasses import replace
 
-from harness import Experiment, Row, start
-from plots import curves
-
-from rimjax.models.vit import ViTEncoder
+from harness import Experiment, start
+from plots import draw_curves
+from rimjax.models.vit_encoder import ViTEncoder
+from tables import Row, write_picture
 
 AGENTS = range(2, 11)
 SIZES = {"mini": (96, 160, 192), "paper": (224, 336, 672)}
 
 
 def main(experiment: Experiment) -> None:
-    paper, ours = experiment.models("paper"), experiment.models("rimjax")
-    bank, single, whitened = experiment.bank(paper), experiment.bank(paper, num_subcategories=1), experiment.bank(ours)
+    paper, ours = experiment.load_models("paper"), experiment.load_models("rimjax")
+    bank = experiment.build_bank(paper)
+    single = experiment.build_bank(paper, num_subcategories=1)
+    whitened = experiment.build_bank(ours)
     theirs, best = paper.segmentation, ours.segmentation
     few = replace(theirs, candidates="agents")
     rows = {
@@ -35,24 +41,38 @@ def main(experiment: Experiment) -> None:
         "step by step: whitened = rimjax": (whitened, best),
         "rimjax, but plain cosine": (whitened, replace(best, similarity="cosine")),
         "rimjax, but vote": (whitened, replace(best, assembly="vote")),
-        "rimjax, but T = 8": (experiment.bank(ours, num_subcategories=8), best),
+        "rimjax, but T = 8": (experiment.build_bank(ours, num_subcategories=8), best),
         **{f"N = {count}": (bank, replace(theirs, num_agents=count)) for count in AGENTS},
-        **{f"rimjax, but N = {count}": (whitened, replace(best, num_agents=count)) for count in AGENTS},
+        **{
+            f"rimjax, but N = {count}": (whitened, replace(best, num_agents=count))
+            for count in AGENTS
+        },
     }
-    found = experiment.evaluate(experiment.regions_of(paper), rows)
+    evaluations = experiment.evaluate(experiment.open_model_store(paper), rows)
     for size in SIZES[experiment.preset]:
         assert isinstance(ours.encoder, ViTEncoder)
         other = replace(ours, encoder=replace(ours.encoder, input_size=size))
         name = f"rimjax, but input size {size}"
-        found |= experiment.evaluate(experiment.regions_of(other), {name: (experiment.bank(other), best)})
-    table = [Row(name, "44.5" if name.startswith("the paper") else "", one) for name, one in found.items()]
-    bases = {"the paper's": found["the paper's configuration"], "rimjax": found["step by step: whitened = rimjax"]}
-    experiment.table("beyond", table, bases, ours)
-    charts = {
-        "agents N, the paper's configuration": {count: found[f"N = {count}"] for count in AGENTS},
-        "agents N, rimjax's configuration": {count: found[f"rimjax, but N = {count}"] for count in AGENTS},
+        setup = (experiment.build_bank(other), best)
+        evaluations |= experiment.evaluate(experiment.open_model_store(other), {name: setup})
+    table = [
+        Row(name, "44.5" if name.startswith("the paper") else "", evaluation)
+        for name, evaluation in evaluations.items()
+    ]
+    bases = {
+        "the paper's": evaluations["the paper's configuration"],
+        "rimjax": evaluations["step by step: whitened = rimjax"],
     }
-    experiment.write_picture("beyond", curves(charts))
+    experiment.write_table("beyond", table, bases, ours)
+    charts = {
+        "agents N, the paper's configuration": {
+            count: evaluations[f"N = {count}"] for count in AGENTS
+        },
+        "agents N, rimjax's configuration": {
+            count: evaluations[f"rimjax, but N = {count}"] for count in AGENTS
+        },
+    }
+    write_picture(experiment.folder, "beyond", draw_curves(charts))
 
 
 if __name__ == "__main__":

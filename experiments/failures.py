@@ -1,22 +1,28 @@
-"""The scenes that the rimjax configuration gets most wrong, to look at.
+"""Draw the scenes that the rimjax configuration gets most wrong.
 
-Command:  python experiments/failures.py --validation           mini; 2 CPU cores, under 1 minute after beyond.py
+Command:  python experiments/failures.py --validation
+              mini; 2 CPU cores, under 1 minute after beyond.py
 """
 
 from harness import Experiment, image_miou, start
 
-from rimjax.inference import label
+from rimjax.datasets import Item
+from rimjax.pipeline import name_regions
 
 COUNT = 12
 
 
 def main(experiment: Experiment) -> None:
-    models = experiment.models("rimjax")
-    bank = experiment.bank(models)
-    found = [(item, label(regions, bank, models.segmentation)) for item, regions in experiment.regions_of(models)]
-    worst = sorted(found, key=lambda one: image_miou(one[1], one[0].labels()))[:COUNT]
-    variants = {"paper": experiment.models("paper"), "rimjax": models}
-    experiment.side_by_side("failures", variants, [item for item, _ in worst])
+    models = experiment.load_models("rimjax")
+    bank, store = experiment.build_bank(models), experiment.open_model_store(models)
+
+    def measure(item: Item) -> float:
+        seg = name_regions(store.load(item.image()), bank, models.segmentation)
+        return image_miou(seg, item.labels())
+
+    worst = sorted(experiment.items, key=measure)[:COUNT]
+    variants = {"paper": experiment.load_models("paper"), "rimjax": models}
+    experiment.compare_pictures("failures", variants, worst)
 
 
 if __name__ == "__main__":

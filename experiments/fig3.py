@@ -1,8 +1,10 @@
 """Figure 3 of the paper: qualitative results. Image, segmentation and truth, side by side.
 
-Command:  python experiments/fig3.py                                    mini, Fashion Scenes; 2 CPU cores, under 1 minute after table2.py
-          python experiments/fig3.py --preset paper --dataset voc --data data       likewise context, coco-object; a GPU
-The first images, not chosen ones (the paper chose), under its own configuration and under `rimjax`'s.
+Command:  python experiments/fig3.py
+              mini, Fashion Scenes; 2 CPU cores, under 1 minute after table2.py
+          python experiments/fig3.py --preset paper --dataset voc --data data
+              likewise context, coco-object; a GPU
+The first images, not hand-picked as in the paper, under the configurations `paper` and `rimjax`.
 """
 
 from harness import Experiment, start
@@ -12,7 +14,11 @@ COUNT = 12
 
 def main(experiment: Experiment) -> None:
     items = experiment.items[:COUNT]
-    experiment.side_by_side("fig3", {name: experiment.models(name) for name in ("paper", "rimjax")}, items)
+    variants = {
+        "paper": experiment.load_models("paper"),
+        "rimjax": experiment.load_models("rimjax"),
+    }
+    experiment.compare_pictures("fig3", variants, items)
 
 
 if __name__ == "__main__":

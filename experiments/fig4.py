@@ -1,7 +1,9 @@
-"""Figure 4 of the paper: what matching gives pixel by pixel (here cell by cell of the feature grid) and region by region.
+"""Figure 4 of the paper: matching by pixels (here cells of the feature grid) and by regions.
 
-Command:  python experiments/fig4.py                                    mini, Fashion Scenes; 2 CPU cores, under 1 minute after table4.py
-          python experiments/fig4.py --preset paper --data data         PASCAL VOC 2012; a GPU
+Command:  python experiments/fig4.py
+              mini, Fashion Scenes; 2 CPU cores, under 1 minute after table4.py
+          python experiments/fig4.py --preset paper --data data
+              PASCAL VOC 2012; a GPU
 """
 
 from harness import Experiment, start
@@ -10,8 +12,11 @@ COUNT = 8
 
 
 def main(experiment: Experiment) -> None:
-    variants = {"cells": experiment.models(proposer="cells"), "regions": experiment.models()}
-    experiment.side_by_side("fig4", variants, experiment.items[:COUNT])
+    variants = {
+        "cells": experiment.load_models(proposer="cells"),
+        "regions": experiment.load_models(),
+    }
+    experiment.compare_pictures("fig4", variants, experiment.items[:COUNT])
 
 
 if __name__ == "__main__":

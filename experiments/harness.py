@@ -1,58 +1,59 @@
-"""What the experiments share: their options, the cached bank and regions, and tables with bootstrap intervals.
+"""What the experiments share: options, the cached bank and regions, tables with intervals.
 
-A sweep never draws an image twice, nor proposes a region twice: images lie in the bank's shards, and the regions of every test image, with
-their pooled features, below `<cache>/regions`, under digests of the image and of all that they depend on.
+A sweep never draws an image or proposes a region twice: drawn images are part of the stored
+references, and the regions of test images are kept by `rimjax.regions.store`.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import sys
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tyro
-from cached import cached, packed, unpacked
-from PIL import Image
-from tqdm import tqdm
-from validation import validation_scenes
+from tables import Row, write_csv, write_picture, write_table
+from validation import open_validation_scenes
 
 import rimjax
-from rimjax import bank as storage
-from rimjax import datasets, draw
-from rimjax.bank import Shard
-from rimjax.console import check_outputs, compile_cache, one_line, progress, provenance, write
-from rimjax.datasets import Dataset, Item, fashion_scenes
-from rimjax.evaluate import Evaluation
-from rimjax.inference import SegmentSettings, label
-from rimjax.metrics import bootstrap_means, confusion_matrix, mean_iou
-from rimjax.models.protocols import Encoder, Masker
-from rimjax.pool import pool_image
-from rimjax.presets import Models
-from rimjax.references import ReferenceSettings, bank_from_shards, build_manifest
-from rimjax.types import ReferenceBank, Regions, Segmentation
+from rimjax import datasets
+from rimjax.commands.console import (
+    check_outputs,
+    describe_origin,
+    keep_compilations,
+    name_flag,
+    progress,
+    shorten,
+    show_class_progress,
+)
+from rimjax.commands.main import CONFIG
+from rimjax.commands.options import (
+    CACHE_DEFAULT,
+    NO_DEFAULT,
+    PRESET_DEFAULT,
+    WEIGHTS_DEFAULT,
+    default,
+)
+from rimjax.datasets import Dataset, Item, fashion_mnist
+from rimjax.evaluation import Evaluation
+from rimjax.evaluation.loop import Row as Setup
+from rimjax.evaluation.loop import evaluate_items, raise_errors
+from rimjax.evaluation.metrics import confusion_matrix, mean_iou
+from rimjax.evaluation.run_folder import check_counted
+from rimjax.models.protocols import Encoder, Models, Proposer
+from rimjax.pipeline import name_regions
+from rimjax.references.build import assemble_bank, build_references
+from rimjax.references.store import locate_cache
+from rimjax.regions.store import PoolFeatures, RegionStore
+from rimjax.steps.pool import pool_regions
+from rimjax.types import BACKGROUND, ReferenceBank, Regions, Segmentation
 
 RESULTS = Path(__file__).parent / "results"
-Describe = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Image uint8[H, W, 3] and masks bool[P, H, W] to features f32[P, D] and their validity bool[P]."""
 Options = TypeVar("Options", bound="Experiment")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: what it is, what the paper printed for it (%), and what was measured, or why it wasn't."""
-
-    name: str
-    paper: str
-    found: Evaluation | None = None
-    why_not: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,224 +61,214 @@ class Experiment:
     """An experiment's options, and what follows from them."""
 
     preset: Literal["mini", "paper"] = "mini"
-    """The models."""
-    dataset: str | None = None
-    """As of `rimjax evaluate`. Default: fashion-scenes on mini, on paper what the paper has used."""
-    data: Path | None = None
-    """Folder that holds the published data sets, in mmsegmentation's layout."""
-    validation: bool = False
-    """Mini: 200 scenes of training-split photographs, to choose settings by, instead of the benchmark."""
-    limit: int | None = None
-    """Only the first so many images."""
-    images: int | None = None
-    """K, images drawn of each class (default: the preset's)."""
-    cache_dir: Path | None = None
-    """Where banks and regions are kept (default: the user's cache folder)."""
-    weights_dir: Path | None = None
-    """Folder that holds the paper preset's weights (default: RIMJAX_WEIGHTS, or the user's data folder)."""
-    out: Path | None = None
-    """Folder for tables and pictures (default: experiments/results/PRESET, with -DATASET for other images and -part for less than all)."""
+    """Models and settings."""
+    dataset_name: Annotated[
+        str | None,
+        tyro.conf.arg(
+            name="dataset", help_behavior_hint="(default: fashion-scenes on mini, else the paper's)"
+        ),
+    ] = None
+    """Data set, as of `rimjax evaluate`."""
+    data: Annotated[Path | None, NO_DEFAULT] = None
+    """Folder that holds the published data sets in mmsegmentation's layout."""
+    validation: Annotated[bool, NO_DEFAULT] = False
+    """Use 200 scenes of training-split photographs, to choose settings by, instead of mini's
+    benchmark."""
+    limit: Annotated[int | None, default("all")] = None
+    """Number of images to evaluate, from the first on."""
+    images: Annotated[int | None, PRESET_DEFAULT] = None
+    """K, images drawn of each class."""
+    cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    """Folder that keeps banks and regions."""
+    weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
+    """Folder that holds the paper preset's weights."""
+    out: Annotated[Path | None, default("experiments/results/PRESET")] = None
+    """Folder for tables and pictures. The default ends in -DATASET for other images, and in -part
+    for fewer images."""
 
     @cached_property
-    def images_of(self) -> Dataset:
+    def dataset(self) -> Dataset:
         """The data set."""
-        if self.validation:
-            if self.dataset not in (None, "fashion-scenes"):
-                raise ValueError("--validation: its scenes are a data set of their own; leave --dataset out")
-            return validation_scenes(self.data or fashion_scenes.DEBIAN_ROOT)
-        return datasets.load(self.dataset or "fashion-scenes", self.data)
+        if not self.validation:
+            return datasets.load(self.dataset_name or "fashion-scenes", self.data)
+        if self.dataset_name not in (None, "fashion-scenes"):
+            raise ValueError(f"dataset must be left out with --validation, got {self.dataset_name}")
+        return open_validation_scenes(self.data or fashion_mnist.DEBIAN_ROOT)
 
     @property
     def items(self) -> Sequence[Item]:
-        """Those that count."""
-        return self.images_of.items[: self.limit]
+        """The images that are evaluated."""
+        return self.dataset.items[: self.limit]
 
     @property
     def cache(self) -> Path:
-        return storage.cache_folder(self.cache_dir)
+        """The cache folder."""
+        return locate_cache(self.cache_dir)
 
-    def models(self, configuration: Literal["paper", "rimjax"] = "paper", **stages: Any) -> Models:
-        """The preset's models under a configuration; stages by name, as `rimjax.load_preset` takes them."""
-        models = rimjax.load_preset(self.preset, self.weights_dir, configuration=configuration, **stages)
-        return replace(models, references=replace(models.references, num_images=self.images or models.references.num_images))
-
-    def shards(self, models: Models, settings: ReferenceSettings | None = None, pictures: bool = False) -> list[Shard]:
-        """The classes' shards, drawn where the cache lacks them."""
-        made = build_manifest(self.images_of.prompts, models, settings=settings, cache_dir=self.cache_dir, progress=progress)
-        return storage.read_shards(made, pictures)
-
-    def bank(self, models: Models, **changes: Any) -> ReferenceBank:
-        """The bank under the models' reference settings with changes, e.g. `num_subcategories=1`."""
-        settings = replace(models.references, **changes)
-        return bank_from_shards(self.shards(models, settings), settings, models.encoder.fingerprint)
-
-    def regions(
-        self, masker: Masker, describe: Describe, fingerprint: str, items: Sequence[Item] | None = None
-    ) -> Generator[tuple[Item, Regions]]:
-        """Every image's regions, from the cache where they are there.
+    def load_models(
+        self, configuration: Literal["paper", "rimjax"] = "paper", **stages: Any
+    ) -> Models:
+        """Load the preset's models under a configuration.
 
         Args:
-            masker: proposes them.
-            describe: gives their features.
-            fingerprint: of all that those depend on besides image and masks.
-            items: default: all that count.
+            configuration: name of the configuration.
+            stages: stages by name, as `rimjax.load_preset` takes them.
         """
-        key = hashlib.sha256(json.dumps([masker.proposals_fingerprint, fingerprint]).encode()).hexdigest()[:20]
-        masks_folder, folder = (self.cache / "regions" / name for name in (masker.proposals_fingerprint, key))
-        for item in tqdm(self.items if items is None else items, desc="regions", unit="image"):
-            image = item.image()
-            name = hashlib.sha256(np.int64(image.shape).tobytes() + image.tobytes()).hexdigest()[:24] + ".npz"
-            masks = unpacked(cached(masks_folder / name, lambda image=image: packed(masker.propose(image))), image.shape)
+        models = rimjax.load_preset(
+            self.preset, self.weights_dir, configuration=configuration, **stages
+        )
+        count = self.images or models.references.num_images
+        return replace(models, references=replace(models.references, num_images=count))
 
-            def described(image: np.ndarray = image, masks: np.ndarray = masks) -> dict[str, np.ndarray]:
-                return dict(zip(("features", "valid"), describe(image, masks), strict=True))
+    def build_bank(self, models: Models, **changes: Any) -> ReferenceBank:
+        """Build the bank, with changes to the reference settings, e.g. `num_subcategories=1`."""
+        settings = replace(models.references, **changes)
+        _, references = build_references(
+            self.dataset.prompts,
+            models,
+            settings=settings,
+            cache_dir=self.cache_dir,
+            progress=show_class_progress,
+        )
+        return assemble_bank(references, settings, models.encoder.fingerprint)
 
-            yield item, Regions(masks=masks, **cached(folder / name, described))
+    def open_store(self, proposer: Proposer, pool: PoolFeatures, fingerprint: str) -> RegionStore:
+        """Open the store of regions with these proposals and features; see `RegionStore`."""
+        return RegionStore(self.cache / "regions", proposer, pool, fingerprint)
 
-    def regions_of(self, models: Models, items: Sequence[Item] | None = None) -> Generator[tuple[Item, Regions]]:
-        """Every image's regions with the features that the models give them (Eq. 5)."""
-        return self.regions(models.masker, partial(pooled, models.encoder), models.encoder.fingerprint, items)
+    def open_model_store(self, models: Models) -> RegionStore:
+        """Open the store of the models' own regions and features (Eq. 5)."""
+        pool = partial(encode_and_pool, models.encoder)
+        return self.open_store(models.proposer, pool, models.encoder.fingerprint)
 
-    def evaluate(
-        self, regions: Generator[tuple[Item, Regions]], rows: Mapping[str, tuple[ReferenceBank, SegmentSettings]]
-    ) -> dict[str, Evaluation]:
-        """Each row's figures; all rows share the regions, read once."""
+    def evaluate(self, store: RegionStore, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
+        """Evaluate rows that share the regions of a store."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        with closing(regions):  # and its progress bar, before an error is printed
-            for item, one in regions:
-                try:
-                    truth = item.labels()
-                    for name, (bank, settings) in rows.items():
-                        seg = label(one, bank, replace(settings, background=self.images_of.background))
-                        confusions[name].append(confusion_matrix(truth, seg.labels, len(bank.names)).astype(np.int32))
-                except ValueError as error:
-                    raise ValueError(f"{item.id}: {error}") from error
-        if not any(np.any(found) for found in confusions.values()):
-            raise ValueError(f"{self.images_of.name}: no pixel of the images counts: wherever there are labels they are 255")
-        names = ("background", *self.images_of.classes)
-        return {name: Evaluation(names, np.stack(found), {}, self.images_of.background) for name, found in confusions.items()}
+        items = progress(self.items, "regions", "image")
+        outcomes = evaluate_items(
+            items, _load_from(store), rows, background=self.dataset.background
+        )
+        with closing(items):  # and the progress bar, before an error is printed
+            for outcome in raise_errors(outcomes):
+                for name, confusion in outcome.confusions.items():
+                    confusions[name].append(confusion.astype(np.int32))
+        names, background = (BACKGROUND, *self.dataset.classes), self.dataset.background
+        stacked = {name: np.stack(matrices) for name, matrices in confusions.items()}
+        check_counted(next(iter(stacked.values())))
+        return {
+            name: Evaluation(names, matrices, {}, background) for name, matrices in stacked.items()
+        }
 
-    def side_by_side(self, name: str, variants: Mapping[str, Models], items: Sequence[Item]) -> None:
-        """Write a picture of images, each variant's segmentation and the truth, and a CSV of each image's mIoU."""
-        segmented = {}
+    def compare_pictures(
+        self, name: str, variants: Mapping[str, Models], items: Sequence[Item]
+    ) -> None:
+        """Write a picture of images, each variant's segmentation and the truth.
+
+        A CSV of each image's mIoU goes beside it.
+        """
+        segmented: dict[str, list[Segmentation]] = {}
         for title, models in variants.items():
-            bank, settings = self.bank(models), replace(models.segmentation, background=self.images_of.background)
-            segmented[title] = [label(regions, bank, settings) for _, regions in self.regions_of(models, items)]
+            bank, store = self.build_bank(models), self.open_model_store(models)
+            segmented[title] = [
+                name_regions(
+                    store.load(item.image()),
+                    bank,
+                    models.segmentation,
+                    background=self.dataset.background,
+                )
+                for item in items
+            ]
         pictures, rows = [], []
         for item, *segs in zip(items, *segmented.values(), strict=True):
             image, truth = item.read()
-            pictures.append(draw.comparison(image, dict(zip(segmented, segs, strict=True)), truth))
+            titled = dict(zip(segmented, segs, strict=True))
+            pictures.append(rimjax.draw.comparison(image, titled, truth))
             rows.append((item.id, *(f"{100 * image_miou(seg, truth):.1f}" for seg in segs)))
-        self.write_picture(name, draw.grid(pictures, 2))
-        self.write_csv(name, [("image", *(f"mIoU, {title}" for title in segmented)), *rows])
+        write_picture(self.folder, name, rimjax.draw.grid(pictures, 2))
+        write_csv(self.folder, name, [("image", *(f"mIoU, {title}" for title in segmented)), *rows])
 
-    def compare(self, name: str, stage: str, choices: Mapping[str, tuple[str, Mapping[str, str | None]]]) -> None:
-        """Write the table of one stage's choices, each under the paper's and the `rimjax` configuration.
+    def compare_stages(
+        self, name: str, stage: str, choices: Mapping[str, tuple[str, Mapping[str, str | None]]]
+    ) -> None:
+        """Write the table of a stage's choices under the paper's and the `rimjax` configuration.
 
         Args:
-            name: of the table.
+            name: name of the table.
             stage: "encoder" or "proposer".
             choices: title -> the paper's figure, and the choice's name in each preset.
         """
         rows, models = [], None
         for configuration, suffix in (("rimjax", ", rimjax configuration"), ("paper", "")):
             for title, (paper, choice) in choices.items():
-                models = self.models(configuration, **{stage: choice[self.preset]})
-                found = self.evaluate(self.regions_of(models), {title: (self.bank(models), models.segmentation)})
-                rows.append(Row(title + suffix, "" if suffix else paper, found[title]))
-        self.table(name, rows, models=models)
-
-    # ---- what comes out
+                models = self.load_models(configuration, **{stage: choice[self.preset]})
+                setup = (self.build_bank(models), models.segmentation)
+                evaluations = self.evaluate(self.open_model_store(models), {title: setup})
+                rows.append(Row(title + suffix, "" if suffix else paper, evaluations[title]))
+        self.write_table(name, rows, models=models)
 
     @property
     def folder(self) -> Path:
-        own = self.dataset in (None, "fashion-scenes" if self.preset == "mini" else "coco-object")
-        other = "-validation" if self.validation else "" if own else f"-{Path(str(self.dataset)).name}"
-        return self.out or RESULTS / (self.preset + other + "-part" * (self.limit is not None or self.images is not None))
+        """Folder for tables and pictures."""
+        usual = "fashion-scenes" if self.preset == "mini" else "coco-object"
+        suffix = "" if self.dataset_name in (None, usual) else f"-{Path(self.dataset_name).name}"
+        if self.validation:
+            suffix = "-validation"
+        if self.limit is not None or self.images is not None:
+            suffix += "-part"
+        return self.out or RESULTS / (self.preset + suffix)
 
-    def table(self, name: str, rows: Iterable[Row], bases: Mapping[str, Evaluation] | None = None, models: Models | None = None) -> None:
-        """Print a table, paper beside measured, and write it as CSV, with settings, weights and versions in a JSON file beside it.
-
-        Args:
-            name: of the files.
-            rows: in order.
-            bases: each gives a last column: what every row gains over it, with a paired interval.
-            models: whose settings are written.
-        """
-        bases = bases or {}
-        header = ("", "paper", "measured", "95 % interval", "images", *(f"gain over {title}, 95 % interval" for title in bases))
-        lines = [_line(row, bases.values()) for row in rows]
-        widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-        for line in (header, *lines):
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        self.write_csv(name, [("row", *header[1:]), *lines])
-        about = {"dataset": self.dataset, "validation": self.validation, "limit": self.limit, **(provenance(models) if models else {})}
-        write(self.folder / f"{name}.json", json.dumps(about, indent=1) + "\n")
-
-    def write_csv(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Write rows, the header first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        print(f"-> {self.folder / name}.csv")
-
-    def write_picture(self, name: str, picture: Image.Image) -> None:
-        """Write a PNG."""
-        write(self.folder / f"{name}.png", picture)
-        print(f"-> {self.folder / name}.png")
+    def write_table(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        bases: Mapping[str, Evaluation] | None = None,
+        models: Models | None = None,
+    ) -> None:
+        """Write a table, and settings, weights and versions beside it; see `tables.write_table`."""
+        options = {"dataset": self.dataset_name, "validation": self.validation, "limit": self.limit}
+        origin = describe_origin(models) if models else {}
+        write_table(self.folder, name, rows, bases, {**options, **origin})
 
 
-def start(main: Callable[[Options], None], options: type[Options], description: str | None, dataset: str | None = "coco-object") -> None:
-    """Run an experiment from its command line; a refusal is one line, and exit status 2.
+def start(
+    main: Callable[[Options], None],
+    options: type[Options],
+    description: str | None,
+    dataset: str | None = "coco-object",
+) -> None:
+    """Run an experiment from its command line; bad input is one line, and exit status 2.
 
     Args:
         main: the experiment.
-        options: its options.
+        options: class of its options.
         description: the script's docstring.
-        dataset: that the paper has used; None: the experiment knows itself.
+        dataset: the paper's data set; None if the experiment chooses it.
     """
+    experiment = tyro.cli(options, description=description, config=CONFIG)
     try:
-        chosen = tyro.cli(options, description=description)
-        if chosen.dataset is None and chosen.preset == "paper":
-            chosen = replace(chosen, dataset=dataset)
+        if experiment.dataset_name is None and experiment.preset == "paper":
+            experiment = replace(experiment, dataset_name=dataset)
         for name in ("limit", "images"):
-            if (number := getattr(chosen, name)) is not None and number < 1:
-                raise ValueError(f"--{name}: expected at least 1, got {number}")
-        check_outputs(chosen.folder / "any")
-        compile_cache(chosen.cache)
-        main(chosen)
+            if (number := getattr(experiment, name)) is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        check_outputs(experiment.folder / "any")
+        keep_compilations(experiment.cache)
+        main(experiment)
     except (ValueError, OSError, ImportError) as error:
-        print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
+        message = name_flag(shorten(error), experiment)
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def pooled(encoder: Encoder, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masked averages of an image's features (Eq. 5) and their validity."""
-    return pool_image(encoder.encode(image), masks)
+def encode_and_pool(encoder: Encoder, image: np.ndarray, masks: np.ndarray) -> Regions:
+    """Encode an image and pool its features under masks (Eq. 5)."""
+    return pool_regions(encoder.encode(image), masks)
 
 
 def image_miou(seg: Segmentation, truth: np.ndarray) -> float:
-    """mIoU in 0..1 of one image, over the classes in truth or segmentation."""
+    """Compute the mIoU of one image, in 0..1, over the classes in truth or segmentation."""
     return mean_iou(confusion_matrix(truth, seg.labels, len(seg.names)))
 
 
-def gain(found: Evaluation, base: Evaluation) -> tuple[float, float, float]:
-    """Difference of two mIoUs over the same images, in points, and its paired bootstrap 95 % interval."""
-    drawn = [bootstrap_means(one.confusions, background=one.background) for one in (found, base)]
-    low, high = np.nanquantile(drawn[0] - drawn[1], [0.025, 0.975])
-    return 100 * (found.miou - base.miou), 100 * float(low), 100 * float(high)
-
-
-def _line(row: Row, bases: Collection[Evaluation]) -> tuple[str, ...]:
-    if row.found is None:
-        return (row.name, row.paper, "-", row.why_not, "", *("" for _ in bases))
-    low, high = row.found.interval()
-    gains = ("" if row.found is base else "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain(row.found, base)) for base in bases)
-    return (
-        row.name,
-        row.paper,
-        f"{100 * row.found.miou:.1f}",
-        f"{100 * low:.1f} to {100 * high:.1f}",
-        str(len(row.found.confusions)),
-        *gains,
-    )
+def _load_from(store: RegionStore) -> Callable[[np.ndarray, dict[str, float]], Regions]:
+    return lambda image, timings: store.load(image)

@@ -1,4 +1,4 @@
-"""Charts of the experiments, through matplotlib, without a screen."""
+"""Draw charts with matplotlib, without a screen."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rimjax.evaluate import Evaluation
+from rimjax.evaluation import Evaluation
 
 
-def figure(columns: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """An empty figure of so many charts side by side."""
-    made, axes = plt.subplots(1, columns, figsize=(5.6 * columns, height), squeeze=False)
-    return made, list(axes[0])
+def create_figure(columns: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
+    """Create an empty figure of charts side by side."""
+    canvas, axes = plt.subplots(1, columns, figsize=(5.6 * columns, height), squeeze=False)
+    return canvas, list(axes[0])
 
 
-def picture(made: Figure) -> Image.Image:
-    """A figure as a picture; it is closed."""
+def render_figure(canvas: Figure) -> Image.Image:
+    """Render a figure as a picture, and close it."""
     file = io.BytesIO()
-    made.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    plt.close(made)
+    canvas.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    plt.close(canvas)
     return Image.open(file)
 
 
-def curves(found: Mapping[str, Mapping[float, Evaluation]], marked: Mapping[str, float] | None = None) -> Image.Image:
-    """mIoU (%) with its 95 % interval against a setting, a chart a setting; a dashed line stands at the marked value."""
-    made, axes = figure(len(found), 3.6)
-    for axis, (name, points) in zip(axes, found.items(), strict=True):
-        means = [100 * one.miou for one in points.values()]
-        intervals = [[100 * end for end in one.interval()] for one in points.values()]
+def draw_curves(
+    evaluations: Mapping[str, Mapping[float, Evaluation]], marked: Mapping[str, float] | None = None
+) -> Image.Image:
+    """Plot mIoU (%) with its 95 % interval against settings; dash a line at the marked value."""
+    canvas, axes = create_figure(len(evaluations), 3.6)
+    for axis, (name, points) in zip(axes, evaluations.items(), strict=True):
+        means = [100 * point.miou for point in points.values()]
+        intervals = [[100 * end for end in point.estimate_interval()] for point in points.values()]
         off = [[mean - low for mean, (low, _) in zip(means, intervals, strict=True)]]
         off.append([high - mean for mean, (_, high) in zip(means, intervals, strict=True)])
         axis.errorbar(list(points), means, off, marker="o", capsize=3)
@@ -43,4 +45,4 @@ def curves(found: Mapping[str, Mapping[float, Evaluation]], marked: Mapping[str,
         if marked and name in marked:
             axis.axvline(marked[name], color="grey", linestyle="--", linewidth=0.8)
         axis.grid(alpha=0.3)
-    return picture(made)
+    return render_figure(canvas)

@@ -1,16 +1,19 @@
-"""Table 2 of the paper: what image references, foreground masks, relation-aware matching and sub-categories each add.
+"""Table 2 of the paper: the gain of image references, masks, relation-aware matching and T = 8.
 
-Command:  python experiments/table2.py                                  mini, Fashion Scenes; 2 CPU cores, about 2 minutes with the bank
-          python experiments/table2.py --preset paper --data data       COCO Object, 5,000 images; a GPU
+Command:  python experiments/table2.py
+              mini, Fashion Scenes; 2 CPU cores, about 2 minutes with the bank
+          python experiments/table2.py --preset paper --data data
+              COCO Object, 5,000 images; a GPU
 Paper:    26.7, 38.7, 41.8, 43.1, 44.5.
 """
 
 import numpy as np
-from harness import Experiment, Row, start
+from harness import Experiment, start
+from tables import Row
 
-from rimjax.choices import CONFIGURATIONS, PRESETS
-from rimjax.inference import SegmentSettings
 from rimjax.presets import load_image_text
+from rimjax.presets.catalogue import PRESETS
+from rimjax.settings import CONFIGURATIONS, SegmentSettings
 from rimjax.types import BACKGROUND, ReferenceBank
 
 COSINE = SegmentSettings(similarity="cosine")
@@ -18,31 +21,35 @@ RELATION = CONFIGURATIONS["paper"].segmentation
 
 
 def main(experiment: Experiment) -> None:
-    models = experiment.models()
+    models = experiment.load_models()
     clip = load_image_text(experiment.preset, experiment.weights_dir)
-    names = (BACKGROUND, *experiment.images_of.classes)
+    names = (BACKGROUND, *experiment.dataset.classes)
     words = PRESETS[experiment.preset].image_text
-    texts = clip.embed_texts([words.template.format(name) for name in (words.background, *experiment.images_of.prompts)])
+    prompts = (words.background, *experiment.dataset.prompts)
+    texts = clip.embed_texts([words.template.format(prompt) for prompt in prompts])
     text_bank = ReferenceBank.create(texts, np.arange(len(texts)), texts, names)
-    text_regions = experiment.regions(models.masker, clip.embed_regions, clip.fingerprint)
-    found = experiment.evaluate(text_regions, {"1": (text_bank, COSINE)})
-    found |= experiment.evaluate(
-        experiment.regions_of(models),
+    text_store = experiment.open_store(models.proposer, clip.embed_regions, clip.fingerprint)
+    evaluations = experiment.evaluate(text_store, {"1": (text_bank, COSINE)})
+    evaluations |= experiment.evaluate(
+        experiment.open_model_store(models),
         {
-            "2": (experiment.bank(models, num_subcategories=1, foreground_mask=False), COSINE),
-            "3": (experiment.bank(models, num_subcategories=1), COSINE),
-            "4": (experiment.bank(models, num_subcategories=1), RELATION),
-            "5": (experiment.bank(models), RELATION),
+            "2": (
+                experiment.build_bank(models, num_subcategories=1, foreground_mask=False),
+                COSINE,
+            ),
+            "3": (experiment.build_bank(models, num_subcategories=1), COSINE),
+            "4": (experiment.build_bank(models, num_subcategories=1), RELATION),
+            "5": (experiment.build_bank(models), RELATION),
         },
     )
     rows = [
-        Row("1  text references, CLIP, cosine", "26.7", found["1"]),
-        Row("2  image references, no mask, cosine", "38.7", found["2"]),
-        Row("3  foreground mask, cosine", "41.8", found["3"]),
-        Row("4  foreground mask, relation-aware", "43.1", found["4"]),
-        Row("5  the same, sub-categories", "44.5", found["5"]),
+        Row("1  text references, CLIP, cosine", "26.7", evaluations["1"]),
+        Row("2  image references, no mask, cosine", "38.7", evaluations["2"]),
+        Row("3  foreground mask, cosine", "41.8", evaluations["3"]),
+        Row("4  foreground mask, relation-aware", "43.1", evaluations["4"]),
+        Row("5  the same, sub-categories", "44.5", evaluations["5"]),
     ]
-    experiment.table("table2", rows, {"row 2": found["2"]}, models)
+    experiment.write_table("table2", rows, {"row 2": evaluations["2"]}, models)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Table 3 of the paper: encoders of the same regions and references.
 
-Command:  python experiments/table3.py                                  mini's twins of them, Fashion Scenes; 2 CPU cores, about 4 minutes
-          python experiments/table3.py --preset paper --data data       COCO Object, 5,000 images; a GPU
-Paper:    CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5. Not said there: which features of CLIP and MAE (here, as of
-          DINOv2, the keys of the last layer), and which block and noise of the UNet (here DIFT's, see rimjax/models/unet_features.py).
+Command:  python experiments/table3.py
+              mini's twins of them, Fashion Scenes; 2 CPU cores, about 4 minutes
+          python experiments/table3.py --preset paper --data data
+              COCO Object, 5,000 images; a GPU
+Paper:    CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5. The paper doesn't
+          state which features of CLIP and MAE it takes (here the keys of the last layer, as with
+          DINOv2), nor the UNet's block and noise (here DIFT's, see `UNetEncoder`).
 """
 
 from harness import Experiment, start
@@ -17,7 +20,7 @@ ENCODERS = {
 
 
 def main(experiment: Experiment) -> None:
-    experiment.compare("table3", "encoder", ENCODERS)
+    experiment.compare_stages("table3", "encoder", ENCODERS)
 
 
 if __name__ == "__main__":

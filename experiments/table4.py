@@ -1,9 +1,11 @@
 """Table 4 of the paper: where regions come from.
 
-Command:  python experiments/table4.py                                  mini's twins of them, Fashion Scenes; 2 CPU cores, about 3 minutes
-          python experiments/table4.py --preset paper --data data       PASCAL VOC 2012, 1,449 images; a GPU
-Paper:    none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8. "Pixels" are here the cells of the
-          encoder's feature grid.
+Command:  python experiments/table4.py
+              mini's twins of them, Fashion Scenes; 2 CPU cores, about 3 minutes
+          python experiments/table4.py --preset paper --data data
+              PASCAL VOC 2012, 1,449 images; a GPU
+Paper:    none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8.
+          "Pixels" are here the cells of the encoder's feature grid.
 """
 
 from harness import Experiment, start
@@ -16,7 +18,7 @@ PROPOSERS = {
 
 
 def main(experiment: Experiment) -> None:
-    experiment.compare("table4", "proposer", PROPOSERS)
+    experiment.compare_stages("table4", "proposer", PROPOSERS)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,28 @@
-"""The scenes to choose settings by: as the benchmark's, but of training-split photographs."""
+"""Scenes to choose settings by: like the benchmark's, but of training-split photographs."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from rimjax.datasets import Dataset, Item, fashion_scenes
+from rimjax.datasets import Dataset, Item, fashion_mnist, fashion_scenes
 
 
-def validation_scenes(data: Path, count: int = 200) -> Dataset:
-    """Scenes of the 5,000 training-split photographs that the ViT and Sam never saw."""
-    photos, classes = (part[-5_000:] for part in fashion_scenes.read_idx("train", data))
+def open_validation_scenes(data: Path, count: int = 200) -> Dataset:
+    """Open scenes of the 5,000 training-split photographs that the ViT and SAM never saw.
 
-    def scene(index: int) -> fashion_scenes.Scene:
-        return fashion_scenes.random_scene(np.random.default_rng((77, index)), photos, classes)
+    Args:
+        data: folder of Fashion-MNIST's idx.gz files.
+        count: number of scenes.
+    """
+    photos, classes = (part[-5_000:] for part in fashion_mnist.read_idx("train", data))
 
-    def item(index: int) -> Item:
-        return Item(f"{index:04d}", lambda: scene(index).image, lambda: scene(index).labels)
+    def render(index: int, part: str) -> np.ndarray:
+        rng = np.random.default_rng((77, index))
+        return getattr(fashion_scenes.render_random(rng, photos, classes), part)
 
-    return Dataset("fashion-scenes (validation)", fashion_scenes.CLASSES, [item(index) for index in range(count)])
+    items = [
+        Item(f"{index:04d}", partial(render, index, "image"), partial(render, index, "labels"))
+        for index in range(count)
+    ]
+    return Dataset("fashion-scenes (validation)", fashion_mnist.CLASSES, items)

@@ -1,6 +1,7 @@
-"""rimjax: training-free open-vocabulary segmentation by relation-aware intra-modal matching (RIM, CVPR 2024), in JAX.
+"""rimjax: training-free open-vocabulary segmentation by relation-aware intra-modal matching.
 
-Public names load on first use, so `from rimjax import match` needs JAX alone.
+The method is RIM (CVPR 2024), in JAX. Public names load on first use, so `from rimjax import match`
+needs only JAX, NumPy and jaxtyping.
 """
 
 from __future__ import annotations
@@ -9,47 +10,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rimjax import draw as draw
+    from rimjax import evaluate as evaluate
     from rimjax import match as match
     from rimjax.images import read_image as read_image
-    from rimjax.inference import SegmentSettings as SegmentSettings
-    from rimjax.inference import segment as segment
-    from rimjax.presets import Models as Models
+    from rimjax.models.protocols import Models as Models
+    from rimjax.pipeline import segment as segment
     from rimjax.presets import load_preset as load_preset
-    from rimjax.references import ReferenceSettings as ReferenceSettings
-    from rimjax.references import build_bank as build_bank
-    from rimjax.references import load_bank as load_bank
+    from rimjax.references.build import build_bank as build_bank
+    from rimjax.references.build import load_bank as load_bank
+    from rimjax.settings import ReferenceSettings as ReferenceSettings
+    from rimjax.settings import SegmentSettings as SegmentSettings
+    from rimjax.show import draw as draw
     from rimjax.types import Match as Match
     from rimjax.types import ReferenceBank as ReferenceBank
     from rimjax.types import Regions as Regions
     from rimjax.types import Segmentation as Segmentation
+    from rimjax.types import Whitening as Whitening
 
-_HOME = {
-    "SegmentSettings": "inference",
-    "segment": "inference",
-    "Models": "presets",
-    "load_preset": "presets",
-    "ReferenceSettings": "references",
-    "build_bank": "references",
-    "load_bank": "references",
+_MODULES = {"draw": "show.draw", "evaluate": "evaluate", "match": "match"}
+_NAMES = {
     "read_image": "images",
+    "Models": "models.protocols",
+    "segment": "pipeline",
+    "load_preset": "presets",
+    "build_bank": "references.build",
+    "load_bank": "references.build",
+    "ReferenceSettings": "settings",
+    "SegmentSettings": "settings",
     "Match": "types",
     "ReferenceBank": "types",
     "Regions": "types",
     "Segmentation": "types",
+    "Whitening": "types",
 }
-__all__ = ["draw", "match", *_HOME]
+__all__ = [*_MODULES, *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("draw", "match"):
-        return importlib.import_module(f"rimjax.{name}")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'rimjax' has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f"rimjax.{_HOME[name]}"), name)
+        module = importlib.import_module(f"rimjax.{(_MODULES | _NAMES)[name]}")
     except ModuleNotFoundError as error:
-        raise ImportError(f'rimjax.{name} needs {error.name}: pip install "rimjax[pipeline]"') from error
+        remedy = 'pip install "rimjax[pipeline]"'
+        raise ImportError(f"rimjax.{name} needs {error.name}: {remedy}") from error
+    return module if name in _MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -4,11 +4,12 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say which extra it needs."""
+    """Run the command line; where a package is missing, say which extra installs it."""
     try:
-        from rimjax.cli import main as run
+        from rimjax.commands.main import main as run
     except ModuleNotFoundError as error:
-        print(f'rimjax: the command line needs {error.name}: pip install "rimjax[pipeline]"', file=sys.stderr)
+        remedy = 'pip install "rimjax[pipeline]"'
+        print(f"rimjax: the command line needs {error.name}: {remedy}", file=sys.stderr)
         sys.exit(2)
     run()
 

@@ -10,16 +10,23 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 STEP_VERSIONS = {"draw": 1, "localise": 1, "propose": 1, "encode": 1, "pool": 1}
-"""Raise a step's number when its output changes, so that no cache serves what an older version wrote.
+"""Raise a step's number when its output changes, so that no cache serves an older version's.
 
-`tests/test_step_versions.py` compares each step's output on a fixed input with its recorded digest.
+`tests/test_step_versions.py` compares each step's output on a fixed input with a recorded digest.
 """
+
+PACKAGES = (
+    *("rimjax", "jax", "jaxlib", "flax", "diffusers", "transformers"),
+    *("torch", "torchvision", "segment-anything", "numpy"),
+)
+"""Packages whose versions stand beside results."""
 
 STALE_SECONDS = 24 * 3600
 """Temporary files of killed processes are removed once they are older than this."""
@@ -30,6 +37,17 @@ _PREFIX = ".rimjax-tmp-"
 def step_versions(*steps: str) -> dict[str, int]:
     """Return the versions of some steps, for a cache key."""
     return {f"{step} version": STEP_VERSIONS[step] for step in steps}
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the version of each package that results depend on; None where it is missing."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def sha256(path: Path) -> str:
@@ -62,7 +80,7 @@ def fingerprint(settings: object, weights: Mapping[str, Any] | None = None) -> s
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; move the file to `path` when the block succeeds.
 
-    The temporary name is unique across threads, processes and hosts, and keeps the suffix of `path`.
+    The temporary name keeps the suffix of `path` and is unique across threads, processes and hosts.
 
     Raises:
         OSError: the file can't be written; the message names it.
@@ -117,12 +135,17 @@ def write_json(path: Path, content: object) -> None:
 
 
 def check_plain_name(name: str, where: Path) -> str:
-    """Return a file name that was read from `where`; raise ValueError where it names another place."""
+    """Return a file name read from `where`; raise ValueError if it isn't a plain name."""
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
         raise ValueError(
             f"{where}: names {name!r}, which isn't a plain file name; it isn't trusted"
         )
     return name
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a path is a temporary file or folder of this module."""
+    return path.name.startswith(_PREFIX)
 
 
 def remove_stale(folder: Path) -> None:

@@ -1,41 +1,70 @@
-"""Reading pictures: whatever the file holds, an upright uint8 RGB array comes out."""
+"""Read pictures of any kind as upright uint8 RGB arrays."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+ImageSource = str | Path | np.ndarray | Image.Image
+"""A path, a PIL image, or an array uint8[H, W], uint8[H, W, 3] or uint8[H, W, 4]."""
 
-def read_image(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-    """One picture as uint8[H, W, 3], turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK, 16-bit and transparent pictures are converted; transparent pixels are laid on white.
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """A decoded picture.
 
-    Args:
-        source: a path, a PIL image, or an array uint8[H, W], uint8[H, W, 3] or uint8[H, W, 4].
+    Attributes:
+        name: its path, or "the image".
+        pixels: RGB, upright, transparent pixels laid on white.
+        alpha: where the picture is opaque (alpha at least half); None if it is opaque everywhere.
+    """
+
+    name: str
+    pixels: UInt8[np.ndarray, "H W 3"]
+    alpha: Bool[np.ndarray, "H W"] | None
+
+
+def read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
+    """Read a picture as RGB, turned upright by its EXIF orientation.
+
+    Grey, palette, CMYK, 16-bit and transparent pictures are converted; transparent pixels are laid
+    on white.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated or no picture, or the array isn't one of the above; the message names it.
+        ValueError: the file is empty, truncated or not a picture, or an array has another shape or
+            dtype; the message names it.
     """
-    return _rgb(_opened(source))
+    return _convert_to_rgb(_open_image(source))
 
 
-def read_alpha(source: str | Path | np.ndarray | Image.Image) -> np.ndarray | None:
-    """The picture's own cut-out: bool[H, W], True where alpha is at least half; None if it has no transparent pixel."""
-    picture = _opened(source)
-    if not picture.has_transparency_data:
-        return None
-    opaque = np.asarray(picture.convert("RGBA"))[..., 3] >= 128
-    return None if opaque.all() else opaque
+def read_photograph(source: ImageSource) -> Photograph:
+    """Decode a picture once, with its own cut-out where it has transparent pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    picture = _open_image(source)
+    alpha = None
+    if picture.has_transparency_data:
+        opaque = np.asarray(picture.convert("RGBA"))[..., 3] >= 128
+        alpha = None if opaque.all() else opaque
+    name = str(source) if isinstance(source, str | Path) else "the image"
+    return Photograph(name, _convert_to_rgb(picture), alpha)
 
 
-def _opened(source: str | Path | np.ndarray | Image.Image) -> Image.Image:
+def _open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)) or not source.size:
-            raise ValueError(f"image: expected uint8[H, W], [H, W, 3] or [H, W, 4], got {source.dtype}{list(source.shape)}")
+        channels = source.shape[2] if source.ndim == 3 else 3
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in (3, 4):
+            kind = f"{source.dtype}{list(source.shape)}"
+            raise ValueError(f"image must be uint8[H, W], [H, W, 3] or [H, W, 4], got {kind}")
+        if not source.size:
+            raise ValueError(f"image must not be empty, got shape {list(source.shape)}")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(source)
@@ -43,7 +72,7 @@ def _opened(source: str | Path | np.ndarray | Image.Image) -> Image.Image:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image file")
     if not path.is_file():
-        raise ValueError(f"{path}: expected an image file, not a folder")
+        raise ValueError(f"{path}: must be an image file, got a folder")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the image file is empty")
     try:
@@ -56,11 +85,12 @@ def _opened(source: str | Path | np.ndarray | Image.Image) -> Image.Image:
         raise ValueError(f"{path}: unreadable or truncated image ({error})") from error
 
 
-def _rgb(picture: Image.Image) -> np.ndarray:
+def _convert_to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, np.float64)
         deep = picture.mode.startswith("I;16") or values.max(initial=0) > 255
-        return np.repeat((values / 257 if deep else values).round().clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        grey = (values / 257 if deep else values).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

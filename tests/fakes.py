@@ -6,15 +6,21 @@ import zlib
 
 import numpy as np
 
-from rimjax.inference import SegmentSettings
+from rimjax.settings import SegmentSettings
 from rimjax.models.protocols import Generated
-from rimjax.presets import Models
-from rimjax.references import ReferenceSettings
+from rimjax.models.protocols import Models
+from rimjax.settings import ReferenceSettings
 
 SIZE = 32
 
 
-COLOURS = {"apple": (250, 40, 40), "plum": (40, 40, 250), "leaf": (40, 250, 40), "sky": (40, 250, 250), "mug": (250, 250, 40)}
+COLOURS = {
+    "apple": (250, 40, 40),
+    "plum": (40, 40, 250),
+    "leaf": (40, 250, 40),
+    "sky": (40, 250, 250),
+    "mug": (250, 250, 40),
+}
 
 
 def colour(name: str) -> np.ndarray:

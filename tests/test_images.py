@@ -23,7 +23,9 @@ def test_exif_rotation(tmp_path: Path) -> None:
 
 
 MODES = [("tif", mode) for mode in ("CMYK", "P", "L", "1", "LA", "RGBA", "I;16", "I", "F")]
-MODES += [("png", mode) for mode in ("P", "L", "1", "LA", "RGBA", "I;16")]  # PNG has no CMYK, no float and no 32-bit integers
+MODES += [
+    ("png", mode) for mode in ("P", "L", "1", "LA", "RGBA", "I;16")
+]  # PNG has no CMYK, no float and no 32-bit integers
 
 
 @pytest.mark.parametrize(("suffix", "mode"), MODES)
@@ -40,7 +42,11 @@ def test_modes(tmp_path: Path, suffix: str, mode: str) -> None:
     picture.save(tmp_path / f"it.{suffix}")
     found = read_image(tmp_path / f"it.{suffix}")
     assert found.shape == RGB.shape and found.dtype == np.uint8
-    wanted = RGB if mode in ("CMYK", "P", "RGBA") else np.asarray(Image.fromarray(RGB).convert("L").convert("RGB"))
+    wanted = (
+        RGB
+        if mode in ("CMYK", "P", "RGBA")
+        else np.asarray(Image.fromarray(RGB).convert("L").convert("RGB"))
+    )
     if mode in ("I;16", "I", "F"):
         wanted = np.repeat(grey[..., None], 3, 2)
     elif mode == "1":
@@ -59,7 +65,9 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert read_alpha(RGB) is None
 
 
-@pytest.mark.parametrize(("name", "data"), [("empty.png", b""), ("text.jpg", b"hello"), ("cut.png", None)])
+@pytest.mark.parametrize(
+    ("name", "data"), [("empty.png", b""), ("text.jpg", b"hello"), ("cut.png", None)]
+)
 def test_bad_files(tmp_path: Path, name: str, data: bytes | None) -> None:
     path = tmp_path / name
     if data is None:
@@ -77,7 +85,12 @@ def test_missing_file_folder_and_arrays(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(ValueError, match="folder"):
         read_image(tmp_path)
-    for array in (np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)):
+    for array in (
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros(4, np.uint8),
+    ):
         with pytest.raises(ValueError, match="expected uint8"):
             read_image(array)
     np.testing.assert_array_equal(read_image(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2))

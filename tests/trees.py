@@ -11,10 +11,14 @@ from PIL import Image
 
 VOC_IDS = ("2007_000033", "2007_000042", "2007_000061")
 CONTEXT_IDS = ("2008_000002", "2008_000003")
-PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [int(value) for value in np.random.default_rng(0).integers(0, 256, 252 * 3)]
+PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [
+    int(value) for value in np.random.default_rng(0).integers(0, 256, 252 * 3)
+]
 
 
-def patches(size: tuple[int, int], words: Sequence[str], labels: Sequence[int], ground: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def patches(
+    size: tuple[int, int], words: Sequence[str], labels: Sequence[int], ground: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """An image of grey with a patch of each word's colour, and its labels; patches lie on JPEG's 8x8 blocks, so that they stay plain."""
     image, truth = np.full((*size, 3), 128, np.uint8), np.full(size, ground, np.uint8)
     for place, (word, label) in enumerate(zip(words, labels, strict=True)):
@@ -37,13 +41,28 @@ def write(image: np.ndarray, truth: np.ndarray, picture: Path, labels: Path, pal
 def voc(root: Path) -> Path:
     """VOCdevkit/VOC2012: palette PNGs, every patch in a border of 255, as VOC's are. Holds tvmonitor and person, aeroplane, diningtable."""
     base = root / "VOCdevkit/VOC2012"
-    drawn = [(("tv monitor", "person"), (20, 15)), (("aeroplane",), (1,)), (("dining table",), (11,))]
+    drawn = [
+        (("tv monitor", "person"), (20, 15)),
+        (("aeroplane",), (1,)),
+        (("dining table",), (11,)),
+    ]
     for one, (words, labels) in zip(VOC_IDS, drawn, strict=True):
         image, truth = patches((40 + 8 * len(words), 80), words, labels)
         inside = truth > 0
-        border = np.roll(inside, 1, 0) | np.roll(inside, -1, 0) | np.roll(inside, 1, 1) | np.roll(inside, -1, 1)
+        border = (
+            np.roll(inside, 1, 0)
+            | np.roll(inside, -1, 0)
+            | np.roll(inside, 1, 1)
+            | np.roll(inside, -1, 1)
+        )
         truth[border & ~inside] = 255
-        write(image, truth, base / f"JPEGImages/{one}.jpg", base / f"SegmentationClass/{one}.png", palette=True)
+        write(
+            image,
+            truth,
+            base / f"JPEGImages/{one}.jpg",
+            base / f"SegmentationClass/{one}.png",
+            palette=True,
+        )
     split = base / "ImageSets/Segmentation/val.txt"
     split.parent.mkdir(parents=True)
     split.write_text("".join(f"{one}\n" for one in VOC_IDS))
@@ -53,9 +72,19 @@ def voc(root: Path) -> Path:
 def context(root: Path) -> Path:
     """VOCdevkit/VOC2010 as mmsegmentation's converter leaves it: grey PNGs. The first holds a tvmonitor and a window, 55 and 58 there."""
     base = root / "VOCdevkit/VOC2010"
-    for one, (words, labels) in zip(CONTEXT_IDS, [(("tv monitor", "window"), (55, 58)), (("sky", "wood"), (47, 59))], strict=True):
+    for one, (words, labels) in zip(
+        CONTEXT_IDS,
+        [(("tv monitor", "window"), (55, 58)), (("sky", "wood"), (47, 59))],
+        strict=True,
+    ):
         image, truth = patches((40, 80), words, labels)
-        write(image, truth, base / f"JPEGImages/{one}.jpg", base / f"SegmentationClassContext/{one}.png", palette=False)
+        write(
+            image,
+            truth,
+            base / f"JPEGImages/{one}.jpg",
+            base / f"SegmentationClassContext/{one}.png",
+            palette=False,
+        )
     split = base / "ImageSets/SegmentationContext/val.txt"
     split.parent.mkdir(parents=True)
     split.write_text("".join(f"{one}\n" for one in CONTEXT_IDS))
@@ -77,7 +106,13 @@ def coco_stuff(root: Path) -> Path:
     for one, (words, labels) in STUFF.items():
         image, truth = patches((40, 80), words, labels, ground=156)
         truth[:4] = 255
-        write(image, truth, base / f"images/val2017/{one}.jpg", base / f"annotations/val2017/{one}.png", palette=False)
+        write(
+            image,
+            truth,
+            base / f"images/val2017/{one}.jpg",
+            base / f"annotations/val2017/{one}.png",
+            palette=False,
+        )
         Image.fromarray(truth).save(base / f"annotations/val2017/{one}_labelTrainIds.png")
     return root
 
@@ -91,4 +126,9 @@ def label_file(name: str, data: Path, one: str) -> Path:
     return data / places.get(name, "VOCdevkit/VOC2010/SegmentationClassContext/{}.png").format(one)
 
 
-LAYOUTS: Mapping[str, Callable[[Path], Path]] = {"voc": voc, "context": context, "context59": context, "coco-object": coco_stuff}
+LAYOUTS: Mapping[str, Callable[[Path], Path]] = {
+    "voc": voc,
+    "context": context,
+    "context59": context,
+    "coco-object": coco_stuff,
+}

@@ -1,4 +1,4 @@
-"""COCO Object: the 80 things of COCO on val2017, and the two ways to make its label PNGs."""
+"""COCO Object: COCO's 80 things on val2017, and two sources of its label PNGs."""
 
 from __future__ import annotations
 
@@ -10,108 +10,220 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
-from rimjax.datasets.dataset import Dataset, below, pairs, read_labels
+from rimjax.datasets.dataset import Dataset, first_existing, pair_files, read_labels
 
 THINGS = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
-    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
-    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
+    *(
+        "person",
+        "bicycle",
+        "car",
+        "motorcycle",
+        "airplane",
+        "bus",
+        "train",
+        "truck",
+        "boat",
+        "traffic light",
+    ),
+    *(
+        "fire hydrant",
+        "stop sign",
+        "parking meter",
+        "bench",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+    ),
+    *(
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+        "backpack",
+        "umbrella",
+        "handbag",
+        "tie",
+        "suitcase",
+        "frisbee",
+    ),
+    *(
+        "skis",
+        "snowboard",
+        "sports ball",
+        "kite",
+        "baseball bat",
+        "baseball glove",
+        "skateboard",
+        "surfboard",
+    ),
+    *(
+        "tennis racket",
+        "bottle",
+        "wine glass",
+        "cup",
+        "fork",
+        "knife",
+        "spoon",
+        "bowl",
+        "banana",
+        "apple",
+    ),
+    *(
+        "sandwich",
+        "orange",
+        "broccoli",
+        "carrot",
+        "hot dog",
+        "pizza",
+        "donut",
+        "cake",
+        "chair",
+        "couch",
+    ),
+    *(
+        "potted plant",
+        "bed",
+        "dining table",
+        "toilet",
+        "tv",
+        "laptop",
+        "mouse",
+        "remote",
+        "keyboard",
+        "cell phone",
+    ),
+    *(
+        "microwave",
+        "oven",
+        "toaster",
+        "sink",
+        "refrigerator",
+        "book",
+        "clock",
+        "vase",
+        "scissors",
+        "teddy bear",
+    ),
     *("hair drier", "toothbrush"),
 )
-"""COCO's 80 things in label order; all are words as they stand, so none needs an alias."""
+"""COCO's 80 things in label order; all are words, so no class needs an alias."""
 
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-"""Category ids below 91 that COCO never gave to a thing it labels."""
+"""Category ids below 91 that COCO doesn't use."""
 
-CATEGORIES = tuple(one for one in range(1, 91) if one not in UNUSED)
-"""COCO's category id of each of `THINGS`; COCO-Stuff's pixel maps hold the id less one, and 255 where nothing is labelled."""
+CATEGORIES = tuple(category for category in range(1, 91) if category not in UNUSED)
+"""COCO's category id of each of `THINGS`. COCO-Stuff's pixel maps hold the id minus 1, and 255
+where nothing is labelled."""
 
 SUFFIX = "_instanceTrainIds.png"
 
 
-def label_folder(root: Path) -> Path:
-    """Where the label PNGs of val2017 are, below what `--data` names."""
-    return below(root, "coco_stuff164k", "coco", ".") / "annotations/val2017"
+def locate_labels(root: Path) -> Path:
+    """Return the folder of val2017's label PNGs below a data folder."""
+    return first_existing(root, "coco_stuff164k", "coco", ".") / "annotations/val2017"
 
 
-def image_folder(root: Path) -> Path:
-    """Where the images of val2017 are; FileNotFoundError if they aren't."""
-    images = label_folder(root).parent.parent / "images/val2017"
+def locate_images(root: Path) -> Path:
+    """Return the folder of val2017's images; raise FileNotFoundError if there is none."""
+    images = locate_labels(root).parent.parent / "images/val2017"
     if not images.is_dir():
-        raise FileNotFoundError(f"{images}: no such folder; expected --data to hold coco_stuff164k/{{images,annotations}}/val2017")
+        layout = "a folder with coco_stuff164k/{images,annotations}/val2017"
+        raise FileNotFoundError(f"{images}: no such folder; expected {layout}")
     return images
 
 
-def coco_object(root: Path) -> Dataset:
-    """COCO Object on val2017: 80 things and the background, which is everything else."""
-    labels = label_folder(root)
-    images = image_folder(root)
+def open_coco_object(root: Path) -> Dataset:
+    """Open COCO Object on val2017: 80 things, and the background, which is everything else."""
+    labels, images = locate_labels(root), locate_images(root)
     if not any(labels.glob(f"*{SUFFIX}")):
-        raise FileNotFoundError(f"{labels}/*{SUFFIX}: no such files; `rimjax convert-coco --data {root}` makes them")
-    ids = sorted(path.stem for path in images.glob("*.jpg"))
-    items = pairs(f"{images}/*.jpg", ids, lambda one: images / f"{one}.jpg", lambda one: labels / f"{one}{SUFFIX}")
+        remedy = f"`rimjax convert-coco --data {root}` writes them"
+        raise FileNotFoundError(f"{labels}/*{SUFFIX}: no such files; {remedy}")
+    items = pair_files(
+        f"{images}/*.jpg",
+        sorted(path.stem for path in images.glob("*.jpg")),
+        lambda name: images / f"{name}.jpg",
+        lambda name: labels / f"{name}{SUFFIX}",
+    )
     return Dataset("coco-object", THINGS, items, published_size=5000)
 
 
-def from_stuff(labels: np.ndarray) -> np.ndarray:
-    """COCO-Stuff's pixel map as COCO Object's labels: things become 1 to 80, everything else, 255 included, 0. uint8[H, W] both."""
+def convert_stuff(labels: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Convert COCO-Stuff's pixel map: things become 1 to 80, everything else, 255 included, 0."""
     table = np.zeros(256, np.uint8)
     table[np.array(CATEGORIES) - 1] = np.arange(1, 81)
     return table[labels]
 
 
-def stuff_maps(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Image id -> what reads its COCO Object labels from COCO-Stuff 164k's pixel maps in a folder; FileNotFoundError if it has none."""
+def list_stuff_maps(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Map image ids to functions that read labels from COCO-Stuff 164k's pixel maps.
+
+    Raises:
+        FileNotFoundError: the folder has no pixel maps.
+    """
     maps = {path.stem: path for path in sorted(folder.glob("*.png")) if "TrainIds" not in path.name}
     if not maps:
-        raise FileNotFoundError(f"{folder}/*.png: no pixel maps of COCO-Stuff 164k there; or name COCO's JSON with --instances")
-    return {one: lambda path=path: from_stuff(read_labels(path)) for one, path in maps.items()}
+        remedy = "get COCO-Stuff 164k's pixel maps, or use COCO's instance JSON"
+        raise FileNotFoundError(f"{folder}/*.png: no such files; {remedy}")
+    return {name: partial(_read_stuff, path) for name, path in maps.items()}
 
 
-def outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Image id -> what draws its COCO Object labels from the outlines in COCO's instance JSON, the smaller thing on top. Needs pycocotools.
+def _read_stuff(path: Path) -> np.ndarray:
+    return convert_stuff(read_labels(path))
 
-    COCO-Stuff's pixel maps may differ from these where things overlap.
+
+def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Map image ids to functions that draw labels from the outlines in COCO's instance JSON.
+
+    Smaller things are drawn on top. COCO-Stuff's pixel maps may differ where things overlap. Needs
+    pycocotools.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no instance JSON, or has categories that COCO hasn't; or, when an image is drawn, one of its outlines is none.
+        ValueError: it isn't an instance JSON, or has categories that COCO lacks; or, when an image
+            is drawn, an outline is malformed.
         ImportError: the `coco` extra is missing.
     """
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        raise ImportError(f'--instances needs pycocotools ({error}): pip install "rimjax[coco]"') from error
+        remedy = 'pip install "rimjax[coco]"'
+        raise ImportError(f"instances needs pycocotools ({error}): {remedy}") from error
 
     if not instances.is_file():
-        raise FileNotFoundError(f"{instances}: no such file; COCO calls it annotations/instances_val2017.json")
+        remedy = "COCO's is annotations/instances_val2017.json"
+        raise FileNotFoundError(f"{instances}: no such file; {remedy}")
     with redirect_stdout(io.StringIO()):  # it prints how long it took
         try:
             index = COCO(str(instances))
             images = {
-                Path(one["file_name"]).stem: (int(one["id"]), (int(one["height"]), int(one["width"]))) for one in index.dataset["images"]
+                Path(entry["file_name"]).stem: (
+                    int(entry["id"]),
+                    (int(entry["height"]), int(entry["width"])),
+                )
+                for entry in index.dataset["images"]
             }
             things: Sequence[Mapping[str, Any]] = index.dataset["annotations"]
             unknown = sorted({int(thing["category_id"]) for thing in things} - set(CATEGORIES))
         except (KeyError, TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{instances}: not an instance JSON of COCO's ({error!r})") from error
+            raise ValueError(f"{instances}: not COCO's instance JSON ({error!r})") from error
     if unknown:
-        raise ValueError(f"{instances}: category ids {unknown[:5]} are none of COCO's 80 things")
+        raise ValueError(f"{instances}: ids {unknown[:5]} aren't COCO categories")
 
-    def draw(name: str) -> np.ndarray:
-        identity, size = images[name]
-        drawn = np.zeros(size, np.uint8)
+    def draw_labels(name: str) -> np.ndarray:
+        image, size = images[name]
+        labels = np.zeros(size, np.uint8)
         try:
-            for thing in sorted(index.loadAnns(index.getAnnIds(imgIds=[identity])), key=lambda thing: -thing["area"]):
-                drawn[index.annToMask(thing) > 0] = 1 + CATEGORIES.index(thing["category_id"])
-        except Exception as error:  # pycocotools raises whatever Python does
-            raise ValueError(f"{instances}: can't draw the outlines of {name} ({error!r})") from error
-        return drawn
+            annotations = index.loadAnns(index.getAnnIds(imgIds=[image]))
+            for thing in sorted(annotations, key=lambda thing: -thing["area"]):
+                labels[index.annToMask(thing) > 0] = 1 + CATEGORIES.index(thing["category_id"])
+        except Exception as error:  # pycocotools raises any exception on malformed outlines
+            message = f"{instances}: can't draw the outlines of {name} ({error!r})"
+            raise ValueError(message) from error
+        return labels
 
-    return {name: partial(draw, name) for name in images}
+    return {name: partial(draw_labels, name) for name in images}

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from rimjax.images import read_image
 
 IGNORED = 255
-"""The label of pixels that don't count."""
+"""Label of pixels that don't count."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a data set; nothing is read before it is asked for.
+    """An image of a data set; files are read when a function is called.
 
     Attributes:
-        id: unique in its data set, fit for a file's name.
+        id: unique in its data set, fit for a file name.
         image: reads uint8[H, W, 3].
         labels: reads uint8[H, W].
     """
@@ -30,12 +32,16 @@ class Item:
     image: Callable[[], np.ndarray]
     labels: Callable[[], np.ndarray]
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Image and labels; OSError or ValueError where either can't be read or their sizes differ."""
+    def read(self) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "h w"]]:
+        """Read image and labels.
+
+        Raises:
+            OSError, ValueError: either can't be read, or their sizes differ.
+        """
         image, labels = self.image(), self.labels()
         if image.shape[:2] != labels.shape:
             sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, labels)]
-            raise ValueError(f"the image is {sizes[0]} pixels, its labels are {sizes[1]}")
+            raise ValueError(f"labels must have the image's size {sizes[0]}, got {sizes[1]}")
         return image, labels
 
 
@@ -44,12 +50,13 @@ class Dataset:
     """A labelled data set.
 
     Attributes:
-        name: as on the command line.
-        classes: canonical names without the background; label 1 + i is `classes[i]`, 0 the background, 255 ignored.
-        items: the images, in the split's order.
-        aliases: class -> what it is called in the prompt, where its own name is no words.
-        background: whether the background is a class that counts; where it isn't, every label 0 is read as 255.
-        published_size: how many images the split has in the literature; None where nobody says.
+        name: name on the command line.
+        classes: canonical names without the background; label 1 + i is `classes[i]`, 0 is the
+            background, 255 is ignored.
+        items: images, in the split's order.
+        aliases: class -> words for the prompt, where the name itself isn't made of words.
+        background: whether the background counts as a class; if not, every label 0 reads as 255.
+        published_size: number of images of the split in the literature; None where unknown.
     """
 
     name: str
@@ -60,38 +67,30 @@ class Dataset:
     published_size: int | None = None
 
     @property
-    def size(self) -> int:
-        """Number of images."""
-        return len(self.items)
-
-    @property
     def prompts(self) -> tuple[str, ...]:
-        """What the generator is asked to draw, class by class: the bank's names."""
+        """Each class's words for the prompt, which are the bank's names."""
         return tuple(self.aliases.get(name, name) for name in self.classes)
 
-    def scenes(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(image uint8[H, W, 3], labels uint8[H, W]) pairs, the first `limit` of them."""
-        for item in self.items[:limit]:
-            yield item.read()
 
-
-def read_labels(path: Path, background: bool = True) -> np.ndarray:
-    """A label PNG's indices, uint8[H, W]; without a background 0 becomes 255.
+def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]:
+    """Read a label PNG's indices; without a background 0 becomes 255.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or not an 8-bit grey or a palette PNG.
+        ValueError: it is damaged, or neither an 8-bit grey nor a palette PNG.
     """
-    from PIL import Image
-
     with path.open("rb") as file:
         head = file.read(26)
     if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 26:
         raise ValueError(f"{path}: labels must be a PNG")
     depth, colour = head[24:26]  # of the IHDR chunk, which comes first
-    if (depth, colour) != (8, 0) and colour != 3:  # Pillow would stretch grey of fewer bits to 0..255
-        kind = {0: "grey", 2: "RGB", 4: "grey with alpha", 6: "RGBA"}.get(colour, f"colour type {colour}")
-        raise ValueError(f"{path}: labels must be an 8-bit grey or a palette PNG that holds class indices, got {depth}-bit {kind}")
+    if (depth, colour) != (8, 0) and colour != 3:  # Pillow would stretch shallow grey to 0..255
+        kinds = {0: "grey", 2: "RGB", 4: "grey with alpha", 6: "RGBA"}
+        kind = kinds.get(colour, f"colour type {colour}")
+        raise ValueError(
+            f"{path}: labels must be an 8-bit grey or a palette PNG of class indices, "
+            f"got {depth}-bit {kind}"
+        )
     try:
         with Image.open(path) as picture:
             labels = np.array(picture, np.uint8)
@@ -102,50 +101,64 @@ def read_labels(path: Path, background: bool = True) -> np.ndarray:
     return labels
 
 
-def pairs(
-    split: Path | str, ids: Iterable[str], image: Callable[[str], Path], labels: Callable[[str], Path], background: bool = True
+def pair_files(
+    split: Path | str,
+    ids: Iterable[str],
+    image: Callable[[str], Path],
+    labels: Callable[[str], Path],
+    background: bool = True,
 ) -> tuple[Item, ...]:
-    """Items from an image file and a label file for each id.
+    """Pair an image file with a label PNG for each id.
 
     Args:
         split: where the ids come from, for messages.
-        ids: of the images.
-        image: id -> its file.
-        labels: id -> its label PNG.
+        ids: ids of the images.
+        image: id -> image file.
+        labels: id -> label PNG.
         background: as of `read_labels`.
 
     Raises:
-        FileNotFoundError: files are missing; the first is named.
-        ValueError: there is no id, or one comes twice.
+        FileNotFoundError: files are missing; the message names the first.
+        ValueError: there is no id, or an id is repeated.
     """
     ids = list(ids)
     if not ids:
         raise ValueError(f"{split}: the split is empty")
-    if twice := [one for one, count in Counter(ids).items() if count > 1]:
-        raise ValueError(f"{split}: the split holds {twice[0]} more than once")
-    missing = [path for one in ids for path in (image(one), labels(one)) if not path.is_file()]
-    if missing:
+    if repeated := [name for name, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{split}: the split holds {repeated[0]} more than once")
+    files = [path for name in ids for path in (image(name), labels(name))]
+    if missing := [path for path in files if not path.is_file()]:
         more = f", and {len(missing) - 1} more of the split's files" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{missing[0]}: no such file{more}")
-    return tuple(Item(one, partial(read_image, image(one)), partial(read_labels, labels(one), background)) for one in ids)
+    return tuple(
+        Item(
+            name,
+            partial(read_image, image(name)),
+            partial(read_labels, labels(name), background),
+        )
+        for name in ids
+    )
 
 
-def lines(path: Path, layout: str) -> list[str]:
-    """The lines of a text file, blank ones left out.
+def read_lines(path: Path, layout: str) -> list[str]:
+    """Read the lines of a UTF-8 text, leaving out blank lines.
 
     Raises:
-        FileNotFoundError: there is none; the message has the layout that was expected.
+        FileNotFoundError: there is no such file; the message describes the expected layout.
         ValueError: it isn't UTF-8.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected {layout}")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put first
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: isn't UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise ValueError(
+            f"{path}: isn't UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def below(root: Path, *places: str) -> Path:
-    """The first of the folders that is there, so that `--data` may name any of them; else the first."""
-    return next((root / place for place in places if (root / place).is_dir()), root / places[0])
+def first_existing(root: Path, *places: str) -> Path:
+    """Return the first of some folders below `root` that exists; otherwise the first."""
+    existing = (root / place for place in places if (root / place).is_dir())
+    return next(existing, root / places[0])

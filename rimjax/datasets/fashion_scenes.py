@@ -1,26 +1,22 @@
-"""Fashion Scenes: real photographs of clothing cut out, tinted, turned, scaled and laid on textured grounds.
+"""Fashion Scenes: photographs of clothing, cut out, tinted, turned and laid on synthetic grounds.
 
-The photographs are Fashion-MNIST's (MIT licence). The training split renders what the mini models learn from; the benchmark is
-200 scenes of test-split photographs that ship inside the package, so that it renders the same on every machine.
+The photographs are Fashion-MNIST's (MIT licence). The mini models learn from scenes of its training
+split; the benchmark is 200 scenes of test-split photographs in the package, so that it renders the
+same on every machine.
 """
 
 from __future__ import annotations
 
 import colorsys
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
-from importlib import resources
-from pathlib import Path
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy import ndimage
 
 from rimjax.datasets.dataset import Dataset, Item
-
-CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-"""Fashion-MNIST's classes in label order; a scene's label map holds 0 for the ground and 1 + index for these."""
+from rimjax.datasets.fashion_mnist import CLASSES, cut_out, load_shipped_items
 
 TINTS = {
     "red": 0.0,
@@ -33,14 +29,13 @@ TINTS = {
     "pink": 0.9,
     "white": None,
 }
-"""Tint name -> hue in turns; None is unsaturated."""
+"""Tint name -> hue in turns; None has no saturation."""
 
 GROUNDS = ("plain", "striped", "checked", "dotted", "cloudy")
 
 SCENE_SIZE = 128
 BENCHMARK_SCENES = 200
 BENCHMARK_SEED = 2024
-DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
 
 # Longest side of an item in pixels of a 128-pixel scene, by how many items the scene holds.
 _EXTENTS = {1: (80, 104), 2: (60, 76), 3: (56, 66)}
@@ -53,7 +48,7 @@ _CENTRES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One rendered scene.
+    """A rendered scene.
 
     Attributes:
         image: uint8[H, W, 3].
@@ -72,67 +67,39 @@ class Scene:
     ground: str
 
 
-def read_idx(split: str, root: str | Path = DEBIAN_ROOT) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST's photographs and class indices from its four idx.gz files.
-
-    Args:
-        split: "train" (60,000) or "test" (10,000).
-        root: the folder of the files; Debian's package `dataset-fashion-mnist` fills the default.
-
-    Returns:
-        uint8[n, 28, 28] photographs on black and uint8[n] class indices.
-
-    Raises:
-        FileNotFoundError: a file is missing; the message says how to get it.
-    """
-    prefix = {"train": "train", "test": "t10k"}[split]
-    arrays = []
-    for kind, offset in (("images-idx3", 16), ("labels-idx1", 8)):
-        path = Path(root) / f"{prefix}-{kind}-ubyte.gz"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: install Debian's package dataset-fashion-mnist, or point --data at a folder "
-                "with Fashion-MNIST's four idx.gz files"
-            )
-        arrays.append(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=offset))
-    return arrays[0].reshape(-1, 28, 28), arrays[1]
-
-
-def cut_out(photo: np.ndarray) -> np.ndarray:
-    """An item's mask from its photograph's own intensity: brighter than the black ground, holes filled, specks dropped.
-
-    Args:
-        photo: uint8[28, 28].
-
-    Returns:
-        bool[28, 28], never empty.
-    """
-    bright = photo > 12
-    if not bright.any():
-        bright = photo >= photo.max()
-    parts, count = ndimage.label(ndimage.binary_fill_holes(bright), structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return (sizes >= 0.05 * sizes.sum())[parts] & (parts > 0)
-
-
-def _colour(rng: np.random.Generator, hue: float | None, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
+def _pick_colour(
+    rng: np.random.Generator,
+    hue: float | None,
+    saturation: tuple[float, float],
+    value: tuple[float, float],
+) -> np.ndarray:
     saturated = 0.0 if hue is None else rng.uniform(*saturation)
-    return np.array(colorsys.hsv_to_rgb(((hue or 0.0) + rng.uniform(-0.03, 0.03)) % 1.0, saturated, rng.uniform(*value)))
+    return np.array(
+        colorsys.hsv_to_rgb(
+            ((hue or 0.0) + rng.uniform(-0.03, 0.03)) % 1.0, saturated, rng.uniform(*value)
+        )
+    )
 
 
-def _ground(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """A textured ground, float64[size, size, 3] in 0-1: one muted colour, lightened and darkened by a pattern."""
-    base = _colour(rng, rng.uniform(), (0.05, 0.4), (0.25, 0.75))
+def _render_ground(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """Render a ground, float64[size, size, 3] in 0..1: a muted colour shaded by a pattern."""
+    base = _pick_colour(rng, rng.uniform(), (0.05, 0.4), (0.25, 0.75))
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 20) * size / SCENE_SIZE
     y, x = np.mgrid[:size, :size].astype(np.float64)
     along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     wave = {
         "plain": lambda: np.zeros((size, size)),
         "striped": lambda: np.sin(2 * np.pi * along / period),
-        "checked": lambda: np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period) * 1.5,
-        "dotted": lambda: 2.0 * ((np.sin(2 * np.pi * along / period) + np.sin(2 * np.pi * across / period)) > 1.1) - 0.5,
-        "cloudy": lambda: ndimage.zoom(rng.normal(size=(6, 6)), size / 6, order=1, mode="nearest", grid_mode=True),
+        "checked": lambda: (
+            np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period) * 1.5
+        ),
+        "dotted": lambda: (
+            2.0 * ((np.sin(2 * np.pi * along / period) + np.sin(2 * np.pi * across / period)) > 1.1)
+            - 0.5
+        ),
+        "cloudy": lambda: ndimage.zoom(
+            rng.normal(size=(6, 6)), size / 6, order=1, mode="nearest", grid_mode=True
+        ),
     }[name]()
     shade = rng.uniform(0.05, 0.16) * wave + rng.normal(scale=0.012, size=(size, size))
     return np.clip(base + shade[..., None], 0.0, 1.0)
@@ -148,26 +115,33 @@ def render(
     """Lay one to three photographs on a ground.
 
     Args:
-        rng: decides ground, tints, turns (up to 10 degrees either way), sizes and places.
+        rng: random generator of ground, tints, turns (up to 10 degrees), sizes and places.
         photos: uint8[n, 28, 28].
         classes: uint8[n] class indices.
-        items: which photographs, in the order they are laid down.
+        items: indices of the photographs, in the order they are laid down.
         size: pixels a side.
 
     Returns:
         The scene; a later item hides what it covers of an earlier one.
     """
     ground = str(rng.choice(GROUNDS))
-    canvas = _ground(rng, ground, size)
+    canvas = _render_ground(rng, ground, size)
     labels, instances = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     tints = []
-    for position, (item, centre) in enumerate(zip(items, rng.permutation(_CENTRES[len(items)]), strict=True), start=1):
+    for position, (item, centre) in enumerate(
+        zip(items, rng.permutation(_CENTRES[len(items)]), strict=True), start=1
+    ):
         tint = str(rng.choice(list(TINTS)))
-        colour = _colour(rng, TINTS[tint], (0.45, 0.85), (0.8, 1.0))
+        colour = _pick_colour(rng, TINTS[tint], (0.45, 0.85), (0.8, 1.0))
         mask = cut_out(photos[item]).astype(np.float64)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         middle = np.array([rows[0] + rows[-1], columns[0] + columns[-1]]) / 2
-        zoom = rng.uniform(*_EXTENTS[len(items)]) / SCENE_SIZE * size / max(np.ptp(rows) + 1, np.ptp(columns) + 1)
+        zoom = (
+            rng.uniform(*_EXTENTS[len(items)])
+            / SCENE_SIZE
+            * size
+            / max(np.ptp(rows) + 1, np.ptp(columns) + 1)
+        )
         turn = np.deg2rad(rng.uniform(-10, 10))
         where = (np.asarray(centre) + rng.uniform(-0.045, 0.045, 2)) * size
         inverse = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) / zoom
@@ -193,59 +167,68 @@ def render(
     return Scene(image, labels, instances, tuple(int(i) for i in items), tuple(tints), ground)
 
 
-def random_scene(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, size: int = SCENE_SIZE) -> Scene:
-    """A scene of one to three random photographs, every class equally likely."""
+def render_random(
+    rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, size: int = SCENE_SIZE
+) -> Scene:
+    """Render one to three random photographs; every class is equally likely."""
     count = int(rng.choice([1, 2, 3], p=[0.3, 0.35, 0.35]))
-    items = tuple(int(rng.choice(np.flatnonzero(classes == rng.integers(len(CLASSES))))) for _ in range(count))
+    items = tuple(
+        int(rng.choice(np.flatnonzero(classes == rng.integers(len(CLASSES))))) for _ in range(count)
+    )
     return render(rng, photos, classes, items, size)
 
 
-def single(rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, item: int, size: int = 64) -> tuple[Scene, str]:
-    """One large item on a ground, with its caption: `captioned` of one item."""
-    return captioned(rng, photos, classes, (item,), size)
-
-
-def captioned(
-    rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, items: tuple[int, ...], size: int = 64
+def render_single(
+    rng: np.random.Generator, photos: np.ndarray, classes: np.ndarray, item: int, size: int = 64
 ) -> tuple[Scene, str]:
-    """Items on a ground, with the caption that the diffusion model and CLIP learn from.
+    """Render one large item on a ground, with its caption."""
+    return render_captioned(rng, photos, classes, (item,), size)
+
+
+def render_captioned(
+    rng: np.random.Generator,
+    photos: np.ndarray,
+    classes: np.ndarray,
+    items: tuple[int, ...],
+    size: int = 64,
+) -> tuple[Scene, str]:
+    """Render items on a ground, with the caption that the diffusion model and CLIP learn from.
 
     Returns:
-        The scene and a caption such as "a photo of sneaker", "a photo on striped ground of red sneaker" or, of two items, "a photo of
-        sneaker of blue bag". The class name comes last: the text encoder is causal, so nothing before the name can say it, and attention
-        drawn by the class is attention to its name.
+        The scene and a caption such as "a photo of sneaker", "a photo on striped ground of red
+        sneaker" or, for two items, "a photo of sneaker of blue bag". The class name comes last: the
+        text encoder is causal, so attention to the class is attention to its name.
     """
     scene = render(rng, photos, classes, items, size)
     ground = f" on {scene.ground} ground" if rng.uniform() < 0.5 else ""
     named = [
-        f" of {tint} {CLASSES[classes[item]]}" if rng.uniform() < 0.5 else f" of {CLASSES[classes[item]]}"
+        f" of {tint} {CLASSES[classes[item]]}"
+        if rng.uniform() < 0.5
+        else f" of {CLASSES[classes[item]]}"
         for tint, item in zip(scene.tints, items, strict=True)
     ]
     return scene, f"a photo{ground}{''.join(named)}"
 
 
-@cache
-def shipped_items() -> tuple[np.ndarray, np.ndarray]:
-    """The benchmark's test-split photographs and class indices, from the package."""
-    with resources.files("rimjax.datasets").joinpath("fashion_items.npz").open("rb") as file, np.load(file) as arrays:
-        return arrays["photos"], arrays["classes"]
-
-
 @lru_cache(maxsize=1)
-def benchmark_scene(index: int) -> Scene:
-    """One of the benchmark's 200 scenes, each from a seed of its own."""
-    return random_scene(np.random.default_rng((BENCHMARK_SEED, index)), *shipped_items())
+def render_benchmark_scene(index: int) -> Scene:
+    """Render one of the benchmark's 200 scenes; each has its own seed."""
+    return render_random(np.random.default_rng((BENCHMARK_SEED, index)), *load_shipped_items())
 
 
-def benchmark(count: int = BENCHMARK_SCENES) -> Iterator[Scene]:
-    """The first `count` of the benchmark's scenes."""
-    return map(benchmark_scene, range(count))
+def render_benchmark(count: int = BENCHMARK_SCENES) -> Iterator[Scene]:
+    """Render the benchmark's first `count` scenes."""
+    return map(render_benchmark_scene, range(count))
 
 
-def dataset() -> Dataset:
-    """The benchmark as a data set."""
+def open_benchmark() -> Dataset:
+    """Open the benchmark as a data set."""
     items = [
-        Item(f"scene-{index:03d}", lambda index=index: benchmark_scene(index).image, lambda index=index: benchmark_scene(index).labels)
+        Item(
+            f"scene-{index:03d}",
+            lambda index=index: render_benchmark_scene(index).image,
+            lambda index=index: render_benchmark_scene(index).labels,
+        )
         for index in range(BENCHMARK_SCENES)
     ]
     return Dataset("fashion-scenes", CLASSES, items)

@@ -1,0 +1,147 @@
+"""`rimjax bank build | show | add`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rimjax.commands.console import (
+    check_outputs,
+    keep_compilations,
+    show_class_progress,
+    write_picture,
+)
+from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, ModelOptions, StageOptions
+from rimjax.pipeline import check_encoder
+from rimjax.presets import RANDOM_WEIGHTS
+from rimjax.references import store
+from rimjax.references.build import build_references, load_bank, parse_names, read_settings
+from rimjax.show import draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankBuild:
+    """Build the reference bank of some classes and print its path.
+
+    Classes are drawn, or taken from your own photographs.
+
+    Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mug1.jpg,mug2.jpg"
+    """
+
+    classes: Annotated[str, NO_DEFAULT] = ""
+    """Class names to draw, comma-separated."""
+    photos: Annotated[tuple[str, ...], NO_DEFAULT] = ()
+    """Further classes from photographs, as "name=file1,file2". The object is where the photograph
+    is opaque; in a photograph without transparency, SAM's mask at its centre."""
+    seed: int = 0
+    """Random seed."""
+    cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    """Folder that keeps banks."""
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+    def run(self) -> None:
+        names, photos = _parse_classes(self.classes, self.photos)
+        models = self.models.load()
+        settings = replace(models.references, seed=self.seed)
+        keep_compilations(store.locate_cache(self.cache_dir))
+        manifest, _ = build_references(
+            names,
+            models,
+            settings=settings,
+            cache_dir=self.cache_dir,
+            references=photos,
+            progress=show_class_progress,
+        )
+        print(manifest.path)
+
+
+@dataclass(frozen=True)
+class BankShow:
+    """List a bank's classes and draw a contact sheet of their references.
+
+    The sheet shows each image, its attention map, its prompt points and its mask.
+
+    Example: rimjax bank show ~/.cache/rimjax/banks/0123456789ab.json --output sheet.png
+    """
+
+    bank: tyro.conf.Positional[Path]
+    """The manifest's path."""
+    output: Path = Path("bank.png")
+    """The contact sheet's file."""
+
+    def run(self) -> None:
+        check_outputs(self.output)
+        manifest = store.read_manifest(self.bank)
+        references = store.read_all_references(manifest, pictures=True)
+        sheets = [draw.contact_sheet(group) for group in references]
+        write_picture(self.output, draw.grid(sheets, 1))
+        for group in references:
+            print(draw.describe_references(group))
+        print(f"preset {manifest.preset}, encoder {manifest.encoder}; drawn to {self.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankAdd:
+    """Build a new bank from an old bank and more classes; print its path.
+
+    The old bank's classes aren't drawn again.
+
+    Example: rimjax bank add ~/.cache/rimjax/banks/0123456789ab.json --classes coat
+    """
+
+    bank: tyro.conf.Positional[Path]
+    """The old bank's manifest."""
+    classes: Annotated[str, NO_DEFAULT] = ""
+    """Class names to draw, comma-separated."""
+    photos: Annotated[tuple[str, ...], NO_DEFAULT] = ()
+    """Further classes from photographs, as "name=file1,file2"."""
+    models: StageOptions = field(default_factory=StageOptions)
+
+    def run(self) -> None:
+        names, photos = _parse_classes(self.classes, self.photos)
+        manifest = store.read_manifest(self.bank)
+        models = self.models.load_stages(manifest.preset.removesuffix(RANDOM_WEIGHTS))
+        check_encoder(load_bank(manifest), models)
+        cache = self.bank.resolve().parent.parent
+        keep_compilations(cache)
+        extended, _ = build_references(
+            names,
+            models,
+            settings=read_settings(manifest),
+            cache_dir=cache,
+            references=photos,
+            progress=show_class_progress,
+            extend=manifest,
+        )
+        print(extended.path)
+
+
+def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names to draw, and photographs by class name."""
+    names, files = classes.split(",") if classes else [], {}
+    for entry in photos:
+        name, _, paths = entry.partition("=")
+        if not name.strip() or not paths:
+            raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
+        files[name.strip()] = [path.strip() for path in paths.split(",")]
+    parse_names([*names, *files])
+    return names, files
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Build, show or extend a reference bank."""
+
+    command: Annotated[
+        Annotated[BankBuild, tyro.conf.subcommand("build")]
+        | Annotated[BankShow, tyro.conf.subcommand("show")]
+        | Annotated[BankAdd, tyro.conf.subcommand("add")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> None:
+        self.command.run()

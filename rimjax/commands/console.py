@@ -1,0 +1,148 @@
+"""What commands print and write: progress, warnings, outputs, where a result came from."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from rimjax.files import atomic_file, package_versions
+from rimjax.models.protocols import Models
+
+LOG_SECONDS = 30
+"""Progress prints a line at most this often where standard error isn't a terminal."""
+
+Element = TypeVar("Element")
+
+
+def progress(
+    elements: Iterable[Element], description: str, unit: str, total: int | None = None
+) -> Iterator[Element]:
+    """Pass elements on and show progress: a bar on a terminal, sparse lines in a log.
+
+    Args:
+        elements: what is worked on.
+        description: the work.
+        unit: what an element is, in the singular.
+        total: number of elements; default: the length of a collection.
+    """
+    if total is None and isinstance(elements, Collection):
+        total = len(elements)
+    if sys.stderr.isatty():
+        bar = tqdm(elements, description, total, unit=unit)
+        for element in bar:
+            if isinstance(element, str):
+                bar.set_postfix_str(element)
+            yield element
+        return
+    start = shown = time.monotonic()
+    count = 0
+    for element in elements:
+        yield element
+        count, now = count + 1, time.monotonic()
+        if now - shown >= LOG_SECONDS and count != total:
+            shown = now
+            print(_format_count(description, unit, count, total, now - start), file=sys.stderr)
+    if count:
+        seconds = time.monotonic() - start
+        print(_format_count(description, unit, count, total, seconds), file=sys.stderr)
+
+
+def _format_count(
+    description: str, unit: str, count: int, total: int | None, seconds: float
+) -> str:
+    of_total = "" if total is None else f" of {total}"
+    left = f", {seconds / count * (total - count):.0f} s left" if total and count < total else ""
+    return f"{description}: {count}{of_total}, {seconds / count:.2f} s per {unit}{left}"
+
+
+def show_class_progress(names: Iterable[str]) -> Iterator[str]:
+    """Show the progress of building a bank."""
+    return progress(names, "bank", "class")
+
+
+def warn(line: str) -> None:
+    """Print a warning without breaking a progress bar."""
+    tqdm.write(f"rimjax: warning: {line}", file=sys.stderr)
+
+
+def shorten(error: BaseException) -> str:
+    """Return an error's message on one line: of a long list, the first items and a count."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join([lines[0], "; ".join(lines[1:4])]).strip()
+    return text if len(lines) <= 4 else f"{text}; and {len(lines) - 4} more"
+
+
+def name_flag(message: str, command: object) -> str:
+    """Turn the argument at a message's beginning into the command's flag.
+
+    A library error says "num_agents must be ..."; on the command line it says "--num-agents".
+    """
+    name = re.match(r"(\w+)(?= must )", message)
+    if name is None or name[0] not in _list_flags(command):
+        return message
+    return f"--{name[0].replace('_', '-')}{message[name.end() :]}"
+
+
+def _list_flags(command: Any) -> set[str]:
+    names: set[str] = set()
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if is_dataclass(value):
+            names |= _list_flags(value)
+        elif "Positional" not in str(field.type):
+            names.add(field.name)
+    return names
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG whole or not at all; raise OSError, naming the file, where it can't be."""
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Raise ValueError, before any work is done, for a file that can't be written."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder; name a file")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise ValueError(
+                f"{path}: can't be written, {parent} isn't a writable directory; choose another "
+                "place"
+            )
+
+
+def describe_origin(models: Models) -> dict[str, Any]:
+    """Return settings, weights and versions, to stand beside a result."""
+    stages = ("generator", "masker", "proposer", "encoder")
+    return {
+        "preset": models.name,
+        "settings": {
+            "references": asdict(models.references),
+            "segmentation": asdict(models.segmentation),
+        },
+        "weights": {stage: getattr(models, stage).fingerprint for stage in stages},
+        "versions": package_versions(),
+    }
+
+
+def keep_compilations(folder: Path) -> None:
+    """Keep XLA's compiled programs in a folder, so that a second start is fast."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "jit"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -1,0 +1,281 @@
+"""`rimjax evaluate` and `rimjax evaluate merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from PIL import Image
+
+from rimjax import datasets
+from rimjax.commands.console import (
+    check_outputs,
+    describe_origin,
+    keep_compilations,
+    progress,
+    shorten,
+    show_class_progress,
+    warn,
+    write_picture,
+)
+from rimjax.commands.options import (
+    CACHE_DEFAULT,
+    NO_DEFAULT,
+    PRESET_DEFAULT,
+    ModelOptions,
+    default,
+)
+from rimjax.datasets.dataset import IGNORED, Dataset, Item
+from rimjax.evaluation import Evaluation, run_folder
+from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
+from rimjax.evaluation.run_folder import ImageResult, Results
+from rimjax.files import digest, write_json
+from rimjax.models.protocols import Models
+from rimjax.pipeline import check_encoder
+from rimjax.references import store
+from rimjax.references.build import assemble_bank, build_references
+from rimjax.regions.extract import extract_regions
+from rimjax.settings import ReferenceSettings, SegmentSettings
+from rimjax.types import ReferenceBank
+
+Settings = TypeVar("Settings", ReferenceSettings, SegmentSettings)
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """Format per-class IoU, mIoU with its interval, and stage timings."""
+    low, high = evaluation.estimate_interval()
+    width = max(12, *map(len, evaluation.names))
+    lines = ["IoU (%)"]
+    for name, iou in evaluation.per_class.items():
+        lines.append(f"  {name:<{width}} {'   -' if iou is None else f'{100 * iou:5.1f}'}")
+    interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
+    count = f"{len(evaluation.confusions)} images"
+    lines.append(f"  {'mIoU':<{width}} {100 * evaluation.miou:5.1f}   ({interval}; {count})")
+    stages = [f"{stage} {1000 * sec:.0f} ms" for stage, sec in evaluation.timings.items()]
+    return "\n".join([*lines, f"per image: {'  '.join(stages)}"])
+
+
+def _report(description: dict[str, Any], evaluation: Evaluation, file: Path | None) -> None:
+    print(format_evaluation(evaluation))
+    if evaluation.bad:
+        total = len(evaluation.bad) + len(evaluation.confusions)
+        names = ", ".join(evaluation.bad)
+        warn(f"{len(evaluation.bad)} of {total} images could not be used: {names}")
+    if file is not None:
+        write_json(file, {**description, **evaluation.as_json()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge the shards of a run: the figures are exactly those of a run over all images.
+
+    Example: rimjax evaluate merge run-1 run-2 run-3 --json result.json
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """The shards' folders, from `rimjax evaluate --shard 1/3 --output run-1` and so on; or the
+    folder of one finished run."""
+    json: Annotated[Path | None, NO_DEFAULT] = None
+    """File for the figures."""
+
+    def run(self) -> None:
+        check_outputs(self.json)
+        description, results = run_folder.merge_runs(self.runs)
+        _report(description, run_folder.summarise_run(description, results), self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Compute the mean IoU on a labelled data set.
+
+    Example: rimjax evaluate --dataset fashion-scenes --preset mini --json result.json
+
+    Example: rimjax evaluate --dataset voc --data data --preset paper --output run-1 --shard 1/4
+    """
+
+    dataset: str = "fashion-scenes"
+    """fashion-scenes, voc, context (59 classes and background), context59 (without), coco-object,
+    or a folder with images/NAME.jpg, labels/NAME.png (0 the background, i the class on line i, 255
+    ignored) and names.txt (a class per line)."""
+    data: Annotated[Path | None, NO_DEFAULT] = None
+    """Folder that holds a published data set in mmsegmentation's layout: VOCdevkit/VOC2012,
+    VOCdevkit/VOC2010 or coco_stuff164k."""
+    output: Annotated[Path | None, NO_DEFAULT] = None
+    """Folder of the run, which gets each image's result when it is there. The same command resumes
+    a stopped run. A run knows its data set by name and image names: after changing images or
+    labels, choose another folder."""
+    shard: Annotated[str | None, default("all images")] = None
+    """Evaluate only every n-th image from the i-th on, as "i/n" with i from 1; `rimjax evaluate
+    merge` combines the shards."""
+    save_labels: Annotated[bool, NO_DEFAULT] = False
+    """Write each label map to OUTPUT/labels/ID.png."""
+    limit: Annotated[int | None, default("all")] = None
+    """Number of images to evaluate, from the first on."""
+    bank: Annotated[Path | None, NO_DEFAULT] = None
+    """A bank's manifest, as `rimjax bank build` prints it, instead of building a bank; its classes
+    must be the data set's. It keeps its T and whitening unless --configuration is given."""
+    similarity: Annotated[Literal["relation", "cosine"] | None, PRESET_DEFAULT] = None
+    """Relation-aware matching (Eq. 9), or plain cosine."""
+    candidates: Annotated[Literal["all", "agents"] | None, PRESET_DEFAULT] = None
+    """Classes that may win: all (Eq. 9), or the region's agents."""
+    assembly: Annotated[Literal["paint", "vote"] | None, PRESET_DEFAULT] = None
+    """How overlapping regions become a label map."""
+    num_agents: Annotated[int | None, PRESET_DEFAULT] = None
+    """N, category agents of a region."""
+    num_subcategories: Annotated[int | None, PRESET_DEFAULT] = None
+    """T, clusters of a class's prototypes."""
+    foreground_mask: Annotated[bool | None, PRESET_DEFAULT] = None
+    """Pool references under their foreground mask."""
+    json: Annotated[Path | None, NO_DEFAULT] = None
+    """File for the figures."""
+    cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    """Folder that keeps banks."""
+    models: ModelOptions = field(default_factory=ModelOptions)
+    command: Annotated[
+        Annotated[Merge, tyro.conf.subcommand("merge")]
+        | Annotated[None, tyro.conf.subcommand("run", description="Evaluate (the default).")],
+        tyro.conf.arg(name=""),
+    ] = None
+
+    def run(self) -> None:
+        if self.command is not None:
+            return self.command.run()
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1, got {self.limit}")
+        if self.output is None and (self.shard is not None or self.save_labels):
+            raise ValueError("output must be given with --shard and --save-labels, got none")
+        start, step = _parse_shard(self.shard)
+        check_outputs(self.json)
+        dataset = datasets.load(self.dataset, self.data)
+        count = len(dataset.items)
+        if dataset.published_size not in (None, count):
+            warn(
+                f"{dataset.name} has {dataset.published_size} images in papers, {count} here"
+            )
+        manifest = None if self.bank is None else store.read_manifest(self.bank)
+        if manifest is not None:
+            check_classes(manifest.names, dataset)
+        items = dataset.items[: self.limit]
+        finished = run_folder.read_finished(self.output) if self.output else set()
+        check_labels(dataset, [item for item in items[start::step] if item.id not in finished])
+        models = self._load_models(manifest)
+        keep_compilations(store.locate_cache(self.cache_dir))
+        description = {
+            "dataset": dataset.name,
+            "classes": dataset.classes,
+            "background": dataset.background,
+            "num_images": len(items),
+            "images": digest([item.id for item in items]),
+            "shard": self.shard,
+            "save_labels": self.save_labels,
+            **describe_origin(models),
+        }
+        if self.output is not None:  # before anything is drawn
+            run_folder.check_run(self.output, description, unknown=("bank",))
+        bank, description["bank"] = self._open_bank(manifest, dataset, models)
+        results = self._evaluate_items(items[start::step], dataset, bank, models, description)
+        if not results:
+            print(f"shard {self.shard} of {len(items)} images is empty; merge it with the others")
+            return None
+        _report(description, run_folder.summarise_run(description, results), self.json)
+        return None
+
+    def _load_models(self, manifest: store.Manifest | None) -> Models:
+        models = self.models.load()
+        references = models.references
+        if manifest is not None:
+            references = self.models.choose_settings(manifest, models)
+        return replace(
+            models,
+            references=self._override(references),
+            segmentation=self._override(models.segmentation),
+        )
+
+    def _open_bank(
+        self, manifest: store.Manifest | None, dataset: Dataset, models: Models
+    ) -> tuple[ReferenceBank, str]:
+        """Return the bank and a digest of its references."""
+        if manifest is None:
+            manifest, references = build_references(
+                dataset.prompts, models, cache_dir=self.cache_dir, progress=show_class_progress
+            )
+        else:
+            references = store.read_all_references(manifest)
+        bank = assemble_bank(references, models.references, manifest.encoder)
+        check_encoder(bank, models)
+        return bank, store.digest_references(manifest)
+
+    def _evaluate_items(
+        self,
+        items: Sequence[Item],
+        dataset: Dataset,
+        bank: ReferenceBank,
+        models: Models,
+        description: dict[str, Any],
+    ) -> Results:
+        """Evaluate the images that have no result yet; return all results of the run."""
+        memory: Results = {}
+        run = nullcontext((memory, lambda result: memory.update({result.image: result})))
+        with (
+            run_folder.open_run(self.output, description) if self.output else run as (
+                results,
+                append,
+            )
+        ):
+            todo = [
+                item for item in items if getattr(results.get(item.id), "error", "") is not None
+            ]
+            load = partial(extract_regions, models.proposer, models.encoder)
+            rows = {"": (bank, models.segmentation)}
+            outcomes = evaluate_items(todo, load, rows, background=dataset.background)
+            for outcome in progress(outcomes, "evaluate", "image", len(todo)):
+                append(self._keep_outcome(outcome))
+        return results
+
+    def _keep_outcome(self, outcome: Outcome) -> ImageResult:
+        if outcome.error is not None:
+            warn(f"{outcome.item.id}: {shorten(outcome.error)}")
+            return ImageResult(outcome.item.id, error=shorten(outcome.error))
+        seg = outcome.segmentations[""]
+        if self.output is not None and self.save_labels:
+            path = self.output / f"labels/{outcome.item.id}.png"
+            write_picture(path, Image.fromarray(seg.labels))
+        return ImageResult.from_confusion(outcome.item.id, outcome.confusions[""], seg.timings)
+
+    def _override(self, settings: Settings) -> Settings:
+        """Put the options that were given into settings."""
+        options = {name: getattr(self, name, None) for name in asdict(settings)}
+        return replace(settings, **{k: value for k, value in options.items() if value is not None})
+
+
+def check_labels(dataset: Dataset, items: Sequence[Item]) -> None:
+    """Raise ValueError, before any work is done, for a label outside the class list.
+
+    Labels that can't be read are left to the run, which names them.
+    """
+    for item in progress(items, "check labels", "image"):
+        try:
+            labels = item.labels()
+        except (ValueError, OSError):
+            continue
+        largest = int(labels[labels != IGNORED].max(initial=0))
+        if largest > len(dataset.classes):
+            raise ValueError(
+                f"{item.id}: labels must lie in [0, {len(dataset.classes)}], the classes of "
+                f"{dataset.name}, or be {IGNORED} where ignored, got {largest}"
+            )
+
+
+def _parse_shard(text: str | None) -> tuple[int, int]:
+    """Return the index of the first image, and the step."""
+    if text is None:
+        return 0, 1
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f'shard must be "i/n" with i from 1 to n, got {text!r}')
+    return int(index) - 1, int(count)

@@ -1,0 +1,151 @@
+"""The options of the commands that load models."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from rimjax.models.protocols import Models
+from rimjax.presets import load_preset
+from rimjax.references.build import read_settings
+from rimjax.references.store import Manifest
+from rimjax.settings import ReferenceSettings
+
+
+def default(text: str) -> object:
+    """Describe the default of an option that is None."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")
+PRESET_DEFAULT = default("the preset's")
+CACHE_DEFAULT = default("RIMJAX_CACHE, or the user's cache folder")
+WEIGHTS_DEFAULT = default("RIMJAX_WEIGHTS, or the user's data folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Models."""
+
+    configuration: Annotated[
+        Literal["paper", "rimjax"] | None, default("rimjax with mini, paper with paper")
+    ] = None
+    """Named settings of matching: the paper's own, or the settings that did best on validation
+    scenes."""
+    generator: Annotated[str | None, default("sd-1.4")] = None
+    """Stable Diffusion of the paper preset: sd-1.4 or sd-1.5."""
+    masker: Annotated[str | None, default("sam-vit-b")] = None
+    """SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h."""
+    encoder: Annotated[str | None, default("dinov2-base, or mini")] = None
+    """Encoder: dinov2-base, dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or sd-unet of the
+    paper preset; mini, mini-clip, mini-mae or mini-unet of mini."""
+    proposer: Annotated[str | None, default("SAM")] = None
+    """Regions from another source than SAM: cells of the encoder's grid, or maskformer
+    (mini-maskformer of mini)."""
+    steps: Annotated[int | None, PRESET_DEFAULT] = None
+    """Steps of the sampler that draws images."""
+    weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
+    """Folder that holds the paper preset's weights in paper/."""
+    random_weights: Annotated[bool, NO_DEFAULT] = False
+    """Self-test of the paper preset without its weights: reports the time and memory of each stage;
+    results mean nothing."""
+
+    def load_stages(self, preset: str) -> Models:
+        """Load the preset's models under these options."""
+        start = time.perf_counter()
+        if self.random_weights:
+            _report(
+                "random weights: pictures, masks and labels mean nothing; only time and memory do"
+            )
+        models = load_preset(
+            preset,
+            self.weights_dir,
+            generator=self.generator,
+            masker=self.masker,
+            encoder=self.encoder,
+            proposer=self.proposer,
+            configuration=self.configuration,
+            steps=self.steps,
+            random_weights=self.random_weights,
+        )
+        if self.random_weights:
+            report_stage("load SAM and the encoder", time.perf_counter() - start)
+            stages = ("generator", "masker", "proposer", "encoder")
+            watched = {stage: WatchedModel(stage, getattr(models, stage)) for stage in stages}
+            models = replace(models, **watched)
+        return models
+
+    def choose_settings(self, manifest: Manifest, models: Models) -> ReferenceSettings:
+        """Return a finished bank's settings; a chosen configuration overrides T and whitening."""
+        settings = read_settings(manifest)
+        if self.configuration is None:
+            return settings
+        subcategories = models.references.num_subcategories
+        return replace(settings, num_subcategories=subcategories, whiten=models.references.whiten)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(StageOptions):
+    """Models."""
+
+    preset: Literal["mini", "paper"] = "mini"
+    """mini: small models in the package that know ten kinds of clothing. paper: Stable Diffusion,
+    SAM and DINOv2, for photographs; its weights must be downloaded."""
+    images: Annotated[int | None, PRESET_DEFAULT] = None
+    """K, images drawn of each class."""
+
+    def load(self) -> Models:
+        """Load the models under these options."""
+        models = self.load_stages(self.preset)
+        if self.images is None:
+            return models
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, got {self.images}")
+        return replace(models, references=replace(models.references, num_images=self.images))
+
+
+class WatchedModel:
+    """A model that reports each call's seconds and the peak of memory so far, for the self-test."""
+
+    def __init__(self, stage: str, model: Any) -> None:
+        self._stage, self._model = stage, model
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not set yet, e.g. while unpickling
+            raise AttributeError(name)
+        attribute = getattr(self._model, name)
+        if not callable(attribute):
+            return attribute
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = attribute(*args, **kwargs)
+            report_stage(f"{self._stage}.{name}", time.perf_counter() - start)
+            return result
+
+        return call
+
+
+def report_stage(stage: str, seconds: float) -> None:
+    """Report a stage's seconds and, where the system tells, the peak of resident memory."""
+    _report(f"{stage}: {seconds:.1f} s{_describe_peak()}")
+
+
+def _describe_peak() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return f", peak memory so far {peak:.2f} GiB"
+
+
+def _report(line: str) -> None:
+    tqdm.write(f"self-test: {line}", file=sys.stderr)

@@ -1,0 +1,206 @@
+"""Evaluate banks on a labelled data set: the only loop over images that counts pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from rimjax.datasets.dataset import IGNORED, Dataset, Item
+from rimjax.evaluation import metrics
+from rimjax.models.protocols import Models
+from rimjax.pipeline import check_encoder, name_regions
+from rimjax.regions.extract import extract_regions
+from rimjax.settings import SegmentSettings
+from rimjax.types import BACKGROUND, ReferenceBank, Regions, Segmentation
+
+Row = tuple[ReferenceBank, SegmentSettings]
+LoadRegions = Callable[[UInt8[np.ndarray, "H W 3"], dict[str, float]], Regions]
+"""Image, and the timings that receive the seconds of each stage, to the image's regions."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One image's result.
+
+    Attributes:
+        item: the image.
+        segmentations: row name -> segmentation.
+        confusions: row name -> pixel counts, int64[C, C], rows the true class.
+        error: why the image couldn't be used; None if it could.
+    """
+
+    item: Item
+    segmentations: Mapping[str, Segmentation] = field(default_factory=dict)
+    confusions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+def evaluate_items(
+    items: Iterable[Item],
+    load_regions: LoadRegions,
+    rows: Mapping[str, Row],
+    *,
+    background: bool = True,
+) -> Iterator[Outcome]:
+    """Segment images under each row's bank and settings, and count their pixels.
+
+    Args:
+        items: labelled images, read one at a time.
+        load_regions: extracts an image's regions, or loads them; all rows share them.
+        rows: name -> bank and settings.
+        background: whether regions may be named background.
+
+    Yields:
+        One image's outcome; an image that can't be read or has no regions extracted has an error.
+
+    Raises:
+        ValueError: a label outside the bank's classes, or regions that don't fit the bank.
+    """
+    for item in items:
+        timings: dict[str, float] = {}
+        try:
+            image, truth = item.read()
+            regions = load_regions(image, timings)
+        except (ValueError, OSError) as error:
+            yield Outcome(item, error=error)
+            continue
+        segmentations, confusions = {}, {}
+        try:
+            for name, (bank, settings) in rows.items():
+                seg = name_regions(regions, bank, settings, background=background, timings=timings)
+                segmentations[name] = seg
+                confusions[name] = metrics.confusion_matrix(
+                    truth, seg.labels, len(bank.names), IGNORED
+                )
+        except ValueError as error:
+            raise ValueError(f"{item.id}: {error}") from error
+        yield Outcome(item, segmentations, confusions)
+
+
+def raise_errors(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Pass outcomes on; raise ValueError, naming the image, for an image that couldn't be used."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise ValueError(f"{outcome.item.id}: {outcome.error}") from outcome.error
+        yield outcome
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of an evaluation.
+
+    Attributes:
+        names: classes, the background first.
+        confusions: pixel counts of each image, rows the true class.
+        timings: mean seconds per image of each stage.
+        background: whether the background counts as a class.
+        bad: images that couldn't be used, and why.
+    """
+
+    names: tuple[str, ...]
+    confusions: Int[np.ndarray, "n C C"]
+    timings: Mapping[str, float]
+    background: bool = True
+    bad: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        """IoU of each class that counts, in 0..1; None where truth and prediction lack it."""
+        ious = metrics.iou_per_class(self.confusions.sum(0))
+        return {
+            name: None if np.isnan(iou) else float(iou)
+            for name, iou in zip(self.names, ious, strict=True)
+            if self.background or name != BACKGROUND
+        }
+
+    @property
+    def miou(self) -> float:
+        """Mean of class-wise IoU in 0..1 over the classes present."""
+        return metrics.mean_iou(self.confusions.sum(0), self.background)
+
+    def estimate_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Bootstrap an interval of the mIoU over images."""
+        return metrics.bootstrap_interval(self.confusions, level=level, background=self.background)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the figures as JSON content."""
+        return {
+            "miou": self.miou,
+            "miou_95": list(self.estimate_interval()),
+            "per_class": self.per_class,
+            "num_images": len(self.confusions),
+            "bad_images": dict(self.bad),
+            "timings": dict(self.timings),
+        }
+
+
+def evaluate(
+    dataset: Dataset | Iterable[tuple[np.ndarray, np.ndarray]],
+    bank: ReferenceBank,
+    models: Models,
+    settings: SegmentSettings | None = None,
+    keep: list[Segmentation] | None = None,
+    progress: Callable[[Iterable[Item]], Iterable[Item]] = iter,
+) -> Evaluation:
+    """Segment every image of a data set and compute the mIoU.
+
+    Args:
+        dataset: a data set, whose class names and background rule are honoured; or (image
+            uint8[H, W, 3], labels uint8[H, W]) pairs, whose labels index `bank.names` and are
+            ignored where 255.
+        bank: the references; its classes are the data set's, in order.
+        models: proposer and encoder are used.
+        settings: settings of flow 2; default: the preset's.
+        keep: receives every segmentation.
+        progress: wraps the images while they are segmented, e.g. `tqdm.tqdm`.
+
+    Raises:
+        ValueError: the bank's classes aren't the data set's, it was built with another encoder, or
+            an image can't be used.
+    """
+    check_encoder(bank, models)
+    if isinstance(dataset, Dataset):
+        check_classes(bank.names[1:], dataset)
+        items, background = dataset.items, dataset.background
+        names = (BACKGROUND, *dataset.classes)
+    else:
+        items, background, names = map(_make_item, enumerate(dataset)), True, bank.names
+    rows = {"": (bank, settings or models.segmentation)}
+    load = partial(extract_regions, models.proposer, models.encoder)
+    confusions, seconds = [], []
+    for outcome in raise_errors(evaluate_items(progress(items), load, rows, background=background)):
+        confusions.append(outcome.confusions[""])
+        seconds.append(outcome.segmentations[""].timings)
+        if keep is not None:
+            keep.append(outcome.segmentations[""])
+    if not confusions:
+        raise ValueError("dataset must hold at least one image, got none")
+    return Evaluation(names, np.stack(confusions), average_timings(seconds), background)
+
+
+def average_timings(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each stage's seconds over images; stages that some image lacks are left out."""
+    return {
+        stage: float(np.mean([seconds[stage] for seconds in timings]))
+        for stage in timings[0]
+        if all(stage in seconds for seconds in timings)
+    }
+
+
+def check_classes(names: Sequence[str], dataset: Dataset) -> None:
+    """Raise ValueError unless a bank's class names are a data set's prompts, in order."""
+    if tuple(names) != dataset.prompts:
+        different = sorted(set(names) ^ set(dataset.prompts)) or ["their order"]
+        raise ValueError(
+            f"bank must hold the classes of {dataset.name}, got others "
+            f"({', '.join(different[:5])}); build the bank for this data set"
+        )
+
+
+def _make_item(numbered: tuple[int, tuple[np.ndarray, np.ndarray]]) -> Item:
+    index, (image, labels) = numbered
+    return Item(str(index), lambda: image, lambda: labels)

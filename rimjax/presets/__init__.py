@@ -1,0 +1,269 @@
+"""Presets: from names to models, `mini` (part of the package) and `paper`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ported_weights
+from rimjax.models.cells import CellProposer
+from rimjax.models.maskformer import MaskFormerProposer
+from rimjax.models.protocols import Encoder, Models, Proposer
+from rimjax.models.sam import ProposalConfig, SamMasker, SamProposer
+from rimjax.models.stable_diffusion.generator import DeferredGenerator
+from rimjax.presets.catalogue import (
+    PRESETS,
+    EncoderChoice,
+    MaskerChoice,
+    ProposerChoice,
+    UNetChoice,
+)
+from rimjax.settings import CONFIGURATIONS
+
+if TYPE_CHECKING:
+    from rimjax.models.image_text import ImageTextMatcher
+
+RANDOM_WEIGHTS = " (random weights)"
+"""Follows the preset's name in results and banks of a self-test."""
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file or folder of a preset.
+
+    Attributes:
+        stage: "generator", "masker", "encoder" or "proposer".
+        path: where it is looked for.
+        state: "present" or "missing".
+        remedy: how to get it if it is missing.
+    """
+
+    stage: str
+    path: str
+    state: str
+    remedy: str
+
+
+def locate_weights(preset: str, weights_dir: str | Path | None = None) -> Path:
+    """Return the folder of a preset's weights.
+
+    It is in the package for `mini`; otherwise below `weights_dir`, the environment variable
+    RIMJAX_WEIGHTS, or the user's data folder.
+    """
+    if preset == "mini":
+        return Path(ported_weights.__file__).parent / "mini"
+    from platformdirs import user_data_path
+
+    root = weights_dir or os.environ.get("RIMJAX_WEIGHTS") or user_data_path("rimjax")
+    return Path(root) / preset
+
+
+def list_weights(
+    preset: str,
+    weights_dir: str | Path | None = None,
+    *,
+    generator: str | None = None,
+    masker: str | None = None,
+    encoder: str | None = None,
+    proposer: str | None = None,
+) -> list[WeightFile]:
+    """List the weights of a preset's stages; the choices are those of `load_preset`."""
+    folder, files = locate_weights(preset, weights_dir), []
+    for stage, (name, choice) in _choose(preset, generator, masker, encoder, proposer).items():
+        place = choice if isinstance(choice, str) else getattr(choice, "path", None)
+        if place is None:  # the UNet's are the generator's, and feature cells have no weights
+            continue
+        path, remedy = folder / place, f"rimjax weights download {name}"
+        if preset == "mini":
+            remedy = "part of the package: install rimjax again"
+        state, remedy = ("present", "") if path.exists() else ("missing", remedy)
+        files.append(WeightFile(stage, str(path), state, remedy))
+    return files
+
+
+def _choose(preset: str, *names: str | None) -> dict[str, tuple[str, Any]]:
+    """Map each stage to the chosen name and the preset's entry; no proposer unless chosen."""
+    chosen = {}
+    for stage, name in zip(("generator", "masker", "encoder", "proposer"), names, strict=True):
+        choices = getattr(PRESETS[preset], f"{stage}s")
+        if stage == "proposer" and name is None:
+            continue
+        name = name or next(iter(choices))
+        if name not in choices:
+            available = ", ".join(choices)
+            raise ValueError(f"{stage} must be one of {available} in {preset!r}, got {name!r}")
+        chosen[stage] = name, choices[name]
+    return chosen
+
+
+def load_preset(
+    name: str,
+    weights_dir: str | Path | None = None,
+    *,
+    generator: str | None = None,
+    masker: str | None = None,
+    encoder: str | None = None,
+    proposer: str | None = None,
+    configuration: str | None = None,
+    steps: int | None = None,
+    random_weights: bool = False,
+    dtype: Precision | None = None,
+) -> Models:
+    """Load the models of a preset. Stable Diffusion is loaded on first use.
+
+    Args:
+        name: "mini" or "paper".
+        weights_dir: folder that holds `paper/`; default: the environment variable RIMJAX_WEIGHTS,
+            or the user's data folder.
+        generator: of `paper`, "sd-1.4" (default) or "sd-1.5".
+        masker: of `paper`, "sam-vit-b" (default), "sam-vit-l" or "sam-vit-h".
+        encoder: of `paper`, "dinov2-base" (default), "dinov2-small", "dinov2-large",
+            "clip-vit-b-16", "mae-vit-b" or "sd-unet"; of `mini`, "mini" (default), "mini-clip",
+            "mini-mae" or "mini-unet".
+        proposer: proposes regions instead of SAM: "cells" (of the encoder's grid), "maskformer" of
+            `paper` or "mini-maskformer" of `mini`.
+        configuration: "paper" (default of `paper`) or "rimjax" (default of `mini`); see
+            `rimjax.settings.CONFIGURATIONS`.
+        steps: steps of the sampler; default: the preset's.
+        random_weights: of `paper`, a self-test without weight files: shapes, time and memory are
+            real, results mean nothing, and every proposal is kept.
+        dtype: dtype of generator and encoder; default: float32, but bfloat16 for `paper` on an
+            accelerator. SAM and matching are always float32.
+
+    Raises:
+        ValueError: there is no such preset or choice, or a weight file holds another model.
+        FileNotFoundError: weights are missing; the message lists all of them with a remedy.
+        ImportError: the `pipeline` extra is missing.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    if random_weights and name == "mini":
+        raise ValueError("random_weights must be False for mini, whose weights are in the package")
+    preset = PRESETS[name]
+    configuration = configuration or preset.configuration
+    if configuration not in CONFIGURATIONS:
+        available = ", ".join(CONFIGURATIONS)
+        raise ValueError(f"configuration must be one of {available}, got {configuration!r}")
+    names = {"generator": generator, "masker": masker, "encoder": encoder, "proposer": proposer}
+    files = list_weights(name, weights_dir, **names)
+    if not random_weights:
+        _check_present(name, files)
+    if dtype is None:
+        import jax
+
+        dtype = "bfloat16" if name == "paper" and jax.default_backend() != "cpu" else "float32"
+    choices = {stage: choice for stage, (_, choice) in _choose(name, *names.values()).items()}
+    paths = {file.stage: None if random_weights else Path(file.path) for file in files}
+    diffusion = replace(
+        preset.diffusion, dtype=dtype, steps=preset.diffusion.steps if steps is None else steps
+    )
+    deferred = DeferredGenerator(paths["generator"], diffusion)
+    features = _load_encoder(paths.get("encoder"), choices["encoder"], dtype, deferred)
+    sam, proposals = _load_sam(paths["masker"], choices["masker"], preset.proposals)
+    if proposer is None:
+        regions: Proposer = SamProposer(sam, proposals)
+    else:
+        regions = _load_proposer(paths.get("proposer"), choices["proposer"], features)
+    return Models(
+        name=name + RANDOM_WEIGHTS if random_weights else name,
+        generator=deferred,
+        masker=sam,
+        proposer=regions,
+        encoder=features,
+        references=CONFIGURATIONS[configuration].adjust(preset.references),
+        segmentation=CONFIGURATIONS[configuration].segmentation,
+    )
+
+
+def _check_present(preset: str, files: list[WeightFile]) -> None:
+    missing = [f"{file.path} ({file.remedy})" for file in files if file.state == "missing"]
+    if missing:
+        raise FileNotFoundError(
+            f"preset {preset!r} lacks weights: {'; '.join(missing)}. RIMJAX_WEIGHTS moves the "
+            "folder; preset 'mini' needs no download"
+        )
+
+
+def _load_sam(
+    path: Path | None, choice: MaskerChoice, proposals: ProposalConfig
+) -> tuple[SamMasker, ProposalConfig]:
+    from rimjax.models import sam
+
+    if path is None:  # a random decoder's masks all fail the thresholds: keep them all
+        proposals = replace(proposals, pred_iou_thresh=0, stability_score_thresh=0)
+        return sam.load(None, choice.sam), proposals
+    from ported_weights.files import read_state_dict
+
+    state = read_state_dict(path)
+    try:
+        return sam.load(state, choice.sam), proposals
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load_proposer(path: Path | None, choice: ProposerChoice, encoder: Encoder) -> Proposer:
+    if choice.path is None:
+        return CellProposer(encoder)
+    if path is None:
+        raise ValueError("random_weights must be False with MaskFormer, which has no self-test")
+    return MaskFormerProposer(path, choice.config)
+
+
+def _load_encoder(
+    path: Path | None,
+    choice: EncoderChoice | UNetChoice,
+    dtype: Precision,
+    generator: DeferredGenerator,
+) -> Encoder:
+    if isinstance(choice, UNetChoice):
+        from rimjax.models.stable_diffusion.unet_encoder import UNetEncoder
+
+        return UNetEncoder(generator, **asdict(choice))
+    from rimjax.models.vit import ViTConfig
+    from rimjax.models.vit_encoder import ViTEncoder, load_vit
+
+    if path is None:
+        from rimjax.models import random_weights
+
+        config = ViTConfig(**choice.vit or {})
+        params = random_weights.vit(config)
+    else:
+        params, config = load_vit(path)
+        expected = config if choice.vit is None else ViTConfig(**choice.vit)
+        _check_architecture(path, config, expected)
+    config = replace(config, dtype=dtype)
+    return ViTEncoder(params, config, choice.input_size, choice.mean, choice.std)
+
+
+def _check_architecture(path: Path, config: Any, expected: Any) -> None:
+    for field in (
+        *("hidden_size", "num_layers", "num_heads", "patch_size"),
+        *("num_registers", "layer_scale", "pre_norm"),
+    ):
+        ours, theirs = getattr(expected, field), getattr(config, field)
+        if ours != theirs:
+            raise ValueError(
+                f"{path}: {field} must be {ours}, got {theirs}: another model's weights"
+            )
+
+
+def load_image_text(preset: str, weights_dir: str | Path | None = None) -> ImageTextMatcher:
+    """Load the preset's CLIP, both towers, for the image-text baseline (Table 2, row 1).
+
+    Raises:
+        FileNotFoundError: its weights are missing; the message has the remedy.
+        ValueError: they are damaged.
+        ImportError: the `pipeline` extra is missing.
+    """
+    from rimjax.models.image_text import ImageTextMatcher
+
+    choice = PRESETS[preset].image_text
+    path = locate_weights(preset, weights_dir) / choice.path
+    if not path.exists():
+        remedy = "rimjax weights download clip-image-text"
+        raise FileNotFoundError(f"{path}: the image-text baseline lacks its weights; {remedy}")
+    return ImageTextMatcher(path, choice.mean, choice.std)

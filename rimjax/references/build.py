@@ -1,0 +1,249 @@
+"""Build the reference bank (Sec. 3.4): references of each class, clusters, class features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from rimjax.images import ImageSource, Photograph, read_photograph
+from rimjax.models.protocols import Models
+from rimjax.references import store
+from rimjax.references.one_class import (
+    Point,
+    cut_photographs,
+    draw_references,
+    drawing_key,
+    references_key,
+)
+from rimjax.references.store import ClassReferences, Manifest
+from rimjax.settings import ReferenceSettings
+from rimjax.steps.cluster import cluster_prototypes
+from rimjax.steps.whiten import fit_whitening
+from rimjax.types import BACKGROUND, ReferenceBank
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+
+
+def parse_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Strip blanks around class names and check them.
+
+    Raises:
+        ValueError: no name, a blank name, a duplicate (ignoring case), or "background", which every
+            bank has anyway.
+    """
+    clean = tuple(name.strip() for name in names)
+    if not clean:
+        raise ValueError('classes must hold at least one class name, e.g. "sneaker,bag", got none')
+    if not all(clean):
+        raise ValueError(f"classes must not hold a blank name, got {list(clean)}")
+    lowered = [name.lower() for name in clean]
+    if repeated := sorted({name for name in lowered if lowered.count(name) > 1}):
+        raise ValueError(f"classes must differ, got more than once: {', '.join(repeated)}")
+    if BACKGROUND in lowered:
+        raise ValueError("classes must not hold 'background': every bank has it; leave it out")
+    return clean
+
+
+def assemble_bank(
+    references: Sequence[ClassReferences], settings: ReferenceSettings, encoder: str
+) -> ReferenceBank:
+    """Compute class references (Eq. 4), the background reference and sub-categories (Sec. 3.5).
+
+    Args:
+        references: a class's references each, in the bank's class order.
+        settings: `num_subcategories`, `foreground_mask`, `whiten` and `seed` are used.
+        encoder: fingerprint of the encoder that computed the features.
+
+    Raises:
+        ValueError: a class without a usable foreground, or no background at all.
+    """
+    background = np.concatenate([_drop_invalid(group.background) for group in references])
+    if not len(background):
+        raise ValueError("references must show some background, got none in any image")
+    groups = [background]
+    for group in references:
+        rows = _drop_invalid(group.foreground if settings.foreground_mask else group.whole)
+        if not len(rows):
+            raise ValueError(
+                f"references of {group.name!r} must hold a usable foreground, got none; "
+                "look at them with `rimjax bank show`"
+            )
+        groups.append(rows)
+    whitening = fit_whitening(groups, settings.whiten) if settings.whiten else None
+    if whitening is not None:
+        groups = [np.asarray(whitening.apply(rows)) for rows in groups]
+    clusters = [
+        cluster_prototypes(rows, settings.num_subcategories, settings.seed) for rows in groups
+    ]
+    return ReferenceBank.create(
+        prototypes=np.concatenate(clusters),
+        owners=np.repeat(np.arange(len(clusters)), [len(rows) for rows in clusters]),
+        classes=np.stack([rows.mean(0) for rows in groups]),
+        names=(BACKGROUND, *(group.name for group in references)),
+        encoder=encoder,
+        whitening=whitening,
+    )
+
+
+def build_references(
+    names: Sequence[str],
+    models: Models,
+    *,
+    settings: ReferenceSettings | None = None,
+    cache_dir: str | Path | None = None,
+    references: Mapping[str, Sequence[ImageSource]] | None = None,
+    points: Mapping[str, Sequence[Point]] | None = None,
+    progress: Progress = iter,
+    extend: Manifest | None = None,
+) -> tuple[Manifest, list[ClassReferences]]:
+    """Compute the references that the cache lacks, then write the bank's manifest.
+
+    Args: as of `build_bank`, and
+        extend: a bank whose classes come first; nothing of theirs is computed again.
+
+    Returns:
+        The manifest, and every class's references without their pictures.
+    """
+    settings, cache = settings or models.references, store.locate_cache(cache_dir)
+    photographs = {name.strip(): sources for name, sources in (references or {}).items()}
+    prompts = {name.strip(): rows for name, rows in (points or {}).items()}
+    if unknown := sorted(prompts.keys() - photographs.keys()):
+        raise ValueError(f"points must name classes of references, got {', '.join(unknown)}")
+    if isinstance(names, str):
+        raise ValueError(f"names must be a list of class names, got the text {names!r}")
+    old = extend.names if extend else ()
+    order = parse_names([*old, *names, *(references or {})])
+    drawn = [name for name in order[len(old) :] if name not in photographs]
+    for name in drawn:  # before hours of drawing
+        key = references_key(name, models, settings)
+        if not store.locate_references(cache, name, key).exists():
+            models.generator.check(name)
+
+    built: dict[str, tuple[str, ClassReferences]] = {}
+    if extend is not None:
+        stored = zip(extend.folders, store.read_all_references(extend), strict=True)
+        built |= zip(old, stored, strict=True)
+    for name in progress([*photographs, *drawn]):  # photographs first: they fail fastest
+        photos = photographs.get(name)
+        built[name] = _provide_class(
+            name,
+            models,
+            settings,
+            cache,
+            photos and list(map(read_photograph, photos)),
+            prompts.get(name),
+        )
+    folders, groups = zip(*(built[name] for name in order), strict=True)
+    manifest = store.write_manifest(
+        cache,
+        names=order,
+        folders=folders,
+        settings=asdict(settings),
+        preset=models.name,
+        encoder=models.encoder.fingerprint,
+    )
+    return manifest, list(groups)
+
+
+def _provide_class(
+    name: str,
+    models: Models,
+    settings: ReferenceSettings,
+    cache: Path,
+    photographs: Sequence[Photograph] | None,
+    points: Sequence[Point] | None,
+) -> tuple[str, ClassReferences]:
+    """Return a class's folder name and references: stored, or computed now and stored."""
+    key = references_key(name, models, settings, photographs, points)
+    path = store.locate_references(cache, name, key)
+    if path.exists():
+        return path.name, store.read_references(path)
+    if photographs is None:
+        drawing = store.find_drawing(cache, name, drawing_key(name, models, settings))
+        references = draw_references(name, models, settings, drawing)
+    else:
+        references = cut_photographs(name, photographs, models, points)
+    store.write_references(path, references)
+    return path.name, replace(references, images=None, masks=None)
+
+
+def load_bank(
+    manifest: Manifest | str | Path, settings: ReferenceSettings | None = None
+) -> ReferenceBank:
+    """Load a stored bank.
+
+    Args:
+        manifest: the manifest, or its path as printed by `rimjax bank build`.
+        settings: as of `assemble_bank`; default: the settings that the bank was built with.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the bank is damaged.
+    """
+    if not isinstance(manifest, Manifest):
+        manifest = store.read_manifest(manifest)
+    settings = settings or read_settings(manifest)
+    return assemble_bank(store.read_all_references(manifest), settings, manifest.encoder)
+
+
+def read_settings(manifest: Manifest) -> ReferenceSettings:
+    """Return the settings that a bank was built with.
+
+    Raises:
+        ValueError: they are damaged, or another version's.
+    """
+    try:
+        return ReferenceSettings(**manifest.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{manifest.path}: settings are damaged or another version's ({error}); "
+            "build the bank again"
+        ) from error
+
+
+def build_bank(
+    names: Sequence[str],
+    models: Models,
+    *,
+    settings: ReferenceSettings | None = None,
+    cache_dir: str | Path | None = None,
+    references: Mapping[str, Sequence[ImageSource]] | None = None,
+    points: Mapping[str, Sequence[Point]] | None = None,
+    progress: Progress = iter,
+) -> ReferenceBank:
+    """Build the reference bank of some classes, drawing only what the cache lacks (Sec. 3.4).
+
+    Args:
+        names: classes to draw; they come first in the bank, then the classes of `references`.
+        models: from `load_preset`; replace any stage with `dataclasses.replace`.
+        settings: settings of flow 1; default: the preset's.
+        cache_dir: folder that keeps references and manifests; default: the user's cache folder.
+        references: further classes from photographs: name -> paths, PIL images or arrays.
+        points: for some of those classes, a point (x, y) on the object in each photograph.
+        progress: wraps the class names while they are built, e.g. `tqdm.tqdm`.
+
+    Returns:
+        The bank; `names[0]` is the background.
+
+    Raises:
+        ValueError: names are blank, repeated or unknown to the model, or a class has no usable
+            foreground.
+    """
+    _, groups = build_references(
+        names,
+        models,
+        settings=settings,
+        cache_dir=cache_dir,
+        references=references,
+        points=points,
+        progress=progress,
+    )
+    return assemble_bank(groups, settings or models.references, models.encoder.fingerprint)
+
+
+def _drop_invalid(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "n D"]:
+    return rows[np.isfinite(rows).all(axis=1)]

@@ -1,0 +1,288 @@
+"""The reference bank on disk: a folder per class, and a manifest, written last, that lists them.
+
+    <cache>/references/<class>-<digest>/  prototypes.safetensors, image-00.png, mask-00.png, ...,
+                                          references.json (sha256 of each file)
+    <cache>/banks/<digest>.json           class names, their folders, settings, versions
+
+Folders never change once they are there. A killed run leaves whole folders or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from rimjax.files import (
+    atomic_file,
+    atomic_folder,
+    check_plain_name,
+    digest,
+    package_versions,
+    sha256,
+)
+from rimjax.models.protocols import Generated
+
+ARRAYS = ("foreground", "background", "whole", "attention", "points")
+_ARRAY_FILE, _RECORD_FILE = "prototypes.safetensors", "references.json"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReferences:
+    """A class's images and their prototypes.
+
+    Attributes:
+        name: class name.
+        images: RGB images, or None where only the arrays were read.
+        masks: foreground masks, or None likewise.
+        attention: averaged cross-attention in 0..1 (zeros for photographs).
+        points: prompt points (x, y) in pixels; NaN where fewer were sampled.
+        fallbacks: number of masks that come from the attention map alone.
+        foreground: features pooled under the mask (Eq. 4); NaN where it covers nothing.
+        background: features pooled under the mask's complement; NaN likewise.
+        whole: features pooled over the whole image (Table 2, row 2).
+        drawing: digest of what images and attention depend on; "" for photographs.
+    """
+
+    name: str
+    images: UInt8[np.ndarray, "K H W 3"] | None
+    masks: Bool[np.ndarray, "K H W"] | None
+    attention: Float32[np.ndarray, "K h w"]
+    points: Float32[np.ndarray, "K n 2"]
+    fallbacks: int
+    foreground: Float32[np.ndarray, "K D"]
+    background: Float32[np.ndarray, "K D"]
+    whole: Float32[np.ndarray, "K D"]
+    drawing: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bank's table of contents.
+
+    Attributes:
+        names: classes in order, without the background.
+        folders: folder name of each class's references.
+        settings: fields of `ReferenceSettings`.
+        preset: name of the preset that the models come from.
+        encoder: fingerprint of the encoder that computed the features.
+        path: the manifest's file.
+    """
+
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+    settings: dict[str, Any]
+    preset: str
+    encoder: str
+    path: Path
+
+    @property
+    def cache(self) -> Path:
+        """The cache folder that holds this bank."""
+        return self.path.parent.parent
+
+
+def locate_cache(cache_dir: str | Path | None) -> Path:
+    """Return the given folder, or RIMJAX_CACHE, or the user's cache folder.
+
+    Raises:
+        ValueError: it is a file.
+    """
+    folder = Path(cache_dir or os.environ.get("RIMJAX_CACHE") or user_cache_path("rimjax"))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"cache_dir must be a folder, got the file {folder}")
+    return folder
+
+
+def locate_references(cache: Path, name: str, key: str) -> Path:
+    """Return a class's folder: its name in plain letters, and the digest of its dependencies."""
+    letters = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "class"
+    return cache / "references" / f"{letters}-{key}"
+
+
+def write_references(path: Path, references: ClassReferences) -> None:
+    """Write a class's folder whole or not at all; where it exists already, it stays."""
+    if references.images is None or references.masks is None:
+        raise ValueError("references must be read with their pictures to be written")
+    with atomic_folder(path) as folder:
+        arrays = {name: np.ascontiguousarray(getattr(references, name)) for name in ARRAYS}
+        (folder / _ARRAY_FILE).write_bytes(save(arrays))
+        for index, pair in enumerate(zip(references.images, references.masks, strict=True)):
+            for kind, pixels in zip(("image", "mask"), pair, strict=True):
+                Image.fromarray(pixels).save(folder / f"{kind}-{index:02d}.png")
+        record = {
+            "name": references.name,
+            "fallbacks": references.fallbacks,
+            "drawing": references.drawing,
+            "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+        }
+        (folder / _RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def read_references(path: Path, pictures: bool = False) -> ClassReferences:
+    """Read a class's folder, checking each file that is read against its sha256.
+
+    Args:
+        path: the class's folder.
+        pictures: read images and masks too.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    remedy = "delete that folder and build the bank again"
+    try:
+        record = json.loads((path / _RECORD_FILE).read_text(encoding="utf-8"))
+        files = {_ARRAY_FILE: record["files"][_ARRAY_FILE]}
+        if pictures:
+            files |= record["files"]
+        for name, expected in files.items():
+            if sha256(path / check_plain_name(name, path / _RECORD_FILE)) != expected:
+                raise ValueError(f"{path}: {name} differs from its recorded sha256; {remedy}")
+        arrays = load_file(path / _ARRAY_FILE)
+        return ClassReferences(
+            name=record["name"],
+            images=_read_pictures(path, files, "image-") if pictures else None,
+            masks=_read_pictures(path, files, "mask-") if pictures else None,
+            fallbacks=record["fallbacks"],
+            drawing=record["drawing"],
+            **{name: arrays[name] for name in ARRAYS},
+        )
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        UnicodeDecodeError,
+    ) as error:
+        raise ValueError(f"{path}: incomplete or damaged ({error}); {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {_RECORD_FILE} is damaged ({error}); {remedy}") from error
+
+
+def _read_pictures(path: Path, files: dict[str, str], prefix: str) -> np.ndarray:
+    names = sorted(name for name in files if name.startswith(prefix))
+    return np.stack([np.asarray(Image.open(path / name)) for name in names])
+
+
+def find_drawing(cache: Path, name: str, drawing: str) -> Generated | None:
+    """Return a class's drawn images from the cache, or None.
+
+    Another encoder, masker or threshold therefore draws nothing again.
+    """
+    pattern = locate_references(cache, name, "*")
+    for path in sorted(pattern.parent.glob(f"{pattern.name}/{_RECORD_FILE}")):
+        try:
+            if json.loads(path.read_text(encoding="utf-8")).get("drawing") == drawing:
+                references = read_references(path.parent, pictures=True)
+                assert references.images is not None
+                return Generated(images=references.images, attention=references.attention)
+        except (ValueError, OSError, AttributeError):  # a damaged folder is of no use here
+            continue
+    return None
+
+
+def write_manifest(
+    cache: Path,
+    *,
+    names: Sequence[str],
+    folders: Sequence[str],
+    settings: dict[str, Any],
+    preset: str,
+    encoder: str,
+) -> Manifest:
+    """Write a bank's manifest under a name that digests its contents."""
+    contents = {
+        "names": list(names),
+        "folders": list(folders),
+        "settings": settings,
+        "preset": preset,
+        "encoder": encoder,
+    }
+    path = cache / "banks" / f"{digest(contents)[:12]}.json"
+    with atomic_file(path) as temporary:
+        text = json.dumps({**contents, "versions": package_versions()}, indent=1)
+        temporary.write_text(text, encoding="utf-8")
+    return Manifest(tuple(names), tuple(folders), settings, preset, encoder, path)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read a bank's manifest.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it isn't a manifest, or it names a file outside its bank.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such bank; `rimjax bank build` prints the path of a bank"
+        )
+    remedy = "build the bank again"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        names, folders = tuple(fields["names"]), tuple(fields["folders"])
+        manifest = Manifest(
+            names, folders, fields["settings"], fields["preset"], fields["encoder"], path
+        )
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a bank manifest, or damaged ({error!r}); {remedy}"
+        ) from error
+    if not all(isinstance(text, str) for text in (*names, *folders)) or not names:
+        raise ValueError(f"{path}: not a bank manifest, or damaged (names aren't texts); {remedy}")
+    if len(set(names)) < len(names) or len(names) != len(folders):
+        raise ValueError(
+            f"{path}: damaged ({len(set(names))} distinct names, {len(folders)} folders); {remedy}"
+        )
+    for folder in folders:
+        check_plain_name(folder, path)
+    return manifest
+
+
+def read_all_references(manifest: Manifest, pictures: bool = False) -> list[ClassReferences]:
+    """Read the references of a bank in its class order.
+
+    Raises:
+        ValueError: a folder is missing or damaged, or holds another class than the manifest says.
+    """
+    bank = [
+        read_references(manifest.cache / "references" / folder, pictures)
+        for folder in manifest.folders
+    ]
+    for name, references in zip(manifest.names, bank, strict=True):
+        if references.name != name:
+            raise ValueError(
+                f"{manifest.path}: the folder for {name!r} holds {references.name!r}; "
+                "build the bank again"
+            )
+    return bank
+
+
+def digest_references(manifest: Manifest) -> str:
+    """Return a digest of a bank's class names and references, the same wherever the bank is kept.
+
+    Raises:
+        ValueError: a folder is missing or damaged.
+    """
+    arrays = []
+    for folder in manifest.folders:
+        path = manifest.cache / "references" / folder / _RECORD_FILE
+        try:
+            arrays.append(json.loads(path.read_text(encoding="utf-8"))["files"][_ARRAY_FILE])
+        except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path}: incomplete or damaged ({error}); build the bank again"
+            ) from error
+    return digest([manifest.names, manifest.encoder, arrays])

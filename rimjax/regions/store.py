@@ -1,0 +1,76 @@
+"""Keep images' regions on disk, so that no sweep proposes or encodes an image twice.
+
+<cache>/regions/<proposals digest>/<image digest>.npz    masks, packed as bits
+<cache>/regions/<features digest>/<image digest>.npz     features and their validity
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import UInt8
+
+from rimjax.files import atomic_file, digest, step_versions
+from rimjax.models.protocols import Proposer
+from rimjax.types import Regions
+
+Arrays = dict[str, np.ndarray]
+PoolFeatures = Callable[[np.ndarray, np.ndarray], Regions]
+"""Image uint8[H, W, 3] and masks bool[M, H, W] to regions with features."""
+
+
+@dataclass(frozen=True)
+class RegionStore:
+    """Regions of images, kept in a folder.
+
+    Attributes:
+        folder: created when the first image is stored.
+        proposer: proposes the regions.
+        pool: computes their features.
+        fingerprint: digest of what the features depend on besides image and masks.
+    """
+
+    folder: Path
+    proposer: Proposer
+    pool: PoolFeatures
+    fingerprint: str
+
+    def load(self, image: UInt8[np.ndarray, "H W 3"]) -> Regions:
+        """Return an image's regions, computing and storing what isn't there or is damaged."""
+        shape = np.array(image.shape, np.int64).tobytes()
+        name = f"{hashlib.sha256(shape + image.tobytes()).hexdigest()[:24]}.npz"
+        proposals = digest([self.proposer.fingerprint, step_versions("propose")])
+        features = digest([proposals, self.fingerprint, step_versions("encode", "pool")])
+
+        def propose() -> Arrays:
+            masks = self.proposer.propose(image)
+            rows = masks.reshape(len(masks), math.prod(masks.shape[1:]))
+            return {"bits": np.packbits(rows, axis=1)}
+
+        bits = _load_or_compute(self.folder / proposals / name, propose)["bits"]
+        pixels = np.unpackbits(bits, axis=1, count=image.shape[0] * image.shape[1])
+        masks = pixels.astype(bool).reshape(len(bits), *image.shape[:2])
+
+        def pool() -> Arrays:
+            regions = self.pool(image, masks)
+            return {"features": np.asarray(regions.features), "valid": np.asarray(regions.valid)}
+
+        return Regions(masks=masks, **_load_or_compute(self.folder / features / name, pool))
+
+
+def _load_or_compute(path: Path, compute: Callable[[], Arrays]) -> Arrays:
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
+        arrays = compute()
+    with atomic_file(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    return arrays

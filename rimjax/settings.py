@@ -1,0 +1,142 @@
+"""Settings of the two flows, and the named configurations. Imports no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import jax
+
+from rimjax.match.checks import AgentPolicy, Candidates, ScoreMap, Similarity
+
+MAX_SEED = 2**32
+
+
+def check_choices(settings: object) -> None:
+    """Raise ValueError for a dataclass field whose value isn't among its `Literal` type's."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            choices = ", ".join(map(str, get_args(hint)))
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def check_least(settings: object, least: float, *names: str) -> None:
+    """Raise ValueError for a named field that is below `least`, or NaN."""
+    for name in names:
+        if not getattr(settings, name) >= least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed outside [0, 2^32)."""
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed must be in [0, 2^32), got {seed}")
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """How references are drawn and summarised: the paper's choices where it states them.
+
+    Attributes:
+        num_images: K, synthetic images of a class.
+        threshold: share of its maximum above which the averaged attention map counts as foreground
+            (Sec. 4.2: 0.7).
+        num_points: prompt points drawn from the binarised map (Sec. 4.2: 5).
+        num_subcategories: T, clusters of a class's prototypes (Fig. 5a: 8); 1 gives Eq. 9.
+        foreground_mask: pool under the foreground mask; False pools over the whole image
+            (Table 2, row 2).
+        whiten: ridge of the within-class whitening of features (`rimjax.steps.whiten`), which isn't
+            in the paper; 0 leaves features as they are.
+        seed: random seed in [0, 2^32); each class folds its name into it.
+    """
+
+    num_images: int = 32
+    threshold: float = 0.7
+    num_points: int = 5
+    num_subcategories: int = 8
+    foreground_mask: bool = True
+    whiten: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "num_images", "num_points", "num_subcategories")
+        check_least(self, 0, "whiten")
+        check_seed(self.seed)
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold must be in [0, 1), got {self.threshold}")
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How regions are compared with references (Sec. 3.5); see `rimjax.match.match`.
+
+    Attributes:
+        num_agents: N, category agents of a region (Sec. 4.2: 4).
+        score_map: how cosines become positive scores: "clip", "exp" or "shift".
+        temperature: temperature of "exp".
+        similarity: "relation" (Eq. 9) or "cosine" (plain matching, Table 2's rows 2 and 3).
+        candidates: classes that may win: "all" (Eq. 9), or "agents", the region's own.
+        agent_policy: "top" or "random" (Table 5).
+        seed: random seed of the "random" policy, in [0, 2^32).
+    """
+
+    num_agents: int = 4
+    score_map: ScoreMap = "clip"
+    temperature: float = 0.1
+    similarity: Similarity = "relation"
+    candidates: Candidates = "all"
+    agent_policy: AgentPolicy = "top"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 1, "num_agents")
+        check_seed(self.seed)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def as_keywords(self) -> dict[str, Any]:
+        """Return the keyword arguments of `rimjax.match.match` for these settings."""
+        keywords = {name: getattr(self, name) for name in MatchSettings.__dataclass_fields__}
+        seed = keywords.pop("seed")
+        return keywords | {"key": jax.random.key(seed) if self.agent_policy == "random" else None}
+
+
+@dataclass(frozen=True)
+class SegmentSettings(MatchSettings):
+    """How regions are named and assembled into a label map.
+
+    Attributes:
+        assembly: "paint" (large regions first) or "vote" (mean of the class scores at each pixel).
+    """
+
+    assembly: Literal["paint", "vote"] = "paint"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A named set of settings that is independent of the models.
+
+    Attributes:
+        num_subcategories: T, see `ReferenceSettings`.
+        whiten: see `ReferenceSettings`.
+        segmentation: settings of the second flow.
+    """
+
+    num_subcategories: int = 8
+    whiten: float = 0.0
+    segmentation: SegmentSettings = field(default_factory=SegmentSettings)
+
+    def adjust(self, references: ReferenceSettings) -> ReferenceSettings:
+        """Return reference settings with this configuration's T and whitening."""
+        subcategories, whiten = self.num_subcategories, self.whiten
+        return replace(references, num_subcategories=subcategories, whiten=whiten)
+
+
+CONFIGURATIONS = {
+    "paper": Configuration(),
+    "rimjax": Configuration(1, 1.0, SegmentSettings(score_map="exp", candidates="agents")),
+}
+"""`paper` follows the paper to the letter and never changes; `rimjax` did best on validation
+scenes (experiments/README.md)."""

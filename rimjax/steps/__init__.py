@@ -1,0 +1,1 @@
+"""The method's steps besides matching, as functions of arrays."""

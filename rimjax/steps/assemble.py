@@ -1,0 +1,72 @@
+"""From named regions to a label map. The paper leaves overlaps open; `paint` is the default."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from numpy.typing import ArrayLike
+
+
+def paint(masks: ArrayLike, labels: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+    """Paint regions over each other, large before small, so that small regions stay visible.
+
+    Of equal areas the first region stays on top.
+
+    Args:
+        masks: bool[P, H, W].
+        labels: integer class of each region, [P]; -1 leaves a region out.
+        shape: (H, W).
+
+    Returns:
+        The class of each pixel; pixels under no region are background, 0.
+
+    Raises:
+        ValueError: shapes that don't fit.
+    """
+    masks, labels = _check_masks(masks, shape), np.asarray(labels)
+    if labels.shape != masks.shape[:1]:
+        raise ValueError(f"labels must have shape [P={len(masks)}], got {list(labels.shape)}")
+    canvas = np.zeros(shape, np.int32)
+    areas = masks.sum(axis=(1, 2))
+    for region in np.argsort(areas, kind="stable")[::-1]:
+        if labels[region] >= 0:
+            canvas[masks[region]] = labels[region]
+    return canvas
+
+
+def vote(masks: ArrayLike, scores: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+    """Label each pixel by the highest mean class score of the regions over it.
+
+    Ties go to the lowest class.
+
+    Args:
+        masks: bool[P, H, W].
+        scores: float[P, C]; a row of zeros changes nothing.
+        shape: (H, W).
+
+    Returns:
+        The class of each pixel; pixels under no region are background, 0.
+
+    Raises:
+        ValueError: shapes that don't fit, NaN or infinity.
+    """
+    masks, scores = _check_masks(masks, shape), np.asarray(scores, np.float32)
+    if scores.ndim != 2 or scores.shape[0] != len(masks):
+        raise ValueError(f"scores must have shape [P={len(masks)}, C], got {list(scores.shape)}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite, got NaN or infinity")
+    if len(masks) == 0:
+        return np.zeros(shape, np.int32)
+    flat = masks.reshape(len(masks), -1)
+    totals = flat.T.astype(np.float32) @ scores  # [H*W, C]; sums have the same argmax as means
+    return np.where(flat.any(axis=0), totals.argmax(axis=1), 0).astype(np.int32).reshape(shape)
+
+
+def _check_masks(masks: ArrayLike, shape: tuple[int, int]) -> Bool[np.ndarray, "P H W"]:
+    masks = np.asarray(masks, bool)
+    if len(masks) == 0:
+        return np.zeros((0, *shape), bool)
+    if masks.shape[1:] != tuple(shape):
+        size = f"(H, W) = {tuple(shape)}"
+        raise ValueError(f"masks must have shape [P, H, W], {size}, got {list(masks.shape)}")
+    return masks

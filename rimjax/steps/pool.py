@@ -1,0 +1,94 @@
+"""Masked average pooling (Eq. 4, 5): a region's feature is the mean of the features under it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Shaped
+
+from rimjax.steps.resize import bilinear_matrix
+from rimjax.types import AnyArray, Regions, bucket_size
+
+_BLOCK = 16  # masks converted to float32 together: all P at once would take gigabytes
+
+
+def resize_masks(
+    masks: Shaped[np.ndarray, "P H W"], size: tuple[int, int]
+) -> Float32[np.ndarray, "P h w"]:
+    """Resize masks to a grid: bilinear, antialiased where it shrinks.
+
+    Runs on the host, so that images of any size compile nothing.
+
+    Args:
+        masks: booleans, or weights in [0, 1].
+        size: (h, w) of the grid.
+
+    Returns:
+        The share of each cell that a mask covers, in [0, 1]; an empty mask stays all 0.
+
+    Raises:
+        ValueError: masks have another rank.
+    """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must have shape [P, H, W], got {list(masks.shape)}")
+    rows = bilinear_matrix(masks.shape[1], size[0], antialias=True)
+    columns = bilinear_matrix(masks.shape[2], size[1], antialias=True)
+    grids = np.zeros((len(masks), *size), np.float32)
+    for start in range(0, len(masks), _BLOCK):
+        block = masks[start : start + _BLOCK].astype(np.float32)
+        grids[start : start + _BLOCK] = rows @ (block @ columns.T)
+    return grids
+
+
+def average_features(
+    features: Float[AnyArray, "h w D"], weights: Float[AnyArray, "P h w"]
+) -> tuple[Float32[Array, "P D"], Bool[Array, " P"]]:
+    """Compute the weighted mean of the features under each mask (Eq. 4, 5), in float32.
+
+    Args:
+        features: feature map.
+        weights: weights >= 0 of any scale, on the features' grid.
+
+    Returns:
+        The means, and whether each mask has any weight. A mask without weight has feature 0, never
+        NaN, gradients included.
+
+    Raises:
+        ValueError: wrong ranks, or grids that differ.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features must have shape [h, w, D], got {list(features.shape)}")
+    if weights.ndim != 3 or weights.shape[1:] != features.shape[:2]:
+        raise ValueError(
+            f"weights must have shape [P, h, w] with (h, w) = {features.shape[:2]}, "
+            f"got {list(weights.shape)}"
+        )
+    weights, features = jnp.asarray(weights, jnp.float32), jnp.asarray(features, jnp.float32)
+    total = weights.sum(axis=(1, 2))
+    valid = total > 0
+    sums = jnp.einsum("phw,hwd->pd", weights, features, precision=lax.Precision.HIGHEST)
+    return jnp.where(valid[:, None], sums / jnp.where(valid, total, 1)[:, None], 0), valid
+
+
+def pool_regions(features: Float[AnyArray, "h w D"], masks: Shaped[np.ndarray, "M H W"]) -> Regions:
+    """Average an image's features under its masks (Eq. 5).
+
+    Rows are padded to `bucket_size(M)` here, the only time on the way to matching; so the number of
+    compilations is bounded whatever the number and size of images.
+
+    Args:
+        features: feature map.
+        masks: masks of the image's size.
+
+    Returns:
+        Regions in NumPy whose rows past M are invalid, and the masks as they came.
+    """
+    weights = resize_masks(masks, (features.shape[0], features.shape[1]))
+    padding = np.zeros((bucket_size(len(masks)) - len(masks), *weights.shape[1:]), np.float32)
+    pooled, valid = _average(features, np.concatenate([weights, padding]))
+    return Regions(np.asarray(pooled), masks, np.asarray(valid))
+
+
+_average = jax.jit(average_features)

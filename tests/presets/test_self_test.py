@@ -1,0 +1,317 @@
+"""The paper preset's choices, and its self-test with random weights, on a preset of the same make with tiny models."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from cli import run
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+import ported_weights
+import rimjax
+from ported_weights.sources import sources
+from rimjax.references import store
+from rimjax.presets.catalogue import PRESETS, EncoderChoice, MaskerChoice
+from rimjax.models import random_weights, sam
+from rimjax.models.deferred import DeferredGenerator
+from rimjax.models.sam import ProposalConfig, SamConfig
+from rimjax.models.vit import ViTConfig, ViTEncoder, param_shapes
+
+torch = pytest.importorskip("torch", reason="SAM runs on torch")
+registry = pytest.importorskip(
+    "segment_anything", reason="SAM is segment-anything's"
+).sam_model_registry
+
+TINY_SAM = SamConfig(64, 8, 32, 2, 2, (1,), 4, 32, decoder_heads=4, decoder_mlp_dim=64)
+TINY_VIT = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 8, "image_size": 32}
+TINY_DIFFUSION = {
+    "unet": {
+        **random_weights.STABLE_DIFFUSION["unet"],
+        "sample_size": 8,
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "block_out_channels": [32],
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 32,
+    },
+    "vae": {
+        **random_weights.STABLE_DIFFUSION["vae"],
+        "sample_size": 16,
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [16, 32],
+        "norm_num_groups": 8,
+    },
+    "text_encoder": {
+        **random_weights.STABLE_DIFFUSION["text_encoder"],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+        "vocab_size": 300,
+    },
+    "scheduler": random_weights.STABLE_DIFFUSION["scheduler"],
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper preset with models that run in no time."""
+    paper = PRESETS["paper"]
+    choice = EncoderChoice("vit.safetensors", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), TINY_VIT)
+    small = replace(
+        paper,
+        maskers={"sam-vit-b": MaskerChoice("sam.pth", TINY_SAM)},
+        encoders={
+            "dinov2-base": choice,
+            "dinov2-small": replace(choice, vit={**TINY_VIT, "hidden_size": 64}),
+        },
+        proposals=ProposalConfig(points_per_side=3),
+    )
+    monkeypatch.setitem(PRESETS, "paper", small)
+    monkeypatch.setattr(random_weights, "STABLE_DIFFUSION", TINY_DIFFUSION)
+
+
+SELF_TEST = (
+    "--preset",
+    "paper",
+    "--random-weights",
+    "--steps",
+    "1",
+    "--images",
+    "1",
+    "--classes",
+    "cat",
+)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_both_commands_run_and_report_every_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("bank", "build", *SELF_TEST, "--cache-dir", tmp_path / "cache")
+    done = capsys.readouterr()
+    manifest = store.read_manifest(done.out.strip())
+    assert (
+        manifest.names == ("cat",)
+        and manifest.preset == "paper (random weights)"
+        and manifest.settings["num_images"] == 1
+    )
+    (shard,) = store.read_all_references(manifest, pictures=True)
+    assert (
+        shard.images is not None and shard.images.shape == (1, 16, 16, 3) and shard.images.std() > 1
+    )
+    assert "self-test: random weights: pictures, masks and labels mean nothing" in done.err
+    for stage in (
+        "load SAM and the encoder",
+        "generator.check",
+        "generator.generate",
+        "masker.mask",
+        "encoder.encode_batch",
+    ):
+        assert f"self-test: {stage}: " in done.err
+    assert done.err.count("peak memory so far") >= 5
+
+    run("bank", "add", manifest.path, "--classes", "dog", "--random-weights", "--steps", "1")
+    done = capsys.readouterr()
+    assert (
+        store.read_manifest(done.out.strip()).names == ("cat", "dog")
+        and done.err.count("generator.generate") == 1
+    )
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(
+        tmp_path / "photo.png"
+    )
+    run(
+        "segment",
+        tmp_path / "photo.png",
+        *SELF_TEST,
+        "--cache-dir",
+        tmp_path / "cache",
+        "--output",
+        tmp_path / "out.png",
+    )
+    said = capsys.readouterr().err
+    assert "masker.propose" in said and "encoder.encode:" in said and re.search(r"match \d", said)
+    assert "photo.png: 0 regions" not in said, "nothing would have been matched"
+    assert "generator." not in said, "the bank was there: Stable Diffusion must not be built"
+    assert np.asarray(Image.open(tmp_path / "out_labels.png")).shape == (40, 60)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_choices_dtypes_and_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    default, small = (
+        rimjax.load_preset("paper", random_weights=True, encoder=encoder)
+        for encoder in (None, "dinov2-small")
+    )
+    assert isinstance(default.encoder, ViTEncoder) and isinstance(small.encoder, ViTEncoder)
+    assert (default.encoder.config.hidden_size, small.encoder.config.hidden_size) == (32, 64)
+    assert isinstance(
+        default.generator, DeferredGenerator
+    ) and default.generator.fingerprint.startswith("random-0-")
+    assert "model" not in vars(default.generator)
+    other = replace(default.generator, config=replace(default.generator.config, steps=7))
+    assert (
+        other.fingerprint
+        != default.generator.fingerprint
+        != replace(default.generator, seed=1).fingerprint
+    )
+
+    def dtypes(**options: object) -> tuple[str, str]:
+        models = rimjax.load_preset("paper", random_weights=True, **options)  # pyright: ignore[reportArgumentType]
+        assert isinstance(models.encoder, ViTEncoder) and isinstance(
+            models.generator, DeferredGenerator
+        )
+        return models.generator.config.dtype, models.encoder.config.dtype
+
+    assert dtypes() == ("float32", "float32") and dtypes(dtype="bfloat16") == (
+        "bfloat16",
+        "bfloat16",
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert dtypes() == ("bfloat16", "bfloat16") and dtypes(dtype="float32") == (
+        "float32",
+        "float32",
+    )
+    mini = rimjax.load_preset("mini")
+    assert isinstance(mini.encoder, ViTEncoder) and mini.encoder.config.dtype == "float32"
+
+    with pytest.raises(
+        ValueError, match=r"encoder: preset 'paper' offers dinov2-base, dinov2-small, got 'dino'"
+    ):
+        rimjax.load_preset("paper", encoder="dino")
+    with pytest.raises(ValueError, match="masker: preset 'mini' offers mini, got 'sam-vit-h'"):
+        rimjax.load_preset("mini", masker="sam-vit-h")
+    with pytest.raises(ValueError, match="random_weights"):
+        rimjax.load_preset("mini", random_weights=True)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_weights_on_disk_are_loaded_and_checked(tmp_path: Path) -> None:
+    folder = tmp_path / "paper"
+    (folder / "stable-diffusion-v1-4").mkdir(parents=True)
+    config = ViTConfig(**TINY_VIT)
+    params = jax.tree.map(np.asarray, random_weights.vit(config, seed=3))
+    ported_weights.save_vit(params, config, folder / "vit.safetensors")
+    masker = sam.load(None, TINY_SAM, seed=5)
+    torch.save(masker.sam.state_dict(), folder / "sam.pth")
+    models = rimjax.load_preset("paper", tmp_path)
+    assert models.name == "paper" and models.masker.fingerprint == masker.fingerprint
+    assert isinstance(models.encoder, ViTEncoder)
+    jax.tree.map(np.testing.assert_array_equal, models.encoder.params, params)
+    with pytest.raises(
+        ValueError,
+        match=r"vit\.safetensors: another model's weights: expected hidden_size 64, got 32",
+    ):
+        rimjax.load_preset("paper", tmp_path, encoder="dinov2-small")
+    registers = replace(config, num_registers=4)
+    ported_weights.save_vit(
+        jax.tree.map(np.asarray, random_weights.vit(registers)),
+        registers,
+        folder / "vit.safetensors",
+    )
+    with pytest.raises(ValueError, match="expected num_registers 0, got 4"):
+        rimjax.load_preset("paper", tmp_path)
+    ported_weights.save_vit(params, config, folder / "vit.safetensors")
+    torch.save({"model": {"weight": torch.zeros(3)}}, folder / "sam.pth")
+    with pytest.raises(ValueError, match=r"sam\.pth: not the weights of this SAM"):
+        rimjax.load_preset("paper", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_sams_are_the_published_architectures(name: str) -> None:
+    with torch.device("meta"):
+        theirs = registry[name]().state_dict()
+        ours = sam.build(PRESETS["paper"].maskers[f"sam-{name.replace('_', '-')}"].sam).state_dict()
+    assert {key: tensor.shape for key, tensor in ours.items()} == {
+        key: tensor.shape for key, tensor in theirs.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["dinov2-small", "dinov2-base", "dinov2-large"])
+def test_encoders_have_the_published_files_size(name: str) -> None:
+    """Ours, and what comes after the last layer's keys, in float32, are the published file but for its header."""
+    config = ViTConfig(**PRESETS["paper"].encoders[name].vit or {})
+    size = config.hidden_size
+    ours = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))
+    query_value_out, mlp = 3 * (size * size + size), 8 * size * size + 5 * size
+    rest = (
+        query_value_out + mlp + 2 * size + 2 * size + 2 * size + size
+    )  # norm2, scales, final norm, mask token
+    published = sources()[name].files[0].bytes
+    assert published is not None and 0 < published - 4 * (ours + rest) < 60_000
+
+
+def test_every_choice_has_a_source_and_fits_its_patches() -> None:
+    paper = PRESETS["paper"]
+    vits = [name for name, choice in paper.encoders.items() if isinstance(choice, EncoderChoice)]
+    others = ["maskformer", "clip-image-text"]
+    kinds = {
+        "stable-diffusion": paper.generators,
+        "sam": paper.maskers,
+        "vit": vits,
+        "transformers": others,
+    }
+    for kind, names in kinds.items():
+        for name in names:
+            source = sources()[name]
+            assert (
+                source.kind in ({"dinov2", "clip", "mae"} if kind == "vit" else {kind})
+                and source.licence
+            )
+            assert (source.url is None) != (source.repo is None)
+            assert (
+                source.repo is None or len(source.revision or "") == 40 or name == "maskformer"
+            ), "its commit isn't known"
+            assert all(file.sha256 is None or len(file.sha256) == 64 for file in source.files)
+    assert set(sources()) == {*paper.generators, *paper.maskers, *vits, *others}
+    assert {sources()[name].becomes for name in others} == {
+        paper.proposers["maskformer"].path,
+        paper.image_text.path,
+    }
+    for choice in (paper.encoders[name] for name in vits):
+        assert isinstance(choice, EncoderChoice)
+        assert choice.input_size == 37 * ViTConfig(**choice.vit or {}).patch_size
+
+
+def test_random_leaves_have_the_right_size() -> None:
+    config = ViTConfig(hidden_size=128, num_layers=2, num_heads=2, patch_size=8, image_size=64)
+    flat = flatten_dict(random_weights.vit(config), sep="/")
+    assert flat["layers_0/fc2/kernel"].std() == pytest.approx(
+        (4 * 128) ** -0.5, rel=0.02
+    )  # 65,536 values: a standard error of 0.3 %
+    assert flat["patch_embedding/kernel"].std() == pytest.approx((8 * 8 * 3) ** -0.5, rel=0.03)
+    assert (flat["layers_0/norm1/scale"] == 1).all() and (flat["layers_0/key/bias"] == 0).all()
+    again = flatten_dict(random_weights.vit(config), sep="/")
+    assert all((flat[name] == again[name]).all() for name in flat)
+    assert (random_weights.vit(config, seed=1)["class_token"] != flat["class_token"]).any()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_random_cross_attention_is_not_flat() -> None:
+    """Flat maps lie over half their maximum everywhere: no background, no bank."""
+    unet = flatten_dict(random_weights.stable_diffusion().params["unet"], sep="/")
+    part = "mid_block/attentions_0/transformer_blocks_0/attn2"
+    assert unet[f"{part}/to_q/kernel"].std() == pytest.approx(9 / 32**0.5, rel=0.1)
+    assert unet[f"{part}/to_v/kernel"].std() == pytest.approx(1 / 32**0.5, rel=0.1)
+
+
+def test_stand_in_tokenizer() -> None:
+    tokenizer = random_weights.byte_tokenizer(49408, 77)
+    encoded = tokenizer(
+        "a cat, é", padding="max_length", max_length=77, return_offsets_mapping=True
+    )
+    assert len(tokenizer) == 49408 and len(encoded["input_ids"]) == 77
+    assert encoded["input_ids"][0] == 49406 and encoded["input_ids"][-1] == 49407
+    assert (
+        encoded["offset_mapping"][3] == (2, 3)
+        and tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "a cat, é"
+    )

@@ -1,0 +1,112 @@
+"""Masked average pooling: values known by hand, a NumPy oracle, and never NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rimjax.steps import pool
+
+
+def test_a_mask_as_fine_as_the_grid_is_left_alone():
+    masks = np.random.default_rng(0).random((3, 4, 5)) > 0.5
+    np.testing.assert_allclose(pool.resize_masks(masks, (4, 5)), masks, atol=1e-6)
+
+
+def test_shrinking_is_antialiased():
+    """Single pixels and stripes thinner than a cell would vanish, or fill the cell, under plain bilinear sampling."""
+    stripes = np.tile(np.arange(32) % 4 == 0, (32, 1))[None]
+    resized = np.asarray(pool.resize_masks(stripes, (4, 4)))
+    np.testing.assert_allclose(resized[0, 1:-1, 1:-1], 0.25, atol=1e-3)
+    pixel = np.zeros((1, 32, 32), bool)
+    pixel[0, 13, 13] = True
+    assert 0 < np.asarray(pool.resize_masks(pixel, (4, 4))).sum() < 0.1
+    assert resized.min() >= 0 and resized.max() <= 1
+
+
+def test_growing_is_bilinear():
+    np.testing.assert_allclose(
+        pool.resize_masks(np.array([[[0.0, 1.0]]]), (1, 4))[0, 0], [0, 0.25, 0.75, 1], atol=1e-6
+    )
+
+
+def test_many_masks_resize_as_one_by_one():
+    masks = np.random.default_rng(1).random((35, 9, 7)) > 0.5
+    together = np.asarray(pool.resize_masks(masks, (3, 4)))
+    alone = np.concatenate([pool.resize_masks(masks[i : i + 1], (3, 4)) for i in (0, 17, 34)])
+    np.testing.assert_allclose(together[[0, 17, 34]], alone, atol=1e-6)
+
+
+def test_average_equals_numpys():
+    rng = np.random.default_rng(2)
+    features, weights = (
+        rng.normal(size=(4, 5, 6)).astype(np.float32),
+        rng.random((3, 4, 5)).astype(np.float32),
+    )
+    pooled, valid = pool.masked_average(features, weights)
+    expected = [
+        np.average(features.reshape(-1, 6), axis=0, weights=w.ravel())
+        for w in weights.astype(np.float64)
+    ]
+    np.testing.assert_allclose(pooled, expected, atol=1e-5)
+    assert valid.all()
+    np.testing.assert_allclose(
+        pool.masked_average(features, weights * 1e-30)[0], pooled, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_no_weight_means_invalid_zero_and_finite_gradients():
+    features, weights = jnp.ones((2, 2, 3)), jnp.stack([jnp.zeros((2, 2)), jnp.ones((2, 2))])
+    pooled, valid = pool.masked_average(features, weights)
+    assert valid.tolist() == [False, True]
+    np.testing.assert_array_equal(pooled, [[0, 0, 0], [1, 1, 1]])
+    gradients = jax.grad(lambda f, w: pool.masked_average(f, w)[0].sum(), argnums=(0, 1))(
+        features, weights
+    )
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_pool_regions_picks_the_features_under_the_mask():
+    features = np.zeros((2, 2, 4), np.float32)
+    features[[0, 0, 1, 1], [0, 1, 0, 1], range(4)] = 1  # one feature per quadrant
+    masks = np.zeros((4, 8, 8), bool)
+    masks[0, :4, :4] = True
+    masks[1, 4:] = True
+    masks[2] = True
+    pooled, valid = pool.pool_regions(features, masks)
+    assert valid.tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(np.asarray(pooled).argmax(axis=1)[:1], [0])
+    np.testing.assert_allclose(pooled[1, 2:], pooled[1, 2], atol=1e-6)
+    assert (
+        pooled[1, 2] > 0.4 > 0.1 > pooled[1, 0]
+    )  # antialiasing lets a little of the neighbours in
+    np.testing.assert_allclose(pooled[2], 0.25, atol=1e-6)
+    np.testing.assert_array_equal(pooled[3], 0)
+
+
+def test_no_masks_and_low_precision_features():
+    pooled, valid = pool.pool_regions(jnp.ones((2, 2, 3), jnp.bfloat16), np.zeros((0, 8, 8), bool))
+    assert pooled.shape == (0, 3) and pooled.dtype == jnp.float32 and valid.shape == (0,)
+
+
+def test_one_compilation_per_shape():
+    compilations = pool.pool_regions._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    before = compilations()
+    for fill in (0, 1, 1):
+        pool.pool_regions(np.full((3, 3, 2), fill, np.float32), np.full((4, 6, 6), fill, bool))
+    assert compilations() - before == 1
+
+
+@pytest.mark.parametrize(
+    ("features", "weights", "message"),
+    [
+        ((2, 2), (1, 2, 2), "features must"),
+        ((2, 2, 3), (1, 3, 2), "weights must"),
+        ((2, 2, 3), (2, 2), "weights must"),
+    ],
+)
+def test_wrong_shapes_are_named(features, weights, message):
+    with pytest.raises(ValueError, match=message):
+        pool.masked_average(np.ones(features), np.ones(weights))
+    with pytest.raises(ValueError, match="masks must"):
+        pool.resize_masks(np.ones((4, 4)), (2, 2))
