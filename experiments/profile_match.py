@@ -17,7 +17,9 @@ from rimjax import bench
 from rimjax.match.arguments import Settings
 from rimjax.match.blocks import relation_matrix
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("folder", type=Path)
 parser.add_argument("--num-agents", type=int, default=4)
 parser.add_argument("--regions", type=int, default=10_000)
@@ -35,5 +37,7 @@ if __name__ == "__main__":
     program = compiled.as_text()
     (given.folder / "program.txt").write_text(program)
     temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    print(f"{program.count(' fusion(')} fused loops and products, {program.count(' while(')} while loops; {temporary:.1f} MiB temporary")
+    print(
+        f"{program.count(' fusion(')} fused loops and products, {program.count(' while(')} while loops; {temporary:.1f} MiB temporary"
+    )
     print(f"{given.folder}/program.txt and {given.folder}/plugins/profile/")

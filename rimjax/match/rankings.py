@@ -1,11 +1,12 @@
-"""One region against one reference: how alike their weights over the same N agents rank these (paper Eq. 7 and 9).
+"""One region against one reference: how alike their weights rank the same N agents (Eq. 7 and 9).
 
-Everything here is written for one pair, in terms of N numbers `s` (the region's weights) and N numbers `r` (the reference's). Only
-elementwise operations touch the numbers, so each may as well be an array of many pairs, `s[i]` of shape [1] or [P, 1] and `r[i]` of shape
-[R] or [P, R]. The pairs go last, where they vectorise; under `vmap` the gathers of `_by_level` would put them first.
+Everything here is written for one pair, in terms of the region's N weights `s` and the reference's
+N weights `r`. Only elementwise operations touch them, so each weight may also be an array of many
+pairs: `s[i]` of shape [1] or [P, 1], and `r[i]` of shape [R] or [P, R]. The pairs go last, where
+they vectorise; under `vmap` the gathers of `_sum_by_level` would put them first.
 
-`_STEPS` holds the recursion of each measure: the value of a subset S of the agents, from its members' weights and from the values of
-S without each of them. docs/match.md derives them.
+To add a measure, write its recursion and add an entry to `MEASURES`; docs/match/mathematics.md
+derives the recursions. To add a score map, add an entry to `SCORE_MAPS`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from operator import add
 
@@ -21,131 +23,205 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from rimjax.match.arguments import Measure, Method, ScoreMap
+from rimjax.types import AnyArray
 
-UNROLLED = 6  # agents up to which the lattice is unrolled: 30 times faster than by level, but every agent more doubles its compilation
-_CLIP, _SHIFT = 1e-6, 1e-9  # least weights of the score maps; (1 + cosine) / 2 is itself no finer than 3e-8
-_FLOOR = 1e-18  # least weight, relative to the largest: its square is still a normal float32, so gradients stay finite
+# The lattice is unrolled up to so many agents: 30 times faster than by level, but every further
+# agent doubles the time to compile.
+UNROLLED = 6
+_CLIP = 1e-6  # least weight of the score map "clip"
+_SHIFT = 1e-9  # of "shift"; (1 + cosine) / 2 is itself no finer than 3e-8
+# Least weight, relative to the largest: its square is still a normal float32, so gradients stay
+# finite.
+_FLOOR = 1e-18
 
-Numbers = Sequence[Array]  # one per agent
-Step = Callable[[Numbers, Numbers, Sequence[Array | float]], Array]
+Numbers = Sequence[AnyArray]  # an array per agent
+Values = Sequence[AnyArray | float]
 
 
-def relation(region: Numbers, reference: Numbers, temperature: Array, score_map: ScoreMap, measure: Measure, method: Method) -> Array:
-    """Similarity of a region and a reference, from their cosines to the region's N agents (Eq. 6 to 9)."""
-    s, r = weigh(region, temperature, score_map), weigh(reference, temperature, score_map)
-    return ranking_similarity(s, r, measure, method)
+# ---- cosines to weights
 
 
-def weigh(cosines: Numbers, temperature: Array, score_map: ScoreMap) -> Numbers:
-    """Positive weights of cosines: what Eq. 7 needs."""
-    if score_map == "clip":
-        return [jnp.maximum(cosine, _CLIP) for cosine in cosines]
-    if score_map == "shift":
-        return [jnp.maximum((1 + cosine) / 2, _SHIFT) for cosine in cosines]
-    top = lax.stop_gradient(reduce(jnp.maximum, cosines))  # rankings don't depend on scale: the largest weight is 1, nothing overflows
+def _weigh_by_exp(cosines: Numbers, temperature: Array | float) -> Numbers:
+    # Rankings don't depend on scale: the largest weight is 1, so nothing overflows.
+    top = lax.stop_gradient(reduce(jnp.maximum, cosines))
     return [jnp.maximum(jnp.exp((cosine - top) / temperature), _FLOOR) for cosine in cosines]
 
 
-def scaled(weights: Float[Array, " N"]) -> Float[Array, " N"]:
-    """Weights over a power of two, which rounds nothing, so that the largest is in [1, 4); no weight is less than `_FLOOR` of it.
+SCORE_MAPS: dict[str, Callable[[Numbers, Array | float], Numbers]] = {
+    "clip": lambda cosines, _: [jnp.maximum(cosine, _CLIP) for cosine in cosines],
+    "exp": _weigh_by_exp,
+    "shift": lambda cosines, _: [jnp.maximum((1 + cosine) / 2, _SHIFT) for cosine in cosines],
+}
 
-    Rankings don't depend on scale, so no gradient runs through the largest.
+
+def rescale_weights(weights: Float[Array, " N"]) -> Float[Array, " N"]:
+    """Divide weights by a power of two, which rounds nothing, so that the largest is in [1, 4).
+
+    No weight becomes less than 1e-18 of the largest. Rankings don't depend on scale, so no gradient
+    runs through the largest weight.
     """
     top = lax.stop_gradient(weights.max())
-    power = jnp.minimum(top / (2 * jnp.frexp(top)[0]), 2.0**126)  # of a larger one the reciprocal is no normal number
+    # The reciprocal of a power above 2^126 is not a normal number.
+    power = jnp.minimum(top / (2 * jnp.frexp(top)[0]), 2.0**126)
     power = jnp.where(top > 0, power, 1)
     return jnp.maximum(weights / power, _FLOOR * jnp.maximum(top / power, 1))
 
 
-def ranking_similarity(s: Numbers, r: Numbers, measure: Measure, method: Method) -> Array:
-    """A measure of two distributions over rankings, larger for likelier ones: exact, by the subset lattice or term by term."""
-    if method == "enumerate":
-        return _enumerated(s, r, measure)
-    unrolled = len(s) <= UNROLLED
-    lattice = partial(_unrolled if unrolled else _by_level, step=_STEPS[measure], single=_SINGLE[measure])
-    if measure == "kl":
-        return -lattice(s, r)
-    if measure == "bhattacharyya":
-        return lattice(s, r)
-    if unrolled:
-        return _normalised(lattice(s, r), lattice(s, s), lattice(r, r), measure)  # lattice(s, s): once per region, not per pair
-
-    # By level, the region goes along as one more reference, its own: a lattice less to compile.
-    joined = [jnp.concatenate([b, a], axis=-1) for a, b in zip(s, r, strict=True)]
-    both = lattice(s, joined)
-    return _normalised(both[..., :-1], both[..., -1:], lattice(joined, joined)[..., :-1], measure)
+# ---- the measures, each on a subset of k agents
 
 
-# ---- the measures, each on one subset of k agents
+def _sum(terms: Values) -> Array:
+    return reduce(add, terms)  # pyright: ignore[reportReturnType]
 
 
-def _product(s: Numbers, r: Numbers, rest: Sequence[Array | float]) -> Array:
-    """<P, Q>: sum of s_i/s(S) * r_i/r(S) * F(S without i). One reciprocal per sum: divisions cost ten times a product."""
-    return _sum([a * b * f for a, b, f in zip(s, r, rest, strict=True)]) * (1 / _sum(s)) * (1 / _sum(r))
+def _step_cosine(s: Numbers, r: Numbers, rest: Values) -> Array:
+    """Sum s_i/s(S) * r_i/r(S) * F(S without i): the inner product <P, Q>."""
+    # One reciprocal per sum: a division costs ten times a product.
+    drawn = _sum([a * b * f for a, b, f in zip(s, r, rest, strict=True)])
+    return drawn * (1 / _sum(s)) * (1 / _sum(r))
 
 
-def _covariance(s: Numbers, r: Numbers, rest: Sequence[Array | float]) -> Array:
-    """<P - 1/k!, Q - 1/k!>. Written with differences, so that equal weights give 0 exactly and nothing cancels."""
-    uneven = _sum([(s[i] - s[j]) * (r[i] - r[j]) for i, j in itertools.combinations(range(len(s)), 2)])
-    grown = _sum([a * b * f for a, b, f in zip(s, r, rest, strict=True)])
-    return (grown + uneven * (1 / math.factorial(len(s)))) * (1 / _sum(s)) * (1 / _sum(r))
+def _step_pearson(s: Numbers, r: Numbers, rest: Values) -> Array:
+    """Compute <P - 1/k!, Q - 1/k!>."""
+    # Written with differences, so that equal weights give 0 exactly and nothing cancels.
+    pairs = itertools.combinations(range(len(s)), 2)
+    uneven = _sum([(s[i] - s[j]) * (r[i] - r[j]) for i, j in pairs])
+    drawn = _sum([a * b * f for a, b, f in zip(s, r, rest, strict=True)])
+    return (drawn + uneven * (1 / math.factorial(len(s)))) * (1 / _sum(s)) * (1 / _sum(r))
 
 
-def _overlap(s: Numbers, r: Numbers, rest: Sequence[Array | float]) -> Array:
-    """Sum over rankings of sqrt(P Q)."""
-    grown = _sum([jnp.sqrt(a) * jnp.sqrt(b) * f for a, b, f in zip(s, r, rest, strict=True)])
-    return grown * lax.rsqrt(_sum(s)) * lax.rsqrt(_sum(r))  # a division by the square root would not be fused: 10 times slower
+def _step_bhattacharyya(s: Numbers, r: Numbers, rest: Values) -> Array:
+    """Sum sqrt(P Q) over rankings."""
+    drawn = _sum([jnp.sqrt(a) * jnp.sqrt(b) * f for a, b, f in zip(s, r, rest, strict=True)])
+    # A division by the square root would not be fused: ten times slower.
+    return drawn * lax.rsqrt(_sum(s)) * lax.rsqrt(_sum(r))
 
 
-def _divergence(s: Numbers, r: Numbers, rest: Sequence[Array | float]) -> Array:
-    """KL(P || Q): of the first draw, and of what is left, on average over the region's first draws."""
+def _step_kl(s: Numbers, r: Numbers, rest: Values) -> Array:
+    """Compute -KL(P || Q): of the first draw, plus the mean over first draws of the remainder's."""
     total = _sum(s)
-    return _sum([a * (jnp.log(a / b) + f) for a, b, f in zip(s, r, rest, strict=True)]) * (1 / total) - jnp.log(total / _sum(r))
+    drawn = _sum([a * (f - jnp.log(a / b)) for a, b, f in zip(s, r, rest, strict=True)])
+    return drawn * (1 / total) + jnp.log(total / _sum(r))
 
 
-_STEPS: dict[Measure, Step] = {"cosine": _product, "pearson": _covariance, "bhattacharyya": _overlap, "kl": _divergence}
-_SINGLE: dict[Measure, float] = {"cosine": 1.0, "pearson": 0.0, "bhattacharyya": 1.0, "kl": 0.0}  # a single agent has one ranking
+def _divide_by_lengths(sr: Array, ss: Array, rr: Array) -> Array:
+    return sr * lax.rsqrt(ss) * lax.rsqrt(rr)
 
 
-def _normalised(sr: Array, ss: Array, rr: Array, measure: Measure) -> Array:
-    """Inner product over lengths; for "pearson" 0 where a length is 0, since all weights are equal."""
-    if measure == "cosine":
-        return sr * lax.rsqrt(ss) * lax.rsqrt(rr)
-    known = (ss > 0) & (rr > 0)
-    return jnp.where(known, sr * lax.rsqrt(jnp.where(known, ss, 1)) * lax.rsqrt(jnp.where(known, rr, 1)), 0)
+def _divide_unless_uniform(sr: Array, ss: Array, rr: Array) -> Array:
+    """Divide by the lengths; 0 where a length is 0, because all weights are equal."""
+    uneven = (ss > 0) & (rr > 0)
+    scale = lax.rsqrt(jnp.where(uneven, ss, 1)) * lax.rsqrt(jnp.where(uneven, rr, 1))
+    return jnp.where(uneven, sr * scale, 0)
 
 
-def _sum(terms: Sequence[Array]) -> Array:
-    return reduce(add, terms)
+@dataclass(frozen=True)
+class Measure:
+    """A similarity of two distributions P and Q over rankings; a larger value is more alike.
+
+    Attributes:
+        step: value of a subset of k >= 2 agents, from its members' weights and from the values of
+            the subset without each of them.
+        single: value of a subset of a single agent, which has a single ranking.
+        total: value of all agents, term by term: P and Q, rankings along axis 0, to the value that
+            `step` computes.
+        normalise: values of (P, Q), (P, P) and (Q, Q) to the similarity; None where the value of
+            (P, Q) is the similarity.
+        lowest: the lowest similarity.
+    """
+
+    step: Callable[[Numbers, Numbers, Values], Array]
+    single: float
+    total: Callable[[Array, Array], Array]
+    normalise: Callable[[Array, Array, Array], Array] | None = None
+    lowest: float = 0.0
 
 
-# ---- two ways through the lattice
+MEASURES = {
+    "cosine": Measure(
+        _step_cosine, 1.0, lambda p, q: (p * q).sum(axis=0), normalise=_divide_by_lengths
+    ),
+    "bhattacharyya": Measure(
+        _step_bhattacharyya, 1.0, lambda p, q: (jnp.sqrt(p) * jnp.sqrt(q)).sum(axis=0)
+    ),
+    "pearson": Measure(
+        _step_pearson,
+        0.0,
+        lambda p, q: ((p - 1 / len(p)) * (q - 1 / len(q))).sum(axis=0),
+        normalise=_divide_unless_uniform,
+        lowest=-1.0,
+    ),
+    "kl": Measure(
+        _step_kl,
+        0.0,
+        lambda p, q: -(p * (jnp.log(p) - jnp.log(q))).sum(axis=0),
+        lowest=-math.inf,
+    ),
+}
 
 
-def _unrolled(s: Numbers, r: Numbers, step: Step, single: float) -> Array:
-    """The value of the whole set, a subset being the set bits of an integer. Sums that subsets share are computed once (XLA sees to it)."""
-    value: dict[int, Array | float] = {1 << i: single for i in range(len(s))}
+def compare_weights(s: Numbers, r: Numbers, measure: str, method: str) -> Array:
+    """Compare two distributions over rankings, by the subset lattice or term by term.
+
+    Args:
+        s: the region's N weights.
+        r: the reference's N weights.
+        measure: a key of `MEASURES`.
+        method: "lattice" or "enumerate"; both are exact.
+    """
+    chosen = MEASURES[measure]
+    if method == "enumerate":
+        s, r = compute_probabilities(jnp.stack(s)), compute_probabilities(jnp.stack(r))
+        value = chosen.total
+    else:
+        walk = _sum_unrolled if len(s) <= UNROLLED else _sum_by_level
+        value = partial(walk, measure=chosen)
+    if chosen.normalise is None:
+        return value(s, r)
+    if method == "enumerate" or len(s) <= UNROLLED:
+        # value(s, s) is computed once per region, not per pair.
+        return chosen.normalise(value(s, r), value(s, s), value(r, r))
+
+    # By level the region goes along as one more reference, its own: a lattice less to compile.
+    joined = [jnp.concatenate([b, a], axis=-1) for a, b in zip(s, r, strict=True)]
+    both = value(s, joined)
+    return chosen.normalise(both[..., :-1], both[..., -1:], value(joined, joined)[..., :-1])
+
+
+# ---- two ways through the lattice, and the paper's formula term by term
+
+
+def _sum_unrolled(s: Numbers, r: Numbers, measure: Measure) -> Array:
+    """Compute the value of the whole set; a subset is the set bits of an integer.
+
+    XLA computes the sums that subsets share once.
+    """
+    value: dict[int, Array | float] = {1 << i: measure.single for i in range(len(s))}
     for subset in range(1, 1 << len(s)):
         members = [i for i in range(len(s)) if subset >> i & 1]
         if len(members) > 1:
             rest = [value[subset ^ (1 << i)] for i in members]
-            value[subset] = step([s[i] for i in members], [r[i] for i in members], rest)
-    return jnp.broadcast_to(value[(1 << len(s)) - 1], jnp.broadcast_shapes(jnp.shape(s[0]), jnp.shape(r[0])))
+            value[subset] = measure.step([s[i] for i in members], [r[i] for i in members], rest)
+    shape = jnp.broadcast_shapes(jnp.shape(s[0]), jnp.shape(r[0]))
+    return jnp.broadcast_to(value[(1 << len(s)) - 1], shape)
 
 
-def _by_level(s: Numbers, r: Numbers, step: Step, single: float) -> Array:
-    """The same, all subsets of one size at a time: few operations to compile, whatever N."""
+def _sum_by_level(s: Numbers, r: Numbers, measure: Measure) -> Array:
+    """Compute the same value, all subsets of a size at a time: few operations, whatever N."""
     all_s, all_r = jnp.stack(s), jnp.stack(r)
-    value = jnp.full_like(all_s * all_r, single)
-    for members, without in _levels(len(s)):
-        value = step([all_s[i] for i in members.T], [all_r[i] for i in members.T], [value[rest] for rest in without.T])
+    value = jnp.full_like(all_s * all_r, measure.single)
+    for members, without in _list_levels(len(s)):
+        rest = [value[row] for row in without.T]
+        value = measure.step([all_s[i] for i in members.T], [all_r[i] for i in members.T], rest)
     return value[0]
 
 
 @lru_cache
-def _levels(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For k = 2..n, i32[subsets, k] each: the members of every subset of size k, and where, one level below, it is without that member."""
+def _list_levels(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """List, for k = 2..n, the members of every subset of size k, and its rows one level below.
+
+    Both are i32[subsets, k]; column j of the second is the row of the subset without member j.
+    """
     subsets = np.arange(1 << n)
     bits = subsets[:, None] >> np.arange(n) & 1
     row, levels = np.zeros(1 << n, np.int32), []
@@ -157,23 +233,9 @@ def _levels(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return levels[1:]
 
 
-# ---- the paper's formula, term by term
-
-
-def _enumerated(s: Numbers, r: Numbers, measure: Measure) -> Array:
-    p, q = ranking_probabilities(jnp.stack(s)), ranking_probabilities(jnp.stack(r))
-    if measure == "bhattacharyya":
-        return (jnp.sqrt(p) * jnp.sqrt(q)).sum(axis=0)
-    if measure == "kl":
-        return -(p * (jnp.log(p) - jnp.log(q))).sum(axis=0)
-    if measure == "pearson":
-        p, q = p - 1 / len(p), q - 1 / len(q)
-    return _normalised((p * q).sum(axis=0), (p * p).sum(axis=0), (q * q).sum(axis=0), measure)
-
-
-def ranking_probabilities(weights: Float[Array, "N ..."]) -> Float[Array, "rankings ..."]:
-    """Eq. 7, one ranking per row."""
+def compute_probabilities(weights: Float[Array, "N ..."]) -> Float[Array, "rankings ..."]:
+    """Compute the probability of every ranking (Eq. 7), in the order of `permutations`."""
     orders = np.array(list(itertools.permutations(range(len(weights)))), np.int32)
     ranked = weights[orders]  # [N!, N, ...]
-    left = jnp.cumsum(ranked[:, ::-1], axis=1)[:, ::-1]  # what each draw chooses from
-    return jnp.prod(ranked / left, axis=1)
+    remaining = jnp.cumsum(ranked[:, ::-1], axis=1)[:, ::-1]  # the sums that each draw chooses from
+    return jnp.prod(ranked / remaining, axis=1)

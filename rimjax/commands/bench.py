@@ -40,8 +40,13 @@ class Bench:
             raise ValueError(f"--dim must be at least 1, got {self.dim}")
         check_outputs(self.json)
         device = jax.devices()[0]
-        report: dict[str, Any] = {"device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores", "versions": versions()}
-        print(f"{report['device']}; float32; jax {report['versions']['jax']}, torch {report['versions']['torch']}\n")
+        report: dict[str, Any] = {
+            "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
+            "versions": versions(),
+        }
+        print(
+            f"{report['device']}; float32; jax {report['versions']['jax']}, torch {report['versions']['torch']}\n"
+        )
 
         print("Labels that differ from the float64 oracle's, on scores made close (N=4):")
         report["accuracy"] = bench.accuracy()
@@ -54,9 +59,19 @@ class Bench:
                     f"margin above 1e-5; largest margin {found['largest margin that disagrees']:.1e}"
                 )
 
-        sizes = [(4, 20, 30, 9), (6, 20, 30, 9)] if self.quick else [(4, 100, 648, 81), (6, 100, 648, 81)]
-        alone = [(7, 20, 30, 9)] if self.quick else [(10, 100, 648, 81), (16, 16, 64, 81), (4, 1000, 648, 81), (4, 10_000, 648, 81)]
-        print("\nSimilarities of P regions to R prototypes, medians: the whole call, from features; the kernel and its peers, from cosines")
+        sizes = (
+            [(4, 20, 30, 9), (6, 20, 30, 9)]
+            if self.quick
+            else [(4, 100, 648, 81), (6, 100, 648, 81)]
+        )
+        alone = (
+            [(7, 20, 30, 9)]
+            if self.quick
+            else [(10, 100, 648, 81), (16, 16, 64, 81), (4, 1000, 648, 81), (4, 10_000, 648, 81)]
+        )
+        print(
+            "\nSimilarities of P regions to R prototypes, medians: the whole call, from features; the kernel and its peers, from cosines"
+        )
         report["speed"] = []
         for size in [*sizes, *alone]:
             row = bench.speed(*size, self.dim, peers=size in sizes)
@@ -67,16 +82,24 @@ class Bench:
                 if "missing" in peer:
                     print(f"      {name:<38} {peer['missing']}")
                 else:
-                    print(f"      {name:<38} {peer['seconds'] * 1e3:>9.1f} ms  {peer['times the kernel']:>10.0f} times the kernel's")
+                    print(
+                        f"      {name:<38} {peer['seconds'] * 1e3:>9.1f} ms  {peer['times the kernel']:>10.0f} times the kernel's"
+                    )
 
         report["rates"] = bench.rates()
-        print("\nRoofline: operations over the rate of element-wise float32 arithmetic in cache, or bytes over bandwidth")
-        print(f"  {', '.join(f'{name} {value / 1e9:.1f} G/s' for name, value in report['rates'].items())}")
+        print(
+            "\nRoofline: operations over the rate of element-wise float32 arithmetic in cache, or bytes over bandwidth"
+        )
+        print(
+            f"  {', '.join(f'{name} {value / 1e9:.1f} G/s' for name, value in report['rates'].items())}"
+        )
         for row in report["speed"]:
             if row["N"] <= 6:
                 row["roofline"] = bench.roofline(row, report["rates"])
                 for part, found in row["roofline"].items():
-                    print(f"  {_size(row)} {part:<36} at least {found['seconds'] * 1e3:>7.2f} ms: ratio {found['ratio']:.2f}")
+                    print(
+                        f"  {_size(row)} {part:<36} at least {found['seconds'] * 1e3:>7.2f} ms: ratio {found['ratio']:.2f}"
+                    )
 
         print("\nCompilation:")
         report["compilation"] = []
@@ -88,7 +111,14 @@ class Bench:
             print("\nMemory, 10,000 classes of 8 prototypes:")
             report["memory"] = bench.memory(1000, 10_000, 8, self.dim)
             for row in report["memory"]:
-                print(f"  {row['call']}: " + ", ".join(f"{key} {value:.1f}" for key, value in row.items() if isinstance(value, float)))
+                print(
+                    f"  {row['call']}: "
+                    + ", ".join(
+                        f"{key} {value:.1f}"
+                        for key, value in row.items()
+                        if isinstance(value, float)
+                    )
+                )
         if self.trace is not None:
             bench.trace(self.trace, *(sizes[0] if self.quick else alone[-1]), self.dim)
             print(f"\ntrace: {self.trace}")

@@ -1,32 +1,51 @@
-"""Regions against references: the whole of Eq. 6 to 10 against a float64 brute-force oracle that enumerates every ranking."""
+"""Regions against references (Eq. 6-10), compared with a float64 oracle that enumerates."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from oracle import TOLERANCE, assert_same, cosine_similarity, features, make_bank, oracle_relation, oracle_similarity
+from oracle import (
+    TOLERANCE,
+    assert_same,
+    cosine_similarity,
+    features,
+    make_bank,
+    oracle_relation,
+    oracle_similarity,
+)
 
 from rimjax import match as m
-from rimjax.match import blocks
-from rimjax.match.arguments import Settings
+from rimjax.match.classify import MatchOptions, classify_regions
+from rimjax.match.tiling import Tiling
 from rimjax.types import ReferenceBank, Regions
 
 
 @pytest.mark.parametrize("method", ["lattice", "enumerate"])
-@pytest.mark.parametrize(("score_map", "temperature"), [("clip", 0.1), ("exp", 0.1), ("exp", 1.0), ("shift", 0.1)])
+@pytest.mark.parametrize(
+    ("score_map", "temperature"), [("clip", 0.1), ("exp", 0.1), ("exp", 1.0), ("shift", 0.1)]
+)
 def test_relation_equals_the_oracle(score_map, temperature, method):
     arrays = features(0, 5, 7, 9)
-    got = m.relation_aware_similarity(*arrays, score_map=score_map, temperature=temperature, method=method)
-    # A cosine's rounding of 1e-7 grows by up to 1/temperature in the exponent, and where clip cuts near 0
-    np.testing.assert_allclose(got, oracle_relation(*arrays, score_map=score_map, temperature=temperature), atol=1e-4)
+    got = m.relation_aware_similarity(
+        *arrays, score_map=score_map, temperature=temperature, method=method
+    )
+    # A cosine's rounding of 1e-7 grows by up to 1/temperature in the exponent, and where clip cuts
+    # near 0.
+    np.testing.assert_allclose(
+        got, oracle_relation(*arrays, score_map=score_map, temperature=temperature), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("n", range(1, 8))
 def test_labels_equal_the_oracles(n):
     bank = make_bank(n, classes=8, per_class=2)
     (regions,) = features(100 + n, 8 if n < 6 else 3)
-    scores = oracle_relation(regions, bank.prototypes, bank.classes, num_agents=n).reshape(len(regions), 8, 2).mean(axis=2)
+    scores = (
+        oracle_relation(regions, bank.prototypes, bank.classes, num_agents=n)
+        .reshape(len(regions), 8, 2)
+        .mean(axis=2)
+    )
     got = m.match(regions, bank, num_agents=n)
     np.testing.assert_allclose(got.scores, scores, atol=1e-4)
     if n > 1:  # a single agent has a single ranking: all classes tie
@@ -37,20 +56,30 @@ def test_labels_equal_the_oracles(n):
 
 
 def test_a_low_temperature_neither_overflows_nor_vanishes():
-    """Weights 2^-87 apart: plain exp(c / 0.01) overflows float32, and exp((c - 1) / 0.01) is zero for all of these."""
+    """Weights differ by up to 2^87: plain exp(c / 0.01) overflows, and exp((c - 1) / 0.01) is 0."""
     classes = np.eye(4, dtype=np.float32)
     region = np.array([[0.10, 0.12, 0.08, 0.11]], np.float32) - 0.5
     got = m.relation_aware_similarity(region, region, classes, score_map="exp", temperature=0.01)
     np.testing.assert_allclose(got, 1, atol=TOLERANCE)
-    other = m.relation_aware_similarity(region, region[:, ::-1], classes, score_map="exp", temperature=0.01)
-    np.testing.assert_allclose(other, oracle_relation(region, region[:, ::-1], classes, score_map="exp", temperature=0.01), atol=1e-4)
+    other = m.relation_aware_similarity(
+        region, region[:, ::-1], classes, score_map="exp", temperature=0.01
+    )
+    np.testing.assert_allclose(
+        other,
+        oracle_relation(region, region[:, ::-1], classes, score_map="exp", temperature=0.01),
+        atol=1e-4,
+    )
 
 
 def test_scale_type_and_class_order_change_nothing():
     regions, prototypes, classes = features(3, 6, 10, 5)
     got = m.relation_aware_similarity(regions, prototypes, classes)
-    np.testing.assert_allclose(m.relation_aware_similarity(regions * 1e25, prototypes * 1e-25, classes), got, atol=1e-4)
-    np.testing.assert_allclose(m.relation_aware_similarity(regions, prototypes, classes[::-1]), got, atol=1e-4)
+    np.testing.assert_allclose(
+        m.relation_aware_similarity(regions * 1e25, prototypes * 1e-25, classes), got, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        m.relation_aware_similarity(regions, prototypes, classes[::-1]), got, atol=1e-4
+    )
 
 
 def test_low_precision_inputs_are_computed_in_float32():
@@ -63,12 +92,17 @@ def test_low_precision_inputs_are_computed_in_float32():
 
 
 def large_bank(classes=150, prototypes=400):
-    """More classes and prototypes than a block has columns, their owners in no order, and two classes without any."""
-    rows, more, (owners,) = *features(31, classes, prototypes), np.random.default_rng(32).integers(1, classes - 1, (1, prototypes))
+    """Make a bank larger than a block, with unordered owners and two classes without prototypes."""
+    rows, more, (owners,) = (
+        *features(31, classes, prototypes),
+        np.random.default_rng(32).integers(1, classes - 1, (1, prototypes)),
+    )
     return ReferenceBank(jnp.asarray(more), jnp.asarray(owners), jnp.asarray(rows), ())
 
 
-LITTLE = 4 * (50 * 400 + 150 * 16) + 4 * 4 * 8 * 150  # bytes: room for the largest result below, and for eight regions at a time
+LITTLE = (
+    4 * (50 * 400 + 150 * 16) + 4 * 4 * 8 * 150
+)  # bytes: room for the largest result below, and for eight regions at a time
 
 
 @pytest.mark.parametrize("num_agents", [4, 7])
@@ -76,7 +110,9 @@ def test_blocks_change_no_similarity(num_agents):
     bank = large_bank()
     (regions,) = features(33, 50)
     whole, blocked = (
-        m.relation_aware_similarity(regions, bank.prototypes, bank.classes, num_agents=num_agents, max_bytes=limit)
+        m.relation_aware_similarity(
+            regions, bank.prototypes, bank.classes, num_agents=num_agents, max_bytes=limit
+        )
         for limit in (1 << 30, LITTLE)
     )
     np.testing.assert_allclose(blocked, whole, atol=1e-6)
@@ -88,19 +124,31 @@ def test_blocks_change_no_class_scores(similarity, candidates):
     bank = large_bank()
     (regions,) = features(34, 50)
     settings = dict(similarity=similarity, candidates=candidates)
-    whole, blocked = (m.match(regions, bank, max_bytes=limit, **settings) for limit in (1 << 30, LITTLE))
+    whole, blocked = (
+        m.match(regions, bank, max_bytes=limit, **settings) for limit in (1 << 30, LITTLE)
+    )
     assert_same(whole, blocked)
-    assert (np.asarray(whole.scores)[:, [0, -1]] == -1).all(), "classes without prototypes can't win"
+    assert (np.asarray(whole.scores)[:, [0, -1]] == -1).all(), (
+        "classes without prototypes can't win"
+    )
     if similarity == "cosine" and candidates == "all":
         cosines, owners = cosine_similarity(regions, bank.prototypes), np.asarray(bank.owners)
-        expected = np.stack([cosines[:, owners == c].mean(axis=1) for c in sorted(set(owners.tolist()))], axis=1)
-        np.testing.assert_allclose(np.asarray(whole.scores)[:, sorted(set(owners.tolist()))], expected, atol=1e-6)
+        expected = np.stack(
+            [cosines[:, owners == c].mean(axis=1) for c in sorted(set(owners.tolist()))], axis=1
+        )
+        np.testing.assert_allclose(
+            np.asarray(whole.scores)[:, sorted(set(owners.tolist()))], expected, atol=1e-6
+        )
 
 
 def test_the_compiled_program_keeps_to_its_blocks():
-    settings = Settings(4, "cosine", "lattice", "clip", "top", top_k=5, elements=8 * 400)
-    lowered = blocks.match_regions.lower(jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), 0.1, None, settings)
-    assert lowered.compile().memory_analysis().temp_size_in_bytes < 1 << 20, "P x R would be 6.4 MB, P x C 2.4 MB"
+    options, tiling = MatchOptions(top_k=5), Tiling(elements=8 * 400)
+    lowered = classify_regions.lower(
+        jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), None, 0.1, None, options, tiling
+    )
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 1 << 20, (
+        "P x R would be 6.4 MB, P x C 2.4 MB"
+    )
 
 
 @pytest.mark.parametrize("candidates", ["all", "agents"])
@@ -110,20 +158,29 @@ def test_top_k_are_the_best_of_all_the_winner_first(candidates):
     valid = np.arange(50) != 3
     full = m.match(Regions(regions, None, valid), bank, candidates=candidates)
     for limit in (1 << 30, LITTLE):
-        best = m.match(Regions(regions, None, valid), bank, candidates=candidates, top_k=6, max_bytes=limit)
+        best = m.match(
+            Regions(regions, None, valid), bank, candidates=candidates, top_k=6, max_bytes=limit
+        )
         np.testing.assert_array_equal(best.labels, full.labels)
-        np.testing.assert_array_equal(np.asarray(best.classes)[valid, 0], np.asarray(full.labels)[valid])
+        np.testing.assert_array_equal(
+            np.asarray(best.classes)[valid, 0], np.asarray(full.labels)[valid]
+        )
         picked = np.take_along_axis(np.asarray(full.scores), np.asarray(best.classes), axis=1)
         np.testing.assert_allclose(best.scores, picked, atol=1e-6)
-        np.testing.assert_allclose(np.sort(best.scores)[:, ::-1], np.sort(full.scores)[:, :-7:-1], atol=1e-6)
+        np.testing.assert_allclose(
+            np.sort(best.scores)[:, ::-1], np.sort(full.scores)[:, :-7:-1], atol=1e-6
+        )
     assert m.match(regions, make_bank(), top_k=99).scores.shape == (50, 6)
 
 
 def test_top_k_starts_with_the_label_where_scores_tie():
     classes = np.eye(4, dtype=np.float32)
-    bank = ReferenceBank.create(classes[[0, 1, 2, 2]], np.arange(4), classes, ("background", "a", "b", "twin of b"))
-    found = m.match(classes[2:3], bank, top_k=2)
-    assert found.labels.tolist() == [2] and found.classes is not None and found.classes.tolist() == [[2, 3]]
+    bank = ReferenceBank.create(
+        classes[[0, 1, 2, 2]], np.arange(4), classes, ("background", "a", "b", "twin of b")
+    )
+    best = m.match(classes[2:3], bank, top_k=2)
+    assert best.labels.tolist() == [2]
+    assert best.classes is not None and best.classes.tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize("measure", ["bhattacharyya", "pearson", "kl"])
@@ -131,23 +188,30 @@ def test_measures_of_regions_equal_the_oracle(measure):
     arrays = features(36, 5, 7, 9)
     got = m.relation_aware_similarity(*arrays, measure=measure, score_map="shift")
     # A cosine's rounding of 1e-7, over the weights' differences of 0.1 that pearson measures
-    np.testing.assert_allclose(got, oracle_relation(*arrays, measure=measure, score_map="shift"), atol=1e-4)
+    np.testing.assert_allclose(
+        got, oracle_relation(*arrays, measure=measure, score_map="shift"), atol=1e-4
+    )
 
 
 def test_a_class_that_may_not_win_is_below_every_divergence():
     bank = make_bank(37, classes=12, per_class=1)
     (regions,) = features(38, 8)
-    found = m.match(regions, bank, measure="kl", candidates="agents", num_agents=2)
-    is_agent = (np.arange(12) == np.asarray(found.agents)[:, :, None]).any(axis=1)
-    assert np.isneginf(np.asarray(found.scores)[~is_agent]).all() and np.isfinite(np.asarray(found.scores)[is_agent]).all()
-    assert is_agent[np.arange(8), found.labels].all()
+    result = m.match(regions, bank, measure="kl", candidates="agents", num_agents=2)
+    is_agent = (np.arange(12) == np.asarray(result.agents)[:, :, None]).any(axis=1)
+    assert (
+        np.isneginf(np.asarray(result.scores)[~is_agent]).all()
+        and np.isfinite(np.asarray(result.scores)[is_agent]).all()
+    )
+    assert is_agent[np.arange(8), result.labels].all()
 
 
 def test_agents_are_the_nearest_class_references_best_first():
     bank = make_bank(5)
     (regions,) = features(6, 8)
     cosines = cosine_similarity(regions, bank.classes)
-    np.testing.assert_array_equal(m.match(regions, bank).agents, np.argsort(-cosines, axis=1)[:, :4])
+    np.testing.assert_array_equal(
+        m.match(regions, bank).agents, np.argsort(-cosines, axis=1)[:, :4]
+    )
 
 
 def test_more_agents_than_classes_become_all_classes():
@@ -165,23 +229,44 @@ def test_ties_go_to_the_lowest_index():
     np.testing.assert_array_equal(zero.agents, [[0, 1, 2, 3]])
     assert zero.labels.tolist() == [0]
     assert m.match(np.ones((1, 4), np.float32), bank, num_agents=2).agents.tolist() == [[0, 1]]
-    twin = ReferenceBank.create(classes[[0, 1, 2, 2]], np.arange(4), classes, ("background", "a", "b", "twin of b"))
+    twin = ReferenceBank.create(
+        classes[[0, 1, 2, 2]], np.arange(4), classes, ("background", "a", "b", "twin of b")
+    )
     assert m.match(classes[2:3], twin).labels.tolist() == [2]
-    assert m.match(*[classes[3:], bank], num_agents=1).labels.tolist() == [0]  # one agent, one ranking: everything ties
+    assert m.match(*[classes[3:], bank], num_agents=1).labels.tolist() == [
+        0
+    ]  # one agent, one ranking: everything ties
 
 
 def test_zero_vectors_have_finite_gradients():
     _, prototypes, classes = features(9, 1, 6, 5)
     total = lambda *arrays: m.relation_aware_similarity(*arrays, num_agents=2).sum()  # noqa: E731
-    gradients = jax.grad(total, argnums=(0, 1, 2))(jnp.zeros((2, 16)), prototypes * (np.arange(6) > 2)[:, None], classes)
+    gradients = jax.grad(total, argnums=(0, 1, 2))(
+        jnp.zeros((2, 16)), prototypes * (np.arange(6) > 2)[:, None], classes
+    )
     assert all(np.isfinite(g).all() for g in gradients)
 
 
 @pytest.mark.parametrize("score_map", ["clip", "exp", "shift"])
 def test_gradients_through_features(score_map):
-    regions, prototypes, classes = (jnp.abs(jnp.asarray(a)) for a in features(10, 2, 3, 2, dim=6))  # clear of clip's kink at 0
-    function = lambda r, p, c: m.relation_aware_similarity(r, p, c, num_agents=2, score_map=score_map, temperature=0.5)  # noqa: E731
-    check_grads(function, (regions, prototypes, classes), order=1, modes=("rev",), eps=1e-2, atol=1e-2, rtol=1e-2)
+    regions, prototypes, classes = (
+        jnp.abs(jnp.asarray(a)) for a in features(10, 2, 3, 2, dim=6)
+    )  # clear of clip's kink at 0
+
+    def function(r, p, c):
+        return m.relation_aware_similarity(
+            r, p, c, num_agents=2, score_map=score_map, temperature=0.5
+        )
+
+    check_grads(
+        function,
+        (regions, prototypes, classes),
+        order=1,
+        modes=("rev",),
+        eps=1e-2,
+        atol=1e-2,
+        rtol=1e-2,
+    )
 
 
 def test_gradients_through_blocks():
@@ -190,12 +275,21 @@ def test_gradients_through_blocks():
     weights = jnp.asarray(np.random.default_rng(40).normal(size=(20, 200)))
 
     def gradients(limit):
-        total = lambda *arrays: (weights * m.relation_aware_similarity(*arrays, num_agents=2, max_bytes=limit)).sum()  # noqa: E731
-        return jax.grad(total, argnums=(0, 1, 2))(jnp.asarray(regions), bank.prototypes, bank.classes)
+        def total(*arrays):
+            scores = m.relation_aware_similarity(*arrays, num_agents=2, max_bytes=limit)
+            return (weights * scores).sum()
 
-    little = 4 * (20 * 200 + 140 * 16) + 4 * 4 * 8 * 140  # eight regions, and 128 prototypes, at a time
+        return jax.grad(total, argnums=(0, 1, 2))(
+            jnp.asarray(regions), bank.prototypes, bank.classes
+        )
+
+    little = (
+        4 * (20 * 200 + 140 * 16) + 4 * 4 * 8 * 140
+    )  # eight regions, and 128 prototypes, at a time
     for whole, blocked in zip(gradients(1 << 30), gradients(little), strict=True):
-        np.testing.assert_allclose(blocked, whole, atol=1e-4)  # sums of up to 4000 gradients, in another order
+        np.testing.assert_allclose(
+            blocked, whole, atol=1e-4
+        )  # sums of up to 4000 gradients, in another order
         assert np.abs(whole).max() > 1e-2
 
 
@@ -213,9 +307,13 @@ def test_a_class_scores_the_mean_of_its_prototypes_however_many():
     owners = np.array([3, 0, 1, 2, 0, 0, 3, 1, 3, 3, 3, 3])
     uneven = ReferenceBank.create(bank.prototypes, owners, bank.classes, bank.names)
     (regions,) = features(14, 5)
-    similarity = np.asarray(m.relation_aware_similarity(regions, uneven.prototypes, uneven.classes, num_agents=2))
+    similarity = np.asarray(
+        m.relation_aware_similarity(regions, uneven.prototypes, uneven.classes, num_agents=2)
+    )
     expected = np.stack([similarity[:, owners == c].mean(axis=1) for c in range(4)], axis=1)
-    np.testing.assert_allclose(m.match(regions, uneven, num_agents=2).scores, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        m.match(regions, uneven, num_agents=2).scores, expected, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("similarity", ["relation", "cosine"])
@@ -227,7 +325,9 @@ def test_only_agents_may_win_when_asked(similarity):
     is_agent = (np.arange(12) == np.asarray(bound.agents)[:, :, None]).any(axis=1)
     assert is_agent[np.arange(8), bound.labels].all()
     best = np.asarray(bound.scores).max(axis=1)
-    np.testing.assert_allclose(np.asarray(bound.scores)[np.arange(8), bound.labels], best, atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(bound.scores)[np.arange(8), bound.labels], best, atol=1e-6
+    )
     np.testing.assert_array_equal(bound.scores, np.where(is_agent, free.scores, -1))
     if similarity == "relation":
         assert not is_agent[np.arange(8), free.labels].all()  # else this test shows nothing
@@ -236,16 +336,25 @@ def test_only_agents_may_win_when_asked(similarity):
 def test_random_agents_differ_within_and_between_regions_and_repeat_with_the_key():
     bank = make_bank(17)
     (regions,) = features(18, 8)
-    draw = lambda key, rows=regions: m.match(rows, bank, num_agents=3, agent_policy="random", key=key)  # noqa: E731
+
+    def draw(key, rows=regions):
+        return m.match(rows, bank, num_agents=3, agent_policy="random", key=key)
+
     first = draw(jax.random.key(0))
     agents = np.asarray(first.agents)
     assert all(len(set(row)) == 3 for row in agents.tolist())
     assert set(agents.ravel()) == set(range(6)) and len(set(map(tuple, agents.tolist()))) > 1
     np.testing.assert_array_equal(draw(jax.random.key(0)).scores, first.scores)
     assert (np.asarray(draw(jax.random.key(1)).agents) != agents).any()
-    more = draw(jax.random.key(0), np.repeat(regions, 2, axis=0))  # other regions and other padding after the first ones
+    more = draw(
+        jax.random.key(0), np.repeat(regions, 2, axis=0)
+    )  # other regions and other padding after the first ones
     np.testing.assert_array_equal(more.agents[:8], agents)
     # its scores are those over its agents, whichever they are
-    s, *references = np.maximum(cosine_similarity([regions[0], *bank.prototypes], bank.classes)[:, agents[0]], 1e-6)
+    s, *references = np.maximum(
+        cosine_similarity([regions[0], *bank.prototypes], bank.classes)[:, agents[0]], 1e-6
+    )
     expected = [oracle_similarity(s, r) for r in references]
-    np.testing.assert_allclose(first.scores[0], np.reshape(expected, (6, 3)).mean(axis=1), atol=1e-4)
+    np.testing.assert_allclose(
+        first.scores[0], np.reshape(expected, (6, 3)).mean(axis=1), atol=1e-4
+    )

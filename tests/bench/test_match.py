@@ -13,13 +13,30 @@ pytest.importorskip("tyro", reason='the command line needs tyro: pip install "ri
 from commands import run
 
 
-def test_bench_match_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = run("bench", "match", "--quick", "--dim", 32, "--json", tmp_path / "match.json", "--trace", tmp_path / "trace", capsys=capsys)
+def test_bench_match_reports_what_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run(
+        "bench",
+        "match",
+        "--quick",
+        "--dim",
+        32,
+        "--json",
+        tmp_path / "match.json",
+        "--trace",
+        tmp_path / "trace",
+        capsys=capsys,
+    )
     report = json.loads((tmp_path / "match.json").read_text())
     assert [row["dtype"] for row in report["accuracy"]] == ["float32", "bfloat16", "float16"]
     assert all(row["same inputs"]["disagree above 1e-5"] == 0 for row in report["accuracy"])
     first = report["speed"][0]
-    assert first["N"] == 4 and first["seconds"] > 0 and first["peers"]["NumPy enumeration"]["seconds"] > 0
+    assert (
+        first["N"] == 4
+        and first["seconds"] > 0
+        and first["peers"]["NumPy enumeration"]["seconds"] > 0
+    )
     assert first["roofline"]["kernel, multiply and add"]["ratio"] > 0
     assert "PyTorch enumeration" in said and "Roofline" in said
     assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))

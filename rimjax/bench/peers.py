@@ -29,7 +29,10 @@ def numpy_enumeration(own: np.ndarray, agents: np.ndarray, table: np.ndarray) ->
 
     found = []
     for rows in _split(len(own), table.shape[1], n):
-        p, q = probabilities(own[rows])[:, None], probabilities(table[agents[rows]].transpose(0, 2, 1))
+        p, q = (
+            probabilities(own[rows])[:, None],
+            probabilities(table[agents[rows]].transpose(0, 2, 1)),
+        )
         found.append((p * q).sum(axis=-1) / np.sqrt((p * p).sum(axis=-1) * (q * q).sum(axis=-1)))
     return np.concatenate(found)
 
@@ -55,12 +58,18 @@ def _numpy(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Callable[[
     return lambda: numpy_enumeration(own, agents, table)
 
 
-def _torch(own: np.ndarray, agents: np.ndarray, table: np.ndarray, compiled: bool = False) -> Callable[[], Any]:
+def _torch(
+    own: np.ndarray, agents: np.ndarray, table: np.ndarray, compiled: bool = False
+) -> Callable[[], Any]:
     import torch
     from torch.nn.functional import cosine_similarity
 
     n = own.shape[1]
-    region, chosen, reference = torch.from_numpy(own), torch.from_numpy(agents).long(), torch.from_numpy(table)
+    region, chosen, reference = (
+        torch.from_numpy(own),
+        torch.from_numpy(agents).long(),
+        torch.from_numpy(table),
+    )
     orders = torch.tensor(list(itertools.permutations(range(n))))
 
     def probabilities(weights: torch.Tensor) -> torch.Tensor:
@@ -68,7 +77,9 @@ def _torch(own: np.ndarray, agents: np.ndarray, table: np.ndarray, compiled: boo
         return (ranked / ranked.flip(-1).cumsum(-1).flip(-1)).prod(-1)
 
     def similarities(s: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-        return cosine_similarity(probabilities(r.transpose(1, 2)), probabilities(s)[:, None], dim=-1)
+        return cosine_similarity(
+            probabilities(r.transpose(1, 2)), probabilities(s)[:, None], dim=-1
+        )
 
     if compiled:
         similarities = torch.compile(similarities, dynamic=False)
@@ -76,7 +87,9 @@ def _torch(own: np.ndarray, agents: np.ndarray, table: np.ndarray, compiled: boo
     @torch.no_grad()
     def call() -> Any:
         parts = _split(len(own), table.shape[1], n)
-        return torch.cat([similarities(region[rows], reference[chosen[rows]]) for rows in parts]).numpy()
+        return torch.cat(
+            [similarities(region[rows], reference[chosen[rows]]) for rows in parts]
+        ).numpy()
 
     return call
 
@@ -85,7 +98,9 @@ def _torch_compile(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Ca
     return _torch(own, agents, table, compiled=True)
 
 
-def _tensorflow_probability(own: np.ndarray, agents: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
+def _tensorflow_probability(
+    own: np.ndarray, agents: np.ndarray, table: np.ndarray
+) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
     from tensorflow_probability.substrates import jax as tfp  # pyright: ignore[reportMissingImports]
@@ -104,12 +119,16 @@ def _tensorflow_probability(own: np.ndarray, agents: np.ndarray, table: np.ndarr
 
     region, reference = jnp.asarray(own), jnp.asarray(table)
     parts = _split(len(own), table.shape[1], n)
-    return lambda: jnp.concatenate([similarities(region[rows], reference[agents[rows]]) for rows in parts])
+    return lambda: jnp.concatenate(
+        [similarities(region[rows], reference[agents[rows]]) for rows in parts]
+    )
 
 
 def _split(regions: int, prototypes: int, n: int) -> list[slice]:
     size = max(1, _ELEMENTS // (prototypes * math.factorial(n) * n))
-    size = next(count for count in range(min(size, regions), 0, -1) if regions % count == 0)  # of one size, so that nothing compiles twice
+    size = next(
+        count for count in range(min(size, regions), 0, -1) if regions % count == 0
+    )  # of one size, so that nothing compiles twice
     return [slice(start, start + size) for start in range(0, regions, size)]
 
 

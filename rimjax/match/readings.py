@@ -1,0 +1,106 @@
+"""How the similarity of features and the similarity of rankings become the score of a pair.
+
+The paper's Sec. 3.5 can be read in several ways. To add a reading, add an entry to `READINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from rimjax.match.rankings import SCORE_MAPS, UNROLLED, compare_weights
+from rimjax.types import AnyArray
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A rule that scores pairs of regions and prototypes.
+
+    Attributes:
+        combine: receives two functions without arguments, which compute the cosines of the features
+            (f32[P, R]) and the similarity of the rankings (f32[P, R]); returns the scores. A
+            similarity that isn't called for isn't computed.
+        uses_rankings: whether `combine` calls for the second.
+        lowest: lower bound of the scores, if that of the rankings' measure isn't lower still.
+    """
+
+    combine: Callable[[Callable[[], Array], Callable[[], Array]], Array]
+    uses_rankings: bool = True
+    lowest: float = -1.0
+
+
+READINGS = {
+    "relation": Reading(lambda cosines, rankings: rankings()),  # Eq. 9
+    "cosine": Reading(lambda cosines, rankings: cosines(), uses_rankings=False),  # Table 2, row 2
+}
+
+
+def compute_cosines(
+    rows: Float[AnyArray, "A D"], units: Float[Array, "B D"]
+) -> Float[Array, "A B"]:
+    """Compute the cosines of rows of any scale to rows of length 1.
+
+    A zero row has cosine 0 to everything, with finite gradients.
+    """
+    rows = jnp.asarray(rows).astype(jnp.float32)
+
+    def multiply(rows: Float[Array, "A D"]) -> Float[Array, "A B"]:
+        squared = jnp.sum(rows * rows, axis=1, keepdims=True)
+        scale = jnp.where(squared > 0, lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
+        return jnp.matmul(rows, units.T, precision=lax.Precision.HIGHEST) * scale
+
+    # Many rows are divided by their length after the product: a copy of all rows, divided before,
+    # took as long as the product itself. They are scaled first only where a square could overflow
+    # or vanish.
+    top = lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
+    moderate = ((top < 1e15) & ((top > 1e-15) | (top == 0))).all()
+    return lax.cond(
+        moderate, multiply, lambda rows: multiply(rows / jnp.where(top > 0, top, 1)), rows
+    )
+
+
+def compare_rankings(
+    own: Float[Array, "P N"],
+    agents: Int[Array, "P N"],
+    table: Float[Array, "C R"],
+    temperature: Array | float = 0.1,
+    *,
+    score_map: str = "clip",
+    measure: str = "cosine",
+    method: str = "lattice",
+) -> Float[Array, "P R"]:
+    """Compare how regions and prototypes rank the regions' agents (Eq. 7-9).
+
+    Args:
+        own: cosines of the regions to their agents.
+        agents: rows of `table`.
+        table: cosines of all classes to the prototypes.
+        temperature: of the score map "exp".
+        score_map: a key of `SCORE_MAPS`.
+        measure: a key of `MEASURES`.
+        method: "lattice" or "enumerate".
+    """
+    weigh = SCORE_MAPS[score_map]
+
+    def compare(region: Iterable[Array], agents: Iterable[Array]) -> Array:
+        references = [table.at[agent].get(mode="promise_in_bounds") for agent in agents]
+        s, r = weigh(list(region), temperature), weigh(references, temperature)
+        return compare_weights(s, r, measure, method)
+
+    if is_unrolled(own.shape[1], method):
+        # One elementwise loop over all pairs, with no temporary array. Each agent is gathered
+        # alone, and the arrays are taken apart by iterating over them: indexed ([:, i]), or
+        # gathered as one array, they keep XLA from vectorising the loop, 8 times slower.
+        return compare([cosine[:, None] for cosine in own.T], agents.T)
+    return lax.map(
+        lambda region: compare([cosine[None] for cosine in region[0]], region[1]), (own, agents)
+    )
+
+
+def is_unrolled(num_agents: int, method: str) -> bool:
+    """Return whether a comparison of rankings is one loop without temporary arrays."""
+    return method == "lattice" and num_agents <= UNROLLED
