@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
-from rimjax.match.checks import AgentPolicy, Candidates, ScoreMap, Similarity
+from rimjax.match.checks import CHOICES, check_choice
 
 MAX_SEED = 2**32
 
@@ -82,14 +82,16 @@ class MatchSettings:
     """
 
     num_agents: int = 4
-    score_map: ScoreMap = "clip"
+    score_map: str = "clip"
     temperature: float = 0.1
-    similarity: Similarity = "relation"
-    candidates: Candidates = "all"
-    agent_policy: AgentPolicy = "top"
+    similarity: str = "relation"
+    candidates: str = "all"
+    agent_policy: str = "top"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in CHOICES.keys() & MatchSettings.__dataclass_fields__.keys():
+            check_choice(name, getattr(self, name))
         check_choices(self)
         check_least(self, 1, "num_agents")
         check_seed(self.seed)
