@@ -1,103 +1,158 @@
-"""The porting engine: a table of rules, each from source keys to paths in a Flax tree, applied strictly."""
+"""The porting engine: rules map source keys to paths in a tree; every mismatch raises."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 
-def _one(array: np.ndarray) -> Sequence[np.ndarray]:
+def keep(array: np.ndarray) -> Sequence[np.ndarray]:
+    """Return the array as it is."""
     return (array,)
 
 
-def linear(array: np.ndarray) -> Sequence[np.ndarray]:
-    """torch's Linear weight [out, in] to Flax's kernel [in, out]."""
+def transpose_linear(array: np.ndarray) -> Sequence[np.ndarray]:
+    """Turn torch's Linear weight [out, in] into Flax's kernel [in, out]."""
     return (array.T,)
 
 
-def convolution(array: np.ndarray) -> Sequence[np.ndarray]:
-    """torch's Conv2d weight [out, in, h, w] to Flax's kernel [h, w, in, out]."""
+def transpose_convolution(array: np.ndarray) -> Sequence[np.ndarray]:
+    """Turn torch's Conv2d weight [out, in, h, w] into Flax's kernel [h, w, in, out]."""
     return (array.transpose(2, 3, 1, 0),)
 
 
-def first(array: np.ndarray) -> Sequence[np.ndarray]:
+def take_first(array: np.ndarray) -> Sequence[np.ndarray]:
     """Drop a leading axis of length 1."""
     return (array[0],) if array.shape[:1] == (1,) else (array,)
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""What becomes of the source keys that match a pattern.
+    r"""Where the source keys that match a pattern go.
 
     Attributes:
         pattern: regular expression for the whole key.
-        targets: paths joined by "/", with `\1` for the pattern's groups; none: the model doesn't use the key.
-        transform: the source array to one array for each target.
+        targets: paths joined by "/", with `\1` for the pattern's groups; empty: the model doesn't
+            use the key.
+        transform: turns the source array into an array for each target.
     """
 
     pattern: str
     targets: tuple[str, ...] = ()
-    transform: Callable[[np.ndarray], Sequence[np.ndarray]] = _one
+    transform: Callable[[np.ndarray], Sequence[np.ndarray]] = keep
 
 
-def apply(rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[str, Any], *, widen: bool = False) -> dict[str, Any]:
+def apply(
+    rules: Sequence[Rule],
+    state_dict: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    *,
+    widen_halves: bool = False,
+) -> dict[str, Any]:
     """Fill the tree `shapes` from a state dict.
 
     Args:
-        rules: every key of the state dict must match exactly one.
+        rules: every key of the state dict must match exactly one rule.
         state_dict: NumPy arrays or torch tensors on the CPU.
-        shapes: nested dicts of leaves with `shape` and `dtype`, e.g. from `jax.eval_shape`.
-        widen: float16 and bfloat16 values become float32, which is exact; otherwise they are as wrong as any other dtype.
+        shapes: nested dicts of leaves with `shape` and `dtype`.
+        widen_halves: convert float16 and bfloat16 to float32, which is exact; without it they are
+            a mismatch like any other dtype.
 
     Returns:
         Nested dicts of NumPy arrays.
 
     Raises:
-        ValueError: with everything that is off: keys without a rule or with several, leaves filled twice or not at all,
-            shapes or dtypes that differ, NaN or infinity.
+        ValueError: keys match no rule or several, or the weights don't fit (see `check_weights`);
+            the message lists every mismatch.
     """
-    wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     filled: dict[str, np.ndarray] = {}
+    sources: dict[str, str] = {}
     problems = []
     for key, value in state_dict.items():
         matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, key))]
         if len(matches) != 1:
-            problems.append(f"{key}: {'no rule knows this key' if not matches else f'{len(matches)} rules match this key'}")
+            problems.append(f"{key}: {len(matches) or 'no'} rules match this key")
             continue
         rule, match = matches[0]
         if not rule.targets:
             continue
         try:
-            arrays = rule.transform(np.asarray(_widened(value) if widen else value))
+            arrays = rule.transform(np.asarray(widen(value) if widen_halves else value))
         except (TypeError, ValueError, RuntimeError) as error:
             problems.append(f"{key}: can't be converted ({error})")
             continue
-        for path, array in zip((match.expand(target) for target in rule.targets), arrays, strict=True):
-            leaf = wanted.get(path)
-            if leaf is None:
-                problems.append(f"{key}: the model has no {path}")
-            elif path in filled:
-                problems.append(f"{key}: {path} was filled already")
-            elif (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
-                problems.append(f"{key}: {array.dtype}{list(array.shape)} for {path}, expected {leaf.dtype}{list(leaf.shape)}")
-                filled[path] = array
-            elif not np.isfinite(array).all():
-                problems.append(f"{key}: holds NaN or infinity")
-                filled[path] = array
+        for path, array in zip(map(match.expand, rule.targets), arrays, strict=True):
+            if path in filled:
+                problems.append(f"{key}: {path} comes from {sources[path]} already")
             else:
-                filled[path] = np.ascontiguousarray(array)
-    problems += [f"{path}: no source key fills it" for path in wanted if path not in filled]
+                filled[path], sources[path] = np.ascontiguousarray(array), key
+    check_weights(filled, flatten_tree(shapes), sources=sources, problems=problems)
+    return build_tree(filled)
+
+
+def check_weights(
+    weights: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    sources: Mapping[str, str] | None = None,
+    problems: Iterable[str] = (),
+) -> None:
+    """Check that weights are exactly the expected ones: names, shapes, dtypes, finite values.
+
+    Args:
+        weights: NumPy arrays or torch tensors on the CPU, by name.
+        expected: leaves with `shape` and `dtype`, by name.
+        sources: the source key of a weight, for messages, where it differs from the name.
+        problems: further mismatches to list.
+
+    Raises:
+        ValueError: the message lists every mismatch.
+    """
+    problems = list(problems)
+    for name, weight in weights.items():
+        label = f"{sources[name]} for {name}" if sources else name
+        if name not in expected:
+            problems.append(f"{label}: the model has no such weight")
+        elif (actual := _describe(weight)) != (wanted := _describe(expected[name])):
+            problems.append(f"{label}: must be {wanted}, got {actual}")
+        elif not np.isfinite(np.asarray(weight)).all():
+            problems.append(f"{label}: holds NaN or infinity")
+    problems += [f"{name}: missing" for name in expected if name not in weights]
     if problems:
-        raise ValueError("state_dict: doesn't fit the model:\n  " + "\n  ".join(problems))
-    return unflatten_dict(filled, sep="/")
+        raise ValueError("state_dict must fit the model, got:\n  " + "\n  ".join(problems))
 
 
-def _widened(value: Any) -> Any:
+def widen(value: Any) -> Any:
+    """Convert a float16 or bfloat16 array or tensor to float32; return others as they are."""
     if str(getattr(value, "dtype", "")).removeprefix("torch.") not in ("float16", "bfloat16"):
         return value
     return value.float() if hasattr(value, "float") else value.astype(np.float32)
+
+
+def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts by path, the keys joined by "/"."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        leaves |= flatten_tree(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return leaves
+
+
+def build_tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts from leaves by path; undoes `flatten_tree`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _describe(leaf: Any) -> str:
+    return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"

@@ -1,15 +1,13 @@
-"""What the two flows need of a model, in plain NumPy arrays: a Generator, a Masker and an Encoder.
+"""What the flows need of a model, in NumPy arrays: Generator, Masker, Proposer and Encoder.
 
-Any object with these methods will do; the concrete models beside this file are one choice, the tests' fakes another.
+Any object with these methods will do: the models beside this file, or your own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -17,32 +15,49 @@ from jaxtyping import Bool, Float32, UInt8
 from rimjax.types import AnyArray
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    cached_property = property  # checkers don't accept a cached_property for a protocol's property
+else:
+    from functools import cached_property
+
+__all__ = [
+    "Encoder",
+    "Generated",
+    "Generator",
+    "Masker",
+    "Proposer",
+    "cached_property",
+    "check_image",
+    "encode_in_batches",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """Synthetic images of one class, and where the model was looking when it drew the class (Sec. 3.4).
+    """Synthetic images of a class, and the attention to the class's name while drawing (Sec. 3.4).
 
     Attributes:
         images: RGB.
-        attention: averaged cross-attention of the class's tokens, 0..1 (Eq. 3); the grid is usually coarser than the images.
+        attention: averaged cross-attention of the class's tokens, 0..1 (Eq. 3); its grid is usually
+            coarser than the images.
     """
 
     images: UInt8[np.ndarray, "K H W 3"]
     attention: Float32[np.ndarray, "K h w"]
 
 
-class Model(Protocol):
-    """What every model has."""
+class Fingerprinted(Protocol):
+    """A model that caches can tell from others."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the weights and settings that the results depend on, so that caches know when they are stale."""
-        ...
+    if TYPE_CHECKING:  # hidden at run time: isinstance would compute it
+
+        @property
+        def fingerprint(self) -> str:
+            """Digest of the weights and settings that the results depend on."""
+            ...
 
 
-class Generator(Model, Protocol):
+@runtime_checkable
+class Generator(Fingerprinted, Protocol):
     """Text to images (Sec. 3.4)."""
 
     def check(self, class_name: str) -> None:
@@ -58,63 +73,70 @@ class Generator(Model, Protocol):
         ...
 
 
-class Masker(Model, Protocol):
-    """Class-agnostic masks; `fingerprint` covers what `mask` depends on, not the settings of `propose`."""
+@runtime_checkable
+class Masker(Fingerprinted, Protocol):
+    """Points to a class-agnostic mask (Sec. 3.4)."""
 
-    @property
-    def proposals_fingerprint(self) -> str:
-        """Digest of what `propose` depends on."""
+    def mask(
+        self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]
+    ) -> Bool[np.ndarray, "H W"]:
+        """Return the mask of the object that every point (x, y in pixels) lies on; may be empty."""
         ...
 
-    def mask(self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]) -> Bool[np.ndarray, "H W"]:
-        """The mask of the one thing that every point (x, y in pixels) lies on; may be empty."""
-        ...
+
+@runtime_checkable
+class Proposer(Fingerprinted, Protocol):
+    """An image to class-agnostic region masks (Sec. 3.5)."""
 
     def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "P H W"]:
-        """Masks of everything in the image, largest first; P may be 0."""
+        """Return masks of everything in the image, largest first; P may be 0."""
         ...
 
 
-class Encoder(Model, Protocol):
+@runtime_checkable
+class Encoder(Fingerprinted, Protocol):
     """Images to feature maps (Sec. 4.2)."""
 
     def encode(self, image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "h w D"]:
-        """The image's feature map; the grid covers the whole image whatever its shape."""
+        """Return the image's feature map; its grid covers the whole image whatever its shape."""
         ...
 
     def encode_batch(self, images: Sequence[np.ndarray]) -> Float32[np.ndarray, "B h w D"]:
-        """`encode` of each image; they may differ in size."""
+        """Encode several images, which may differ in size."""
         ...
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raises ValueError unless the image is a non-empty uint8[H, W, 3]."""
-    image = np.asarray(image)
+    """Raise ValueError unless the image is a non-empty uint8[H, W, 3]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"image: expected uint8[H, W, 3], got {image.dtype}{list(image.shape)}; rimjax.images.read_image makes one")
+        actual = f"{image.dtype}{list(image.shape)}"
+        advice = "read it with rimjax.images.read_image"
+        raise ValueError(f"image must be uint8[H, W, 3], got {actual}; {advice}")
 
 
-def in_batches(
-    run: Callable[[np.ndarray], AnyArray], pixels: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray], size: int
+def encode_in_batches(
+    encode: Callable[[np.ndarray], AnyArray],
+    read_pixels: Callable[[np.ndarray], np.ndarray],
+    images: Sequence[np.ndarray],
+    batch_size: int,
 ) -> Float32[np.ndarray, "B h w D"]:
-    """What `run` makes of the pixels of each image, up to `size` of them at once; a last batch that isn't full is padded, so that one
-    shape is compiled. Raises ValueError where there is no image."""
+    """Encode images in batches; the last batch is padded, so that one shape is compiled.
+
+    Args:
+        encode: pixels of a batch to features.
+        read_pixels: an image to the pixels that the model takes.
+        images: each uint8[H, W, 3] of any size.
+        batch_size: images in a batch; fewer if there are fewer images.
+
+    Raises:
+        ValueError: there is no image.
+    """
     if not len(images):
-        raise ValueError("images: expected at least one, got none")
-    size = min(size, len(images))
-    done = []
+        raise ValueError("images must hold at least one image, got none")
+    size = min(batch_size, len(images))
+    features = []
     for start in range(0, len(images), size):
-        batch = np.stack([pixels(image) for image in images[start : start + size]])
+        batch = np.stack([read_pixels(image) for image in images[start : start + size]])
         padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        done.append(np.asarray(run(padded))[: len(batch)])
-    return np.concatenate(done)
-
-
-def fingerprint(config: DataclassInstance, weights: Mapping[str, np.ndarray], **settings: object) -> str:
-    """Digest of a model's config, named weights and whatever other settings (JSON) its results depend on: 20 hex digits."""
-    digest = hashlib.sha256(json.dumps([asdict(config), settings], sort_keys=True).encode())
-    for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name])
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.view(np.uint8).data if array.size else b"")
-    return digest.hexdigest()[:20]
+        features.append(np.asarray(encode(padded))[: len(batch)])
+    return np.concatenate(features)

@@ -1,20 +1,23 @@
-"""Random weights in the published models' shapes, for a self-test of the full-size path on a machine that has no weights.
+"""Random weights in the published models' shapes, to self-test the full-size path without weights.
 
-What such models draw, cut out or call by name means nothing; shapes, dtypes, time and memory are those of the real thing.
+What such models draw, mask or encode means nothing; shapes, dtypes, time and memory are real.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
-from rimjax.models.checkpoint import Checkpoint
-from rimjax.models.flax_diffusers import libraries
-from rimjax.models.vit import ViTConfig, param_shapes
+from ported_weights.rules import build_tree, flatten_tree
+from ported_weights.vit import ViTConfig, param_shapes
+from rimjax.models.stable_diffusion.attention import import_libraries
+from rimjax.models.stable_diffusion.checkpoint import MODELS, Checkpoint, compute_shapes
 
 STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
     "unet": {
@@ -49,58 +52,78 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
         "vocab_size": 49408,
         "hidden_act": "quick_gelu",
     },
-    "scheduler": {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "scheduler": {
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    },
 }
-"""Configs of Stable Diffusion 1.4 and 1.5, which are one architecture."""
+"""Configs of Stable Diffusion 1.4 and 1.5, which share an architecture."""
 
 
-def stable_diffusion(seed: int = 0) -> Checkpoint:
-    """Stable Diffusion 1.4 with random weights (float32, on the default device) and a stand-in for CLIP's tokenizer.
+@dataclass(frozen=True, eq=False)
+class RandomWeights:
+    """A Stable Diffusion with random weights, made on first use: `Weights` of a generator.
+
+    Attributes:
+        seed: the same seed gives the same weights.
+    """
+
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """The seed identifies the weights."""
+        return f"random-{self.seed}"
+
+    def load(self) -> Checkpoint:
+        """Return the checkpoint, made on the first call."""
+        return self._checkpoint
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return make_stable_diffusion(self.seed)
+
+
+def make_stable_diffusion(seed: int = 0) -> Checkpoint:
+    """Make a Stable Diffusion 1.4 with random float32 weights and a stand-in for its tokenizer.
 
     Raises:
         ImportError: diffusers, transformers or flax is missing.
     """
-    shapes = stable_diffusion_shapes()
-    params = {name: fill(shapes[name], (seed, index)) for index, name in enumerate(sorted(shapes))}
+    params = {
+        part: fill(compute_shapes(part, STABLE_DIFFUSION[part]), (seed, index))
+        for index, part in enumerate(sorted(MODELS))
+    }
     text = STABLE_DIFFUSION["text_encoder"]
-    return Checkpoint(STABLE_DIFFUSION, params, byte_tokenizer(text["vocab_size"], text["max_position_embeddings"]))
+    tokenizer = make_byte_tokenizer(text["vocab_size"], text["max_position_embeddings"])
+    return Checkpoint(STABLE_DIFFUSION, params, tokenizer)
 
 
-def stable_diffusion_shapes() -> dict[str, Any]:
-    """The trees of "unet", "vae" and "text_encoder" as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
-    from flax.core import unfreeze
-
-    library, configs = libraries(), STABLE_DIFFUSION
-    text_encoder = library.FlaxCLIPTextModel(library.CLIPTextConfig.from_dict(configs["text_encoder"]), _do_init=False)
-    shapes = {"text_encoder": text_encoder.params_shape_tree}
-    for name, kind in (("unet", library.FlaxUNet2DConditionModel), ("vae", library.FlaxAutoencoderKL)):
-        shapes[name] = jax.eval_shape(kind.from_config(configs[name]).init_weights, jax.random.key(0))
-    return {name: unfreeze(tree) for name, tree in shapes.items()}
-
-
-def vit(config: ViTConfig, seed: int = 0) -> dict[str, Any]:
-    """Random parameters for `vit.last_layer_keys`."""
+def make_vit(config: ViTConfig, seed: int = 0) -> dict[str, Any]:
+    """Make random parameters for `vit.last_layer_keys`."""
     return fill(param_shapes(config), (seed,))
 
 
 def fill(shapes: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
-    """A tree of random float32 arrays on the default device, made one by one in NumPy.
+    """Make a tree of random float32 arrays on the default device, one array at a time.
 
-    Kernels are normal over the square root of their fan-in, biases 0, scales 1, embeddings and tokens normal times 0.02.
-    Cross-attention's queries and keys are nine times that: with flat maps, over 0.5 of their maximum everywhere, nothing is background.
+    Kernels are normal over the square root of their fan-in, biases 0, scales 1, embeddings and
+    tokens normal times 0.02. Cross-attention's queries and keys are nine times larger: flat maps,
+    over 0.5 of their maximum everywhere, would have no background.
 
     Args:
         shapes: nested dicts of leaves with `shape`.
         seed: the same seed gives the same weights.
     """
-    from flax.traverse_util import flatten_dict, unflatten_dict
+    random, flat = np.random.default_rng(seed), flatten_tree(shapes)
+    paths = sorted(flat, key=lambda path: path.split("/"))
+    leaves = ((path, _make_leaf(path.split("/"), flat[path].shape, random)) for path in paths)
+    return build_tree({path: jax.device_put(leaf) for path, leaf in leaves})
 
-    random = np.random.default_rng(seed)
-    flat: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
-    return unflatten_dict({path: jax.device_put(_leaf(path, flat[path].shape, random)) for path in sorted(flat)})
 
-
-def _leaf(path: tuple[str, ...], shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+def _make_leaf(path: list[str], shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     if path[-1] == "bias":
         return np.zeros(shape, np.float32)
     if path[-1].startswith("scale"):
@@ -113,14 +136,16 @@ def _leaf(path: tuple[str, ...], shape: tuple[int, ...], random: np.random.Gener
     return values
 
 
-def byte_tokenizer(vocabulary: int, length: int) -> Any:
-    """A fast tokenizer with CLIP's special tokens and number of ids, which takes text byte by byte; CLIP's merges aren't here.
+def make_byte_tokenizer(vocabulary: int, length: int) -> Any:
+    """Make a fast tokenizer with CLIP's special tokens that splits text into bytes.
+
+    CLIP's own merges aren't part of this package.
 
     Args:
         vocabulary: number of ids; the last two are `<|startoftext|>` and `<|endoftext|>`.
-        length: of a padded prompt, tokens.
+        length: tokens of a padded prompt.
     """
-    libraries()  # first, so that the next imports are quiet
+    import_libraries()  # first, so that the next imports stay quiet
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -128,10 +153,17 @@ def byte_tokenizer(vocabulary: int, length: int) -> Any:
     words = sorted(pre_tokenizers.ByteLevel.alphabet())
     words += [f"<unused-{index}>" for index in range(vocabulary - 2 - len(words))] + [start, end]
     ids = {word: index for index, word in enumerate(words)}
-    core = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    core: Any = Tokenizer(models.BPE(vocab=ids, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = [(start, ids[start]), (end, ids[end])]
     core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=special)
-    names = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=length, **names)
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, ids[start]), (end, ids[end])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=length,
+        bos_token=start,
+        eos_token=end,
+        pad_token=end,
+        unk_token=end,
+    )

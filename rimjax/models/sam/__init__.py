@@ -1,0 +1,23 @@
+"""Segment Anything (SAM): masks from points (Sec. 3.4) and proposals (Sec. 3.5), in torch."""
+
+from rimjax.models.sam.adapter import (
+    ProposalConfig,
+    Proposals,
+    Sam,
+    SamConfig,
+    SamMasker,
+    SamProposer,
+    build,
+    load,
+)
+
+__all__ = [
+    "ProposalConfig",
+    "Proposals",
+    "Sam",
+    "SamConfig",
+    "SamMasker",
+    "SamProposer",
+    "build",
+    "load",
+]

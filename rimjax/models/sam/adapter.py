@@ -1,0 +1,283 @@
+"""segment-anything's SAM behind NumPy arrays.
+
+torch and segment-anything are imported when a model is built, not when this module is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from ported_weights.rules import check_weights, widen
+from rimjax.files import fingerprint
+from rimjax.models.protocols import cached_property, check_image
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Architecture of a SAM; the defaults are the published ViT-B.
+
+    Attributes:
+        image_size: pixels; the image's longer side is resized to it.
+        patch_size: of the image encoder, pixels.
+        encoder_dim: features of the image encoder.
+        encoder_depth: layers of the image encoder.
+        encoder_heads: attention heads of the image encoder.
+        global_attn_indexes: layers that attend to the whole image; the others attend to windows.
+        window_size: side of a window, patches.
+        out_chans: features of the image embedding, the prompts and the mask decoder.
+        decoder_depth: layers of the mask decoder.
+        decoder_heads: attention heads of the mask decoder.
+        decoder_mlp_dim: width of the mask decoder's MLPs.
+    """
+
+    image_size: int = 1024
+    patch_size: int = 16
+    encoder_dim: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
+    window_size: int = 14
+    out_chans: int = 256
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """How an image is cut into masks: segment-anything's defaults, on a 32x32 grid (Sec. 4.2).
+
+    Attributes:
+        points_per_side: of the grid of point prompts.
+        points_per_batch: points decoded at once; None: 4 on a CPU, where the decoder's tokens then
+            fit in cache (2.7 times as fast as 64), and 64 elsewhere. Only speed and memory change.
+        pred_iou_thresh: masks are kept if their predicted IoU is above this.
+        stability_score_thresh: masks are dropped if their area changes more than this allows when
+            the cut-off moves.
+        box_nms_thresh: of two masks whose boxes overlap by more IoU than this, the mask with the
+            lower predicted IoU is dropped.
+        min_area: masks of fewer pixels are dropped.
+    """
+
+    points_per_side: int = 32
+    points_per_batch: int | None = None
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    box_nms_thresh: float = 0.7
+    min_area: int = 1
+
+
+class Proposals(NamedTuple):
+    """Masks of everything in an image, largest first, and the IoU that SAM predicts for each."""
+
+    masks: Bool[np.ndarray, "P H W"]
+    scores: Float32[np.ndarray, " P"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sam:
+    """A SAM on its device; a masker and a proposer share it.
+
+    Attributes:
+        model: segment-anything's `Sam`, in evaluation mode.
+        config: its architecture.
+    """
+
+    model: Any
+    config: SamConfig
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of weights and architecture."""
+        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
+        return fingerprint(asdict(self.config), weights)
+
+    def check_image(self, image: np.ndarray) -> None:
+        """Raise ValueError unless the image is a uint8[H, W, 3] that isn't too narrow for SAM."""
+        check_image(image)
+        height, width = image.shape[:2]
+        size = self.config.image_size
+        if round(min(height, width) * size / max(height, width)) < 1:
+            expected = f"image must keep a pixel when its longer side is resized to {size}"
+            raise ValueError(f"{expected}, got {width}x{height} pixels; crop it")
+
+
+def build(config: SamConfig) -> Any:
+    """Build segment-anything's `Sam` with random weights, in evaluation mode.
+
+    Raises:
+        ImportError: torch or segment-anything is missing.
+    """
+    torch, library = _import_libraries()
+    grid = config.image_size // config.patch_size
+    sam = library.modeling.Sam(
+        image_encoder=library.modeling.ImageEncoderViT(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.encoder_dim,
+            depth=config.encoder_depth,
+            num_heads=config.encoder_heads,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            global_attn_indexes=config.global_attn_indexes,
+            window_size=config.window_size,
+            out_chans=config.out_chans,
+        ),
+        prompt_encoder=library.modeling.PromptEncoder(
+            embed_dim=config.out_chans,
+            image_embedding_size=(grid, grid),
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=library.modeling.MaskDecoder(
+            transformer_dim=config.out_chans,
+            transformer=library.modeling.TwoWayTransformer(
+                depth=config.decoder_depth,
+                embedding_dim=config.out_chans,
+                num_heads=config.decoder_heads,
+                mlp_dim=config.decoder_mlp_dim,
+            ),
+        ),
+    )
+    return sam.eval()
+
+
+def load(
+    state: Mapping[str, Any] | None,
+    config: SamConfig | None = None,
+    *,
+    device: str | None = None,
+    seed: int = 0,
+) -> Sam:
+    """Load a SAM from a checkpoint's state dict.
+
+    Args:
+        state: {name: tensor}, e.g. `ported_weights.checkpoints.read_state_dict(path)` of
+            "sam_vit_b_01ec64.pth"; None: random weights.
+        config: the checkpoint's architecture; default: ViT-B.
+        device: torch's device; default: "cuda" if available, else "cpu".
+        seed: of random weights.
+
+    Raises:
+        ValueError: the state dict isn't exactly that of this architecture; the message lists every
+            mismatch.
+        ImportError: torch or segment-anything is missing.
+    """
+    config = config or SamConfig()
+    torch, _ = _import_libraries()
+    with torch.random.fork_rng(devices=[]):  # built on the CPU
+        torch.manual_seed(seed)
+        model = build(config)
+    if state is not None:
+        state = {name: widen(tensor) for name, tensor in state.items()}
+        check_weights(state, model.state_dict())
+        model.load_state_dict(state)
+    return Sam(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config)
+
+
+class SamMasker:
+    """SAM as a `Masker`.
+
+    Args:
+        sam: from `load`.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        self._torch, library = _import_libraries()
+        self.sam = sam
+        self._predictor = library.SamPredictor(sam.model)
+
+    @property
+    def fingerprint(self) -> str:
+        """The SAM's: a mask depends on nothing else."""
+        return self.sam.fingerprint
+
+    def mask(self, image: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
+        """Return the mask with the highest predicted IoU of SAM's three; may be empty.
+
+        Args:
+            image: uint8[H, W, 3], RGB.
+            points: [n, 2], x and y in pixels of the image, all of them on the object.
+
+        Raises:
+            ValueError: image or points have another shape, or there is no point.
+        """
+        self.sam.check_image(image)
+        if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+            expected = "[n, 2] (x, y in pixels) with n >= 1"
+            raise ValueError(f"points must be {expected}, got {list(points.shape)}")
+        labels = np.ones(len(points), np.int64)
+        with self._torch.inference_mode():
+            self._predictor.set_image(image)
+            masks, scores, _ = self._predictor.predict(points, labels, multimask_output=True)
+            self._predictor.reset_image()
+        return masks[scores.argmax()]
+
+
+class SamProposer:
+    """SAM's automatic mask generator as a `Proposer`.
+
+    Args:
+        sam: from `load`.
+        config: grid and thresholds.
+    """
+
+    def __init__(self, sam: Sam, config: ProposalConfig | None = None) -> None:
+        self._torch, library = _import_libraries()
+        self.sam, self.config = sam, config or ProposalConfig()
+        # `min_area` is ours: segment-anything's own such setting fills holes too, and needs OpenCV.
+        batch = 4 if sam.model.device.type == "cpu" else 64
+        self._generator = library.SamAutomaticMaskGenerator(
+            sam.model,
+            points_per_side=self.config.points_per_side,
+            points_per_batch=self.config.points_per_batch or batch,
+            pred_iou_thresh=self.config.pred_iou_thresh,
+            stability_score_thresh=self.config.stability_score_thresh,
+            box_nms_thresh=self.config.box_nms_thresh,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the SAM and the settings that proposals depend on."""
+        settings = asdict(replace(self.config, points_per_batch=None))
+        return fingerprint([self.sam.fingerprint, settings])
+
+    def propose(self, image: np.ndarray) -> Bool[np.ndarray, "P H W"]:
+        """Return masks of everything in the image, largest first; P may be 0.
+
+        Args:
+            image: uint8[H, W, 3], RGB.
+
+        Raises:
+            ValueError: the image is something else.
+        """
+        return self.propose_scored(image).masks
+
+    def propose_scored(self, image: np.ndarray) -> Proposals:
+        """Return masks as `propose` does, with the IoU that SAM predicts for each."""
+        self.sam.check_image(image)
+        with self._torch.inference_mode():
+            records = self._generator.generate(image)
+        kept = [record for record in records if record["area"] >= self.config.min_area]
+        kept.sort(key=lambda record: -record["area"])
+        masks = np.array([record["segmentation"] for record in kept], bool)
+        scores = np.array([record["predicted_iou"] for record in kept], np.float32)
+        return Proposals(masks.reshape(-1, *image.shape[:2]), scores)
+
+
+def _import_libraries() -> tuple[ModuleType, ModuleType]:
+    """Import torch and segment_anything."""
+    try:
+        import segment_anything
+        import torch
+    except ImportError as error:
+        needs = f"SAM needs torch and segment-anything ({error})"
+        raise ImportError(f'{needs}: pip install "rimjax[pipeline]"') from error
+    return torch, segment_anything

@@ -1,0 +1,86 @@
+"""Stable Diffusion that is loaded on first use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from rimjax.files import fingerprint
+from rimjax.models.protocols import Fingerprinted, Generated, cached_property
+from rimjax.models.stable_diffusion.attention import import_libraries
+from rimjax.models.stable_diffusion.checkpoint import Checkpoint, read
+from rimjax.models.stable_diffusion.sampler import (
+    DiffusionConfig,
+    StableDiffusion,
+    list_drawing_settings,
+)
+from rimjax.models.weight_record import digest_weights
+
+
+@runtime_checkable
+class Weights(Fingerprinted, Protocol):
+    """A checkpoint that can be told from others before it is loaded."""
+
+    def load(self) -> Checkpoint:
+        """Return the checkpoint, loaded on the first call and shared by all."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWeights:
+    """The checkpoint in a folder that `checkpoint.save` wrote.
+
+    Attributes:
+        directory: the folder.
+    """
+
+    directory: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the files, from their record where there is one: see `weight_record`."""
+        return fingerprint(digest_weights(self.directory))
+
+    def load(self) -> Checkpoint:
+        """Read the checkpoint on the first call; raises as `checkpoint.read`."""
+        return self._checkpoint
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        import_libraries()  # first, so that the error names what is missing and imports stay quiet
+        return read(self.directory)
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredGenerator:
+    """Stable Diffusion as a `Generator`, loaded on first use.
+
+    The fingerprint comes from the weights' record, so a complete bank never loads them. Generators
+    with other settings, made by `dataclasses.replace(generator, config=...)`, share the weights.
+
+    Attributes:
+        weights: the checkpoint.
+        config: how images are drawn.
+    """
+
+    weights: Weights
+    config: DiffusionConfig
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weights and the drawing settings."""
+        return fingerprint([self.weights.fingerprint, list_drawing_settings(self.config)])
+
+    @cached_property
+    def model(self) -> StableDiffusion:
+        """The model, loaded on first use."""
+        return StableDiffusion(self.weights.load(), self.config)
+
+    def check(self, class_name: str) -> None:
+        """Raise ValueError for a class name that `generate` would refuse."""
+        self.model.check(class_name)
+
+    def generate(self, class_name: str, num_images: int, seed: int) -> Generated:
+        """Draw a class, as `StableDiffusion.generate`."""
+        return self.model.generate(class_name, num_images, seed)

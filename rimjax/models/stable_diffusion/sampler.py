@@ -1,0 +1,285 @@
+"""Stable Diffusion in Flax: images and cross-attention maps from one compiled function (Sec. 3.4).
+
+diffusers and transformers are imported when a model is built, not when this module is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
+
+from ported_weights.rules import flatten_tree
+from rimjax.files import fingerprint
+from rimjax.models.protocols import Generated, cached_property
+from rimjax.models.stable_diffusion.attention import (
+    COLLECTION,
+    capture_attention,
+    divide_by_maximum,
+    import_libraries,
+    match_torch,
+)
+from rimjax.models.stable_diffusion.checkpoint import Checkpoint, Params, read
+from rimjax.models.stable_diffusion.prompts import PromptEncoder
+
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """How images are drawn. The paper gives the model and the template; the rest is our choice.
+
+    Attributes:
+        steps: steps of the sampler.
+        guidance: scale of classifier-free guidance; the unconditional prompt is empty.
+        template: the prompt, with `{}` for the class name.
+        image_size: side of the images, pixels; None: the model's native size.
+        attention_resolutions: average only the maps of these side lengths, e.g. (16, 32); None:
+            every cross-attention layer (Eq. 3).
+        batch_size: images drawn at once.
+        scheduler: "dpmsolver++" is DPM-Solver++(2M); "ddim" its first order, which is DDIM.
+        vocabulary: the class names that the model was trained on, lower case; others are refused.
+            None: any name that the tokenizer knows.
+        dtype: of weights and activations; latents and attention are always float32.
+        precision: of float32 matrix products; "highest" avoids TF32 and bfloat16 passes.
+    """
+
+    steps: int = 30
+    guidance: float = 7.5
+    template: str = "a photo of {}"
+    image_size: int | None = None
+    attention_resolutions: tuple[int, ...] | None = None
+    batch_size: int = 8
+    scheduler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    vocabulary: tuple[str, ...] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["default", "high", "highest"] = "highest"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.template.count("{}") != 1:
+            expected = "template must hold a single {} for the class name"
+            raise ValueError(f"{expected}, got {self.template!r}")
+
+
+def load(directory: str | Path, config: DiffusionConfig | None = None) -> StableDiffusion:
+    """Load the model in a folder that `checkpoint.save` wrote.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: a config, a weight file or the tokenizer is damaged.
+        ImportError: diffusers, transformers or flax is missing.
+    """
+    import_libraries()  # first, so that the error names what is missing and imports stay quiet
+    return StableDiffusion(read(directory), config)
+
+
+def list_drawing_settings(config: DiffusionConfig) -> dict[str, Any]:
+    """Return the settings that images depend on: all but the batch size."""
+    return {name: value for name, value in asdict(config).items() if name != "batch_size"}
+
+
+class StableDiffusion:
+    """A checkpoint as a `Generator`.
+
+    Args:
+        checkpoint: configs, weights and tokenizer.
+        config: how images are drawn.
+
+    Raises:
+        ValueError: the model doesn't have this image size or these attention resolutions, or the
+            tokenizer is slow.
+        ImportError: diffusers, transformers or flax is missing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: DiffusionConfig | None = None) -> None:
+        library = import_libraries()
+        self.config = config = config or DiffusionConfig()
+        self.checkpoint = checkpoint
+        configs, dtype = checkpoint.configs, jnp.dtype(config.dtype)
+        text_config = library.CLIPTextConfig.from_dict(configs["text_encoder"])
+        self.unet = library.FlaxUNet2DConditionModel.from_config(configs["unet"], dtype=dtype)
+        self.vae = library.FlaxAutoencoderKL.from_config(configs["vae"], dtype=dtype)
+        self.text_encoder = library.FlaxCLIPTextModel(text_config, dtype=dtype, _do_init=False)
+        schedule = configs["scheduler"]
+        self.scheduler = library.FlaxDPMSolverMultistepScheduler(
+            **{key: schedule[key] for key in _SCHEDULE if key in schedule},
+            solver_order=2 if config.scheduler == "dpmsolver++" else 1,
+        )
+        self.prompts = PromptEncoder(
+            checkpoint.tokenizer,
+            text_config.max_position_embeddings,
+            config.template,
+            config.vocabulary,
+        )
+        self.num_groups: int = configs["unet"].get("norm_num_groups", 32)
+
+        blocks = configs["unet"]["down_block_types"]
+        factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+        step = factor * 2 ** (len(blocks) - 1)
+        size = config.image_size or configs["unet"]["sample_size"] * factor
+        if size % step:
+            raise ValueError(f"image_size must be a multiple of {step}, got {size}")
+        self._latent_shape = (self.unet.in_channels, size // factor, size // factor)
+        attending = [level for level, block in enumerate(blocks) if block.startswith("CrossAttn")]
+        sides = {size // factor >> level for level in attending} | {size // step}
+        wanted = config.attention_resolutions
+        chosen = sides if wanted is None else sides & set(wanted)
+        if not chosen:
+            raise ValueError(f"attention_resolutions must be among {sorted(sides)}, got {wanted}")
+        self._attention_sides = tuple(sorted(chosen))
+        self._draw = jax.jit(self._sample)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of weights, tokenizer, architecture and drawing settings."""
+        settings = {
+            "configs": dict(self.checkpoint.configs),
+            "drawing": list_drawing_settings(self.config),
+            "tokenizer": self.checkpoint.tokenizer.backend_tokenizer.to_str(),
+        }
+        return fingerprint(settings, flatten_tree(self.checkpoint.params))
+
+    @property
+    def params(self) -> Params:
+        """All weights, on the device, in the config's dtype."""
+        return self.checkpoint.place(self.config.dtype)
+
+    def check(self, class_name: str) -> None:
+        """Raise ValueError for a class name that `generate` would refuse."""
+        self.prompts.encode(class_name)
+
+    def generate(self, class_name: str, num_images: int, seed: int) -> Generated:
+        """Draw a class from the prompt, e.g. "a photo of sneaker".
+
+        Image i has its own key, folded from the seed, the name and i: it depends neither on the
+        other classes nor on the batch size (beyond rounding).
+
+        Raises:
+            ValueError: num_images < 1, the model doesn't know the name, or the prompt is too long
+                for the text encoder.
+        """
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        ids, weights = self.prompts.encode(class_name)
+        key = jax.random.fold_in(make_key(seed), zlib.crc32(class_name.encode()))
+        size = min(self.config.batch_size, num_images)
+        images, attention = [], []
+        for start in range(0, num_images, size):
+            indices = jnp.arange(start, start + size, dtype=jnp.uint32)
+            keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
+            for kept, drawn in zip(
+                (images, attention), self._draw(self.params, ids, weights, keys), strict=True
+            ):
+                kept.append(np.asarray(drawn))
+        return Generated(
+            np.concatenate(images)[:num_images], np.concatenate(attention)[:num_images]
+        )
+
+    def denoise(
+        self,
+        params: Params,
+        ids: Int32[Array | np.ndarray, "2 L"],
+        weights: Float32[Array | np.ndarray, " L"] | None,
+        noise: Float32[Array | np.ndarray, "K c s s"],
+    ) -> tuple[Float32[Array, "K c s s"], Float32[Array, "K h h"] | None]:
+        """Turn noise into latents, and average the class's attention over layers and steps.
+
+        Args:
+            params: as `params`.
+            ids: tokens of the empty prompt and of the class's prompt.
+            weights: of the class's tokens; None: return no attention.
+            noise: standard normal.
+
+        Returns:
+            The latents, and the attention maps (Eq. 1-3).
+        """
+        batch, grid = len(noise), self._attention_sides[-1]
+        text = self.text_encoder(ids, params=params["text_encoder"])[0]
+        text = jnp.repeat(text, batch, axis=0)  # the unconditional half, then the conditional
+        state = self.scheduler.create_state()
+        state = self.scheduler.set_timesteps(state, self.config.steps, noise.shape)
+
+        def step(carry: Any, timestep: Any) -> tuple[Any, None]:
+            latents, state, attention = carry
+            twice = jnp.concatenate([latents, latents])
+            predicted, maps = self._predict_noise(params["unet"], twice, timestep, text, weights)
+            unconditional, conditional = jnp.split(predicted, 2)
+            guided = unconditional + self.config.guidance * (conditional - unconditional)
+            latents, state = self.scheduler.step(
+                state, guided, timestep, latents, return_dict=False
+            )
+            maps = [divide_by_maximum(m) for m in maps if m.shape[-1] in self._attention_sides]
+            maps = [jax.image.resize(m, (batch, grid, grid), "bilinear") for m in maps]
+            if maps:
+                attention = attention + sum(maps) / len(maps)
+            return (latents, state, attention), None
+
+        attention = jnp.zeros((batch, grid, grid), jnp.float32)
+        start = (noise * state.init_noise_sigma, state, attention)
+        (latents, _, attention), _ = jax.lax.scan(step, start, state.timesteps)
+        return latents, None if weights is None else attention / self.config.steps
+
+    def decode(
+        self, params: Params, latents: Float32[Array | np.ndarray, "K c s s"]
+    ) -> UInt8[Array, "K H W 3"]:
+        """Decode latents to images."""
+        scaled = jnp.moveaxis(latents, 1, -1) / self.vae.config["scaling_factor"]
+        scaled = scaled.astype(self.vae.dtype)
+        pixels = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode).sample
+        pixels = jnp.moveaxis(pixels, 1, -1).astype(jnp.float32) / 2 + 0.5
+        return jnp.round(pixels.clip(0, 1) * 255).astype(jnp.uint8)
+
+    def _sample(
+        self,
+        params: Params,
+        ids: Int32[Array, "2 L"],
+        weights: Float32[Array, " L"],
+        keys: Key[Array, " K"],
+    ) -> tuple[UInt8[Array, "K H W 3"], Float32[Array, "K h h"] | None]:
+        with jax.default_matmul_precision(self.config.precision):
+            noise = jax.vmap(
+                partial(jax.random.normal, shape=self._latent_shape, dtype=jnp.float32)
+            )
+            latents, attention = self.denoise(params, ids, weights, noise(keys))
+            return self.decode(params, latents), attention
+
+    def _predict_noise(
+        self,
+        params: Params,
+        latents: Float32[Array, "N c s s"],
+        timestep: Int32[Array, ""],
+        text: Float[Array, "N L e"],
+        weights: Float32[Array, " L"] | None,
+    ) -> tuple[Float32[Array, "N c s s"], list[Any]]:
+        """Return the UNet's output, and each cross-attention layer's map, in no fixed order.
+
+        The maps, float32[K, h, h], are those of the conditional half of the batch.
+        """
+        capture = capture_attention(weights, len(latents) // 2)
+        with nn.intercept_methods(match_torch(self.num_groups)), nn.intercept_methods(capture):
+            variables = {"params": params}
+            output, sown = self.unet.apply(variables, latents, timestep, text, mutable=[COLLECTION])
+        return output.sample.astype(jnp.float32), jax.tree.leaves(sown)
+
+
+def make_key(seed: int) -> Key[Array, ""]:
+    """Return a random key; the same with and without JAX's 64-bit mode."""
+    return jax.random.key(np.uint32(seed % 2**32))

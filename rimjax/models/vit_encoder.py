@@ -1,0 +1,125 @@
+"""A ViT's last-layer keys as an encoder, and the ViT's own file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ported_weights.rules import build_tree, flatten_tree
+from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
+from rimjax.files import fingerprint
+from rimjax.models.protocols import cached_property, check_image, encode_in_batches
+from rimjax.models.vit import Params, ViTConfig, last_layer_keys
+
+
+def save_vit(params: Params, config: ViTConfig, path: str | Path) -> None:
+    """Write a ViT as safetensors, its keys joined by "/", with the config as metadata.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    arrays = {key: np.ascontiguousarray(array) for key, array in flatten_tree(params).items()}
+    Path(path).write_bytes(save(arrays, metadata={"config": json.dumps(asdict(config))}))
+
+
+def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:
+    """Read the parameters and the config that `save_vit` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or something else.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            config = ViTConfig(**json.loads((file.metadata() or {})["config"]))
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return build_tree(arrays), config
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        reason = f"damaged, or not a ViT that save_vit wrote ({error})"
+        raise ValueError(f"{path}: {reason}; port it again") from error
+
+
+@dataclass(frozen=True, eq=False)
+class ViTEncoder:
+    """A ViT's last-layer keys as an `Encoder`.
+
+    Images are resized (Pillow's bicubic) to a square and normalised.
+
+    Attributes:
+        params: of the ViT.
+        config: of the ViT.
+        input_size: S; every image is resized to SxS pixels, whatever its shape.
+        mean: of red, green and blue in 0..1, subtracted.
+        std: of the same, divided by.
+        batch_size: images encoded at once; the last batch is padded.
+
+    Raises:
+        ValueError: S isn't a multiple of the patch size, or batch_size < 1.
+    """
+
+    params: Params
+    config: ViTConfig
+    input_size: int = 518
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        patch = self.config.patch_size
+        if self.input_size < 1 or self.input_size % patch:
+            expected = f"a multiple of the patch size {patch}"
+            raise ValueError(f"input_size must be {expected}, got {self.input_size}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of weights, architecture and input settings."""
+        settings = [asdict(self.config), self.input_size, self.mean, self.std]
+        return fingerprint(settings, flatten_tree(self.params))
+
+    def encode(self, image: np.ndarray) -> Float32[np.ndarray, "h w D"]:
+        """Encode an image; h = w = S / patch size.
+
+        Args:
+            image: uint8[H, W, 3].
+
+        Raises:
+            ValueError: the image is something else.
+        """
+        return self.encode_batch([image])[0]
+
+    def encode_batch(
+        self, images: Sequence[np.ndarray] | np.ndarray
+    ) -> Float32[np.ndarray, "B h w D"]:
+        """Encode several images.
+
+        Args:
+            images: each uint8[H, W, 3] of any size.
+
+        Raises:
+            ValueError: an image is something else, or there is none.
+        """
+        encode = partial(last_layer_keys, self._placed_params, config=self.config)
+        return encode_in_batches(encode, self._read_pixels, images, self.batch_size)
+
+    @cached_property
+    def _placed_params(self) -> Params:
+        return jax.device_put(self.params)
+
+    def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "S S 3"]:
+        check_image(image)
+        size = (self.input_size, self.input_size)
+        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+        mean, std = (np.asarray(colour, np.float32) for colour in (self.mean, self.std))
+        return (np.asarray(resized, np.float32) / 255 - mean) / std

@@ -1,0 +1,1 @@
+"""Published weights: where they come from, how they are downloaded and converted."""
