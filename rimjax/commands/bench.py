@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import tyro
 
-from rimjax.console import check_outputs, versions, write
+from rimjax.commands.console import check_outputs
+from rimjax.commands.options import NO_DEFAULT
+from rimjax.files import package_versions, write_json
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Bench:
         device = jax.devices()[0]
         report: dict[str, Any] = {
             "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
-            "versions": versions(),
+            "versions": package_versions(),
         }
         print(
             f"{report['device']}; float32; jax {report['versions']['jax']}, torch {report['versions']['torch']}\n"
@@ -123,7 +125,7 @@ class Bench:
             bench.trace(self.trace, *(sizes[0] if self.quick else alone[-1]), self.dim)
             print(f"\ntrace: {self.trace}")
         if self.json is not None:
-            write(self.json, json.dumps(report, indent=1))
+            write_json(self.json, report)
 
 
 def _size(row: dict[str, Any]) -> str:

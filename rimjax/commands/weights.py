@@ -13,7 +13,7 @@ import tyro
 
 import ported_weights
 from rimjax.files import sha256
-from rimjax.presets import weights_folder
+from rimjax.presets import locate_weights
 from rimjax.weights.download import (
     check_disk,
     count_missing_bytes,
@@ -34,7 +34,7 @@ class WeightsOptions:
     @property
     def folder(self) -> Path:
         """The folder of the paper preset's weights."""
-        return weights_folder("paper", self.weights_dir)
+        return locate_weights("paper", self.weights_dir)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the flows need of a model, in NumPy arrays: Generator, Masker, Proposer and Encoder.
+"""What the flows need of models, in NumPy arrays: Generator, Masker, Proposer and Encoder.
 
 Any object with these methods will do: the models beside this file, or your own.
 """
@@ -6,12 +6,13 @@ Any object with these methods will do: the models beside this file, or your own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import AnyArray
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "Generated",
     "Generator",
     "Masker",
+    "Models",
     "Proposer",
     "cached_property",
     "check_image",
@@ -104,6 +106,29 @@ class Encoder(Fingerprinted, Protocol):
     def encode_batch(self, images: Sequence[np.ndarray]) -> Float32[np.ndarray, "B h w D"]:
         """Encode several images, which may differ in size."""
         ...
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of both flows and their settings; replace a stage with `dataclasses.replace`.
+
+    Attributes:
+        name: name of the preset.
+        generator: draws the references.
+        masker: cuts out the references' foregrounds.
+        proposer: proposes an image's regions.
+        encoder: computes the features of both.
+        references: settings of flow 1.
+        segmentation: settings of flow 2.
+    """
+
+    name: str
+    generator: Generator
+    masker: Masker
+    proposer: Proposer
+    encoder: Encoder
+    references: ReferenceSettings = field(default_factory=ReferenceSettings)
+    segmentation: SegmentSettings = field(default_factory=SegmentSettings)
 
 
 def check_image(image: np.ndarray) -> None:

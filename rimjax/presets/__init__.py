@@ -11,8 +11,9 @@ import ported_weights
 from rimjax.models.cells import CellProposer
 from rimjax.models.maskformer import MaskFormerProposer
 from rimjax.models.protocols import Encoder, Models, Proposer
-from rimjax.models.sam import ProposalConfig, SamMasker, SamProposer
-from rimjax.models.stable_diffusion.generator import DeferredGenerator
+from rimjax.models.sam import ProposalConfig, Sam, SamMasker, SamProposer
+from rimjax.models.stable_diffusion import DeferredGenerator, StoredWeights
+from rimjax.models.stable_diffusion.generator import Weights
 from rimjax.presets.catalogue import (
     PRESETS,
     EncoderChoice,
@@ -161,7 +162,7 @@ def load_preset(
     diffusion = replace(
         preset.diffusion, dtype=dtype, steps=preset.diffusion.steps if steps is None else steps
     )
-    deferred = DeferredGenerator(paths["generator"], diffusion)
+    deferred = DeferredGenerator(_find_diffusion_weights(paths["generator"]), diffusion)
     features = _load_encoder(paths.get("encoder"), choices["encoder"], dtype, deferred)
     sam, proposals = _load_sam(paths["masker"], choices["masker"], preset.proposals)
     if proposer is None:
@@ -171,7 +172,7 @@ def load_preset(
     return Models(
         name=name + RANDOM_WEIGHTS if random_weights else name,
         generator=deferred,
-        masker=sam,
+        masker=SamMasker(sam),
         proposer=regions,
         encoder=features,
         references=CONFIGURATIONS[configuration].adjust(preset.references),
@@ -188,15 +189,23 @@ def _check_present(preset: str, files: list[WeightFile]) -> None:
         )
 
 
+def _find_diffusion_weights(path: Path | None) -> Weights:
+    if path is not None:
+        return StoredWeights(path)
+    from rimjax.models.random_weights import RandomWeights
+
+    return RandomWeights()
+
+
 def _load_sam(
     path: Path | None, choice: MaskerChoice, proposals: ProposalConfig
-) -> tuple[SamMasker, ProposalConfig]:
+) -> tuple[Sam, ProposalConfig]:
     from rimjax.models import sam
 
     if path is None:  # a random decoder's masks all fail the thresholds: keep them all
         proposals = replace(proposals, pred_iou_thresh=0, stability_score_thresh=0)
         return sam.load(None, choice.sam), proposals
-    from ported_weights.files import read_state_dict
+    from ported_weights.checkpoints import read_state_dict
 
     state = read_state_dict(path)
     try:
@@ -230,7 +239,7 @@ def _load_encoder(
         from rimjax.models import random_weights
 
         config = ViTConfig(**choice.vit or {})
-        params = random_weights.vit(config)
+        params = random_weights.make_vit(config)
     else:
         params, config = load_vit(path)
         expected = config if choice.vit is None else ViTConfig(**choice.vit)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
 from rimjax.datasets import fashion_mnist
 from rimjax.models.maskformer import MaskFormerConfig
 from rimjax.models.sam import ProposalConfig, SamConfig
 from rimjax.models.stable_diffusion import DiffusionConfig
-from rimjax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from rimjax.settings import ReferenceSettings
-from rimjax.weights.sources import load_sources
+from rimjax.weights.sources import sources
 
 Colour = tuple[float, float, float]
 
@@ -164,7 +164,7 @@ _MINI = Preset(
 
 
 def _path(name: str) -> str:
-    return load_sources()[name].becomes
+    return sources()[name].becomes
 
 
 _SAM_L = SamConfig(1024, 16, 1024, 24, 16, (5, 11, 17, 23))
