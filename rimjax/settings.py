@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import jax
 
 from rimjax.match.checks import CHOICES, check_choice
 
 MAX_SEED = 2**32
-
-
-def check_choices(settings: object) -> None:
-    """Raise ValueError for a dataclass field whose value isn't among its `Literal` type's."""
-    for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            choices = ", ".join(map(str, get_args(hint)))
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+ASSEMBLIES = ("paint", "vote")
 
 
 def check_least(settings: object, least: float, *names: str) -> None:
@@ -92,7 +84,6 @@ class MatchSettings:
     def __post_init__(self) -> None:
         for name in CHOICES.keys() & MatchSettings.__dataclass_fields__.keys():
             check_choice(name, getattr(self, name))
-        check_choices(self)
         check_least(self, 1, "num_agents")
         check_seed(self.seed)
         if not self.temperature > 0:
@@ -113,7 +104,14 @@ class SegmentSettings(MatchSettings):
         assembly: "paint" (large regions first) or "vote" (mean of the class scores at each pixel).
     """
 
-    assembly: Literal["paint", "vote"] = "paint"
+    assembly: str = "paint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.assembly not in ASSEMBLIES:
+            raise ValueError(
+                f"assembly must be one of {', '.join(ASSEMBLIES)}, got {self.assembly!r}"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 from numpy.typing import ArrayLike
 
 AnyArray = Array | np.ndarray
@@ -264,7 +264,7 @@ class Segmentation:
         timings: seconds spent in each stage, by the stage's name.
     """
 
-    labels: Int[np.ndarray, "H W"]
+    labels: Integer[np.ndarray, "H W"]
     masks: Bool[np.ndarray, "P H W"]
     region_labels: Int[np.ndarray, " P"]
     scores: Float[np.ndarray, "P C"]

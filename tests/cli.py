@@ -1,4 +1,4 @@
-"""The command line, run in this process."""
+"""Run the command line in this process."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import sys
 
 import pytest
 
-from rimjax import cli
+from rimjax.commands import main
+
+NOTICES = ("rimjax: warning", "bank:", "segment:", "evaluate:", "check labels:", "self-test:")
 
 
 def run(*words: object, capsys: pytest.CaptureFixture[str] | None = None) -> str:
-    """What a command printed, if `capsys` is given."""
+    """Run a command; return what it printed, if `capsys` is given."""
     before = sys.argv
     sys.argv = ["rimjax", *map(str, words)]
     try:
-        cli.main()
+        main.main()
     finally:
         sys.argv = before
     return capsys.readouterr().out if capsys else ""
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line that a command said before it left with status 2; progress bars and warnings may stand before it."""
+    """Run a command that must exit with status 2; return the only line it says.
+
+    Progress and warnings may come before it.
+    """
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run(*words)
     assert stop.value.code == 2
-    lines = [
-        line
-        for line in capsys.readouterr().err.replace("\r", "\n").splitlines()
-        if line.startswith("rimjax: ")
-    ]
-    lines = [line for line in lines if not line.startswith("rimjax: warning")]
-    assert len(lines) == 1
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith(NOTICES)]
+    assert len(lines) == 1 and lines[0].startswith("rimjax: "), lines
     return lines[0]

@@ -10,4 +10,4 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from jaxtyping import install_import_hook
 
 # Before anything of ours is imported: every annotated function checks its arguments and result.
-install_import_hook(["rimjax", "ported_weights"], "beartype.beartype")
+install_import_hook(["rimjax", "ported_weights"], "typecheck.check")

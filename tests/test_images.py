@@ -1,4 +1,4 @@
-"""Whatever a file holds, an upright RGB array comes out; what can't be read is named in one line."""
+"""Any picture becomes an upright RGB array; an unreadable file is named in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rimjax.images import read_alpha, read_image
+from rimjax.images import read_image, read_photograph
 
 RGB = np.zeros((20, 30, 3), np.uint8)
 RGB[:10, :15] = (255, 0, 0)
@@ -59,10 +59,10 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     alpha[:5] = 0
     Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / "cut.png")
     assert (read_image(tmp_path / "cut.png")[:5] == 255).all()
-    mask = read_alpha(tmp_path / "cut.png")
+    mask = read_photograph(tmp_path / "cut.png").alpha
     assert mask is not None
     np.testing.assert_array_equal(mask, alpha > 0)
-    assert read_alpha(RGB) is None
+    assert read_photograph(RGB).alpha is None
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,6 @@ def test_missing_file_folder_and_arrays(tmp_path: Path) -> None:
         np.zeros((4, 4, 2), np.uint8),
         np.zeros(4, np.uint8),
     ):
-        with pytest.raises(ValueError, match="expected uint8"):
+        with pytest.raises(ValueError, match="must be uint8"):
             read_image(array)
     np.testing.assert_array_equal(read_image(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2))

@@ -16,6 +16,28 @@ PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [
 ]
 
 
+COCO_CATEGORIES = {
+    1: "person",
+    11: "fire hydrant",
+    13: "stop sign",
+    25: "giraffe",
+    27: "backpack",
+    44: "bottle",
+    46: "wine glass",
+}
+COCO_CATEGORIES |= {
+    65: "bed",
+    67: "dining table",
+    70: "toilet",
+    72: "tv",
+    73: "laptop",
+    82: "refrigerator",
+    84: "book",
+    90: "toothbrush",
+}
+"""Some of COCO's category ids, among them the neighbours of every gap."""
+
+
 def patches(
     size: tuple[int, int], words: Sequence[str], labels: Sequence[int], ground: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ class Foreground:
 
 
 def cut_foreground(
-    image: UInt8[np.ndarray, "H W 3"],
+    image: np.ndarray,
     attention: ArrayLike,
     prompt: PointPrompt,
     *,
@@ -56,7 +56,7 @@ def cut_foreground(
     binarised map, or covers more than 95 % of the image.
 
     Args:
-        image: RGB.
+        image: uint8[H, W, 3].
         attention: attention map [h, w] on any grid.
         prompt: the segmenter, e.g. `Masker.mask`.
         rng: random generator that samples the points.

@@ -15,14 +15,14 @@ _BLOCK = 16  # masks converted to float32 together: all P at once would take gig
 
 
 def resize_masks(
-    masks: Shaped[np.ndarray, "P H W"], size: tuple[int, int]
+    masks: np.ndarray, size: tuple[int, int]
 ) -> Float32[np.ndarray, "P h w"]:
     """Resize masks to a grid: bilinear, antialiased where it shrinks.
 
     Runs on the host, so that images of any size compile nothing.
 
     Args:
-        masks: booleans, or weights in [0, 1].
+        masks: [P, H, W], booleans or weights in [0, 1].
         size: (h, w) of the grid.
 
     Returns:
@@ -43,13 +43,13 @@ def resize_masks(
 
 
 def average_features(
-    features: Float[AnyArray, "h w D"], weights: Float[AnyArray, "P h w"]
+    features: AnyArray, weights: AnyArray
 ) -> tuple[Float32[Array, "P D"], Bool[Array, " P"]]:
     """Compute the weighted mean of the features under each mask (Eq. 4, 5), in float32.
 
     Args:
-        features: feature map.
-        weights: weights >= 0 of any scale, on the features' grid.
+        features: feature map, float[h, w, D].
+        weights: weights >= 0 of any scale, float[P, h, w].
 
     Returns:
         The means, and whether each mask has any weight. A mask without weight has feature 0, never
@@ -62,7 +62,7 @@ def average_features(
         raise ValueError(f"features must have shape [h, w, D], got {list(features.shape)}")
     if weights.ndim != 3 or weights.shape[1:] != features.shape[:2]:
         raise ValueError(
-            f"weights must have shape [P, h, w] with (h, w) = {features.shape[:2]}, "
+            f"weights must have shape [P, h, w] on the grid {list(features.shape[:2])}, "
             f"got {list(weights.shape)}"
         )
     weights, features = jnp.asarray(weights, jnp.float32), jnp.asarray(features, jnp.float32)

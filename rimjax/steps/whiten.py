@@ -11,7 +11,7 @@ from jaxtyping import Float
 from rimjax.types import Whitening
 
 
-def fit_whitening(groups: Sequence[Float[np.ndarray, "K D"]], ridge: float) -> Whitening:
+def fit_whitening(groups: Sequence[Float[np.ndarray, "_K D"]], ridge: float) -> Whitening:
     """Fit a transform that shrinks the directions in which a class's own images differ.
 
     Args:

@@ -12,20 +12,19 @@ import pytest
 import trees
 from cli import refused, run
 from PIL import Image
-from test_datasets import COCO_CATEGORIES
 
 from rimjax import datasets
 from rimjax.datasets import coco
 
-pytest.importorskip("pycocotools", reason="instance JSON is read with pycocotools")
-
 
 def test_pixel_maps_hold_category_ids_less_one_and_all_else_is_background() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    found = coco.from_stuff(values)
+    found = coco.convert_stuff(values)
     assert found.dtype == np.uint8 and found.shape == (16, 16)
     flat = found.ravel().tolist()
-    assert {one: coco.THINGS[flat[one - 1] - 1] for one in COCO_CATEGORIES} == COCO_CATEGORIES
+    assert {
+        one: coco.THINGS[flat[one - 1] - 1] for one in trees.COCO_CATEGORIES
+    } == trees.COCO_CATEGORIES
     assert sorted(label for label in flat if label) == list(range(1, 81)), (
         "every thing has one value"
     )
@@ -70,7 +69,7 @@ def test_convert_coco_from_pixel_maps_twice(
         np.testing.assert_array_equal(made[one], expected)
     folder = tmp_path / "coco_stuff164k/annotations/val2017"
     stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert "3 of them were there" in run("convert-coco", "--data", tmp_path / place, capsys=capsys)
+    assert "3 existed already" in run("convert-coco", "--data", tmp_path / place, capsys=capsys)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
     dataset = datasets.load("coco-object", tmp_path)
     assert [item.id for item in dataset.items] == list(trees.STUFF) and dataset.background
@@ -89,7 +88,7 @@ def test_a_conversion_that_was_stopped_goes_on(
     )
     assert len(label_maps(tmp_path)) == 2
     path.write_bytes(whole)
-    assert "2 of them were there" in run("convert-coco", "--data", tmp_path, capsys=capsys)
+    assert "2 existed already" in run("convert-coco", "--data", tmp_path, capsys=capsys)
     assert len(label_maps(tmp_path)) == 3
 
 
@@ -155,7 +154,7 @@ def test_outlines_are_drawn_the_smaller_on_top(tmp_path: Path) -> None:
         {"category_id": 3, **crowd(people)},  # cars
         {"category_id": 72, **ring},  # a tv in two parts
     ]
-    maps = coco.outline_maps(instances(tmp_path / "instances.json", things))
+    maps = coco.list_outline_maps(instances(tmp_path / "instances.json", things))
     assert list(maps) == list(trees.STUFF)
     expected = np.zeros((40, 80), np.uint8)
     expected[people] = 3  # 1460 pixels
@@ -190,7 +189,7 @@ def test_convert_coco_from_outlines_twice(
     expected = people.copy()
     expected[10:20, 10:20] = 40
     np.testing.assert_array_equal(label_maps(tmp_path)["000000000139"], expected)
-    assert "3 of them were there" in run(*words, capsys=capsys)
+    assert "3 existed already" in run(*words, capsys=capsys)
     assert datasets.load("coco-object", tmp_path).size == 3
 
 
@@ -199,7 +198,7 @@ def test_convert_coco_from_outlines_twice(
     [
         (
             {"annotations": [{"id": 1, "image_id": 139, "category_id": 12, **box(0, 0, 4, 4)}]},
-            "category ids [12] are none of COCO's 80",
+            "ids [12] aren't COCO categories",
         ),
         (
             {
@@ -238,10 +237,10 @@ def test_convert_coco_from_outlines_twice(
             },
             "000000000139",
         ),
-        ({"images": [{"id": 139, "file_name": "000000000139.jpg"}]}, "not an instance JSON"),
-        ({"images": [{"id": 139, "height": 40, "width": 80}]}, "not an instance JSON"),
-        ({"images": None}, "not an instance JSON"),
-        ({"annotations": "none"}, "not an instance JSON"),
+        ({"images": [{"id": 139, "file_name": "000000000139.jpg"}]}, "not COCO's instance JSON"),
+        ({"images": [{"id": 139, "height": 40, "width": 80}]}, "not COCO's instance JSON"),
+        ({"images": None}, "not COCO's instance JSON"),
+        ({"annotations": "none"}, "not COCO's instance JSON"),
     ],
 )
 def test_instance_json_that_is_none_is_one_line(
@@ -261,12 +260,12 @@ def test_bad_places_are_one_line(
     )
     assert not (tmp_path / "none").exists() and not (tmp_path / "annotations").exists()
     trees.coco_stuff(tmp_path)
-    assert "none.json: no such file; COCO calls it" in refused(
+    assert "none.json: no such file; COCO's is" in refused(
         capsys, "convert-coco", "--data", tmp_path, "--instances", tmp_path / "none.json"
     )
     for content in (b"[]", b"{}", b"{", b"\xff\xfe", b""):
         file.write_bytes(content)
-        assert "not an instance JSON" in refused(
+        assert "not COCO's instance JSON" in refused(
             capsys, "convert-coco", "--data", tmp_path, "--instances", file
         )
     for path in (tmp_path / "coco_stuff164k/annotations/val2017").glob("0*[0-9].png"):

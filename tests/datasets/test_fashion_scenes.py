@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from rimjax.datasets import fashion_scenes, load
+from rimjax.datasets import fashion_mnist, fashion_scenes, load
 
 PHOTOS, CLASSES = fashion_mnist.load_shipped_items()
 
@@ -34,7 +34,7 @@ def test_labels_and_instances_agree() -> None:
 
 
 def test_an_item_is_where_its_truth_says() -> None:
-    flat = np.where(fashion_scenes.cut_out(PHOTOS[150]), 255, 0).astype(np.uint8)[None]
+    flat = np.where(fashion_mnist.cut_out(PHOTOS[150]), 255, 0).astype(np.uint8)[None]
     scene = fashion_scenes.render(np.random.default_rng(3), PHOTOS[150:151], CLASSES[150:151], (0,))
     other = fashion_scenes.render(np.random.default_rng(3), flat, CLASSES[150:151], (0,))
     np.testing.assert_array_equal(scene.labels, other.labels)
@@ -50,16 +50,16 @@ def test_cut_out_fills_holes_and_drops_specks() -> None:
     photo[5:20, 5:20] = 200
     photo[10:12, 10:12] = 0
     photo[26, 26] = 90
-    mask = fashion_scenes.cut_out(photo)
+    mask = fashion_mnist.cut_out(photo)
     assert mask[5:20, 5:20].all() and mask.sum() == 225
-    assert fashion_scenes.cut_out(np.zeros((28, 28), np.uint8)).any()
+    assert fashion_mnist.cut_out(np.zeros((28, 28), np.uint8)).any()
 
 
 def test_captions_name_the_class_and_what_else_they_say_is_true() -> None:
     rng, kinds = np.random.default_rng(0), set()
     for item in range(0, 1000, 25):
         scene, caption = fashion_scenes.render_single(rng, PHOTOS, CLASSES, item)
-        name = fashion_scenes.CLASSES[CLASSES[item]]
+        name = fashion_mnist.CLASSES[CLASSES[item]]
         assert (
             caption.startswith("a photo ")
             and caption.endswith(name)
@@ -73,7 +73,7 @@ def test_captions_name_the_class_and_what_else_they_say_is_true() -> None:
 
 def test_the_dataset_reader() -> None:
     dataset = load("fashion-scenes")
-    pairs = list(dataset.scenes(3))
+    pairs = list((item.read() for item in dataset.items[:3]))
     assert len(pairs) == 3 and len(dataset.items) == 200
     for image, labels in pairs:
         assert (

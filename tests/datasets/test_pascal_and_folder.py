@@ -14,7 +14,7 @@ from PIL import Image
 
 from rimjax import datasets
 from rimjax.datasets import coco, pascal
-from rimjax.datasets.dataset import lines, read_labels
+from rimjax.datasets.dataset import read_labels, read_lines
 
 VOC = "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
 """As the devkit numbers them."""
@@ -33,27 +33,6 @@ CONTEXT_AT = {
 """Some of the labels that mmsegmentation's converter writes: it sorts the 459-class ids, which go by the alphabet. 2008_000002, a screen
 at a window, holds 0, 55 and 58."""
 
-COCO_CATEGORIES = {
-    1: "person",
-    11: "fire hydrant",
-    13: "stop sign",
-    25: "giraffe",
-    27: "backpack",
-    44: "bottle",
-    46: "wine glass",
-}
-COCO_CATEGORIES |= {
-    65: "bed",
-    67: "dining table",
-    70: "toilet",
-    72: "tv",
-    73: "laptop",
-    82: "refrigerator",
-    84: "book",
-    90: "toothbrush",
-}
-"""COCO's category ids, those round every gap among them."""
-
 
 def test_class_lists_are_the_published_ones() -> None:
     assert tuple(VOC.split()) == pascal.VOC
@@ -62,8 +41,8 @@ def test_class_lists_are_the_published_ones() -> None:
     assert set(pascal.VOC) - set(pascal.CONTEXT) == {"diningtable"}, "which Context calls table"
     assert len(coco.THINGS) == len(set(coco.THINGS)) == len(coco.CATEGORIES) == 80
     assert {
-        one: coco.THINGS[coco.CATEGORIES.index(one)] for one in COCO_CATEGORIES
-    } == COCO_CATEGORIES
+        one: coco.THINGS[coco.CATEGORIES.index(one)] for one in trees.COCO_CATEGORIES
+    } == trees.COCO_CATEGORIES
 
 
 @pytest.mark.parametrize(
@@ -236,7 +215,7 @@ def test_a_folder_that_is_none_says_what_it_lacks(tmp_path: Path) -> None:
         "".join(f"class {index}\n" for index in range(255)),
     ):
         (root / "names.txt").write_text(names)
-        with pytest.raises(ValueError, match=r"names.txt: expected 1 to 254 class names"):
+        with pytest.raises(ValueError, match=r"names.txt: must hold 1 to 254 different class names"):
             datasets.load(str(root))
     shutil.rmtree(root / "images")
     (root / "names.txt").write_text("plum\n")
@@ -258,7 +237,7 @@ def test_a_folder_that_is_none_says_what_it_lacks(tmp_path: Path) -> None:
 def test_names_in_any_utf_8_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffsneaker\n".encode())
-    assert lines(path, "") == ["sneaker"]
+    assert read_lines(path, "") == ["sneaker"]
     path.write_bytes("caf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"names\.txt: isn't UTF-8"):
-        lines(path, "")
+        read_lines(path, "")

@@ -149,7 +149,7 @@ def test_the_interval_is_seeded_widens_with_its_level_and_closes_without_variati
     [
         (
             lambda: confusion_matrix(np.zeros((2, 2), int), np.zeros(4, int), 2),
-            "prediction must have the shape",
+            "prediction must have truth's shape",
         ),
         (lambda: confusion_matrix(np.zeros(2, int), np.array([0, 2]), 2), "prediction must lie in"),
         (lambda: confusion_matrix(np.array([0, -1]), np.zeros(2, int), 2), "truth must lie in"),

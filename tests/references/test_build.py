@@ -1,93 +1,78 @@
-"""Both flows on models whose right answers are known: references are cut-outs of a colour, regions are named by their colour."""
+"""Flow 1 on fake models: what is drawn, stored, reused and refused."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import SIZE, FakeEncoder, FakeGenerator, colour, fake_models
+from fakes import FakeEncoder, FakeGenerator, fake_models, list_drawn, pick_colour
 from PIL import Image
+from scenes import NAMES
 
 import rimjax
+from rimjax import files, images
 from rimjax.references import store
 from rimjax.references.build import build_references
 
-NAMES = ("apple", "plum", "leaf")
+TESTS = Path(__file__).parents[1]
 
 
-def scene() -> tuple[np.ndarray, np.ndarray]:
-    image, truth = np.full((40, 60, 3), 128, np.uint8), np.zeros((40, 60), np.uint8)
-    for index, name in enumerate(NAMES):
-        image[5:30, 3 + 19 * index : 18 + 19 * index] = colour(name)
-        truth[5:30, 3 + 19 * index : 18 + 19 * index] = index + 1
-    return image, truth
-
-
-def test_regions_get_their_colours_name(tmp_path: Path) -> None:
-    models = fake_models()
-    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
-    assert bank.names == ("background", *NAMES)
-    image, truth = scene()
-    seg = rimjax.segment(image, bank, models)
-    np.testing.assert_array_equal(seg.labels, truth)
-    assert set(seg.timings) == {"propose", "encode", "pool", "match", "assemble"}
-    for assembly in ("paint", "vote"):
-        for similarity in ("relation", "cosine"):
-            settings = rimjax.SegmentSettings(
-                num_agents=3, assembly=assembly, similarity=similarity
-            )
-            np.testing.assert_array_equal(
-                rimjax.segment(image, bank, models, settings=settings).labels, truth
-            )
-
-
-def test_prototypes_are_those_of_the_cut_outs(tmp_path: Path) -> None:
-    models = fake_models()
-    manifest = build_manifest(NAMES, models, cache_dir=tmp_path)
-    shard = store.read_all_references(manifest, pictures=True)[0]
-    inside = (shard.images == colour("apple")).all(-1)
-    np.testing.assert_array_equal(shard.masks, inside)
-    np.testing.assert_allclose(
-        shard.foreground[0], colour("apple") / 128.0 - 1 + [0, 0, 0.01], atol=0.15
-    )
+def test_prototypes_come_from_the_cut_outs(tmp_path: Path) -> None:
+    manifest, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path)
+    references = store.read_all_references(manifest, pictures=True)[0]
+    assert references.images is not None
+    inside = (references.images == pick_colour("apple")).all(-1)
+    np.testing.assert_array_equal(references.masks, inside)
+    expected = pick_colour("apple") / 128.0 - 1 + [0, 0, 0.01]
+    np.testing.assert_allclose(references.foreground[0], expected, atol=0.15)
     bank = rimjax.load_bank(manifest.path)
-    np.testing.assert_allclose(bank.classes[1], shard.foreground.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(bank.classes[1], references.foreground.mean(0), rtol=1e-5)
 
 
-def test_no_foreground_mask_pools_the_whole_image(tmp_path: Path) -> None:
+def test_without_foreground_masks_whole_images_are_pooled(tmp_path: Path) -> None:
     models = fake_models()
-    settings = dataclasses.replace(models.references, foreground_mask=False, num_subcategories=1)
+    settings = replace(models.references, foreground_mask=False, num_subcategories=1)
     bank = rimjax.build_bank(NAMES, models, settings=settings, cache_dir=tmp_path)
-    shard = store.read_all_references(
-        store.read_manifest(next((tmp_path / "banks").glob("*.json")))
-    )[0]
-    np.testing.assert_allclose(bank.prototypes[1], shard.whole.mean(0), rtol=1e-5)
-
-
-def test_zero_proposals_give_background(tmp_path: Path) -> None:
-    models = fake_models()
-    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
-    seg = rimjax.segment(np.full((20, 30, 3), 128, np.uint8), bank, models)
-    assert seg.labels.shape == (20, 30) and not seg.labels.any() and len(seg.masks) == 0
+    manifest = store.read_manifest(next((tmp_path / "banks").glob("*.json")))
+    references = store.read_all_references(manifest)[0]
+    np.testing.assert_allclose(bank.prototypes[1], references.whole.mean(0), rtol=1e-5)
 
 
 def test_a_second_build_draws_nothing_and_is_equal(tmp_path: Path) -> None:
-    models = fake_models()
-    first = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    bank = rimjax.build_bank(NAMES, fake_models(), cache_dir=tmp_path)
     again = fake_models()
     second = rimjax.build_bank(NAMES, again, cache_dir=tmp_path)
-    assert again.generator.drawn == []
-    np.testing.assert_array_equal(first.prototypes, second.prototypes)
+    assert list_drawn(again) == []
+    np.testing.assert_array_equal(bank.prototypes, second.prototypes)
     more = fake_models()
     rimjax.build_bank([*NAMES, "sky"], more, cache_dir=tmp_path)
-    assert more.generator.drawn == ["sky"]
+    assert list_drawn(more) == ["sky"]
+
+
+def test_a_built_bank_equals_the_stored_bank_and_is_not_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    read = store.read_references
+    monkeypatch.setattr(
+        store, "read_references", lambda path, *rest: reads.append(path) or read(path, *rest)
+    )
+    bank = rimjax.build_bank(NAMES, fake_models(), cache_dir=tmp_path)
+    assert not reads
+    stored = rimjax.load_bank(next((tmp_path / "banks").glob("*.json")))
+    for name in ("prototypes", "owners", "classes"):
+        np.testing.assert_array_equal(getattr(bank, name), getattr(stored, name))
+    assert bank.names == stored.names and len(reads) == 3
 
 
 def test_a_class_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -96,67 +81,68 @@ def test_a_class_does_not_depend_on_the_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(alone.classes[1], among.classes[2])
 
 
+SMALL = rimjax.ReferenceSettings(num_images=3, num_subcategories=2)
+
+
 @pytest.mark.parametrize(
     ("change", "drawn"),
     [
         ({"generator": FakeGenerator("other")}, ["plum"]),
-        (
-            {"references": rimjax.ReferenceSettings(num_images=3, num_subcategories=2, seed=1)},
-            ["plum"],
-        ),
-        ({"references": rimjax.ReferenceSettings(num_images=2, num_subcategories=2)}, ["plum"]),
-        ({"encoder": FakeEncoder("other")}, []),  # the images that are there do
-        (
-            {
-                "references": rimjax.ReferenceSettings(
-                    num_images=3, num_subcategories=2, threshold=0.5
-                )
-            },
-            [],
-        ),
+        ({"references": replace(SMALL, seed=1)}, ["plum"]),
+        ({"references": replace(SMALL, num_images=2)}, ["plum"]),
+        ({"encoder": FakeEncoder("other")}, []),  # the stored images serve again
+        ({"references": replace(SMALL, threshold=0.5)}, []),
     ],
 )
-def test_what_a_shard_depends_on_makes_a_new_one(
+def test_a_changed_dependency_builds_other_references(
     tmp_path: Path, change: dict, drawn: list[str]
 ) -> None:
-    before = build_manifest(["plum"], fake_models(), cache_dir=tmp_path)
-    changed = dataclasses.replace(fake_models(), **change)
-    changed.generator.drawn.clear()
-    after = build_manifest(["plum"], changed, cache_dir=tmp_path)
-    assert changed.generator.drawn == drawn and after.folders != before.folders
+    before, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    changed = replace(fake_models(), **change)
+    list_drawn(changed).clear()
+    after, _ = build_references(["plum"], changed, cache_dir=tmp_path)
+    assert list_drawn(changed) == drawn and after.folders != before.folders
     if not drawn:
-        old, new = (
-            store.read_all_references(manifest, pictures=True)[0] for manifest in (before, after)
-        )
+        old, new = (store.read_all_references(m, pictures=True)[0] for m in (before, after))
         np.testing.assert_array_equal(old.images, new.images)
 
 
-def test_a_damaged_shard_is_no_source_of_images(tmp_path: Path) -> None:
-    before = build_manifest(["plum"], fake_models(), cache_dir=tmp_path)
-    (tmp_path / "references" / before.folders[0] / "image-00.png").write_bytes(b"rubbish")
-    changed = dataclasses.replace(fake_models(), encoder=FakeEncoder("other"))
-    build_manifest(["plum"], changed, cache_dir=tmp_path)
-    assert changed.generator.drawn == ["plum"]
+@pytest.mark.parametrize(("step", "drawn"), [("draw", ["plum"]), ("pool", []), ("localise", [])])
+def test_another_version_of_a_step_builds_other_references(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, drawn: list[str]
+) -> None:
+    before, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    monkeypatch.setitem(files.STEP_VERSIONS, step, files.STEP_VERSIONS[step] + 1)
+    models = fake_models()
+    after, _ = build_references(["plum"], models, cache_dir=tmp_path)
+    assert after.folders != before.folders and list_drawn(models) == drawn
 
 
-def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_damaged_references_are_not_a_source_of_images(tmp_path: Path) -> None:
+    before, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    image = tmp_path / "references" / before.folders[0] / "image-00.png"
+    image.write_bytes(b"rubbish")
+    changed = replace(fake_models(), encoder=FakeEncoder("other"))
+    build_references(["plum"], changed, cache_dir=tmp_path)
+    assert list_drawn(changed) == ["plum"]
+
+
+def test_references_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # as where the disk is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # as on a full disk
     try:
-        with pytest.raises(OSError, match="File too large"):
-            build_manifest(["plum"], fake_models(), cache_dir=tmp_path)
+        with pytest.raises(OSError, match=r"references/plum-.*can't be written \(File too large\)"):
+            build_references(["plum"], fake_models(), cache_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "references").iterdir())
 
 
-def test_the_number_of_subcategories_draws_nothing(tmp_path: Path) -> None:
+def test_another_number_of_subcategories_draws_nothing(tmp_path: Path) -> None:
     rimjax.build_bank(["plum"], fake_models(), cache_dir=tmp_path)
-    changed = dataclasses.replace(
-        fake_models(), references=rimjax.ReferenceSettings(num_images=3, num_subcategories=1)
-    )
+    changed = replace(fake_models(), references=replace(SMALL, num_subcategories=1))
     bank = rimjax.build_bank(["plum"], changed, cache_dir=tmp_path)
-    assert changed.generator.drawn == [] and len(bank.prototypes) == 2
+    assert list_drawn(changed) == [] and len(bank.prototypes) == 2
 
 
 KILLED = """
@@ -174,39 +160,77 @@ rimjax.build_bank(("apple", "plum", "leaf"), models, cache_dir={cache!r})
 """
 
 
-def test_a_killed_build_goes_on_with_the_class_it_was_on(tmp_path: Path) -> None:
-    script = KILLED.format(tests=str(Path(__file__).parent), cache=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL
+def test_a_killed_build_resumes_with_the_class_it_was_drawing(tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(TESTS), cache=str(tmp_path))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not list(tmp_path.glob("banks/*.json")), "the manifest is written last"
     models = fake_models()
     rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
-    assert models.generator.drawn == ["leaf"]
+    assert list_drawn(models) == ["leaf"]
 
 
-def test_extending_a_bank_makes_only_the_new_class(tmp_path: Path) -> None:
-    old = build_manifest(NAMES, fake_models(), cache_dir=tmp_path)
+def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    folder = tmp_path / "references"
+    (folder / f"{files._PREFIX}old").mkdir(parents=True)
+    (folder / f"{files._PREFIX}old" / "image-00.png").touch()
+    (folder / f"{files._PREFIX}new").mkdir()
+    yesterday = time.time() - files.STALE_SECONDS - 60
+    os.utime(folder / f"{files._PREFIX}old", (yesterday, yesterday))
+    rimjax.build_bank(["plum"], fake_models(), cache_dir=tmp_path)
+    left = [path.name for path in folder.iterdir() if files.is_temporary(path)]
+    assert left == [f"{files._PREFIX}new"], "another builder may be writing it"
+
+
+def test_builders_that_finish_a_class_at_once_all_succeed(tmp_path: Path) -> None:
+    barrier, errors = threading.Barrier(4), []
+
+    def build_once() -> None:
+        models = fake_models()
+        generate = models.generator.generate
+
+        def wait(name: str, num_images: int, seed: int) -> object:
+            drawing = generate(name, num_images, seed)
+            barrier.wait()
+            return drawing
+
+        models.generator.generate = wait  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            rimjax.build_bank(["plum"], models, cache_dir=tmp_path)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=build_once) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    (folder,) = (tmp_path / "references").iterdir()
+    store.read_references(folder, pictures=True)
+
+
+def test_extending_a_bank_draws_only_the_new_class(tmp_path: Path) -> None:
+    old, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path)
     models = fake_models()
-    new = build_manifest(["sky"], models, cache_dir=tmp_path, extend=old)
-    assert models.generator.drawn == ["sky"]
+    new, references = build_references(["sky"], models, cache_dir=tmp_path, extend=old)
+    assert list_drawn(models) == ["sky"]
     assert rimjax.load_bank(new).names == ("background", *NAMES, "sky")
+    assert [group.name for group in references] == [*NAMES, "sky"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish"])
 @pytest.mark.parametrize("file", ["prototypes.safetensors", "references.json"])
-def test_a_damaged_shard_is_named(tmp_path: Path, file: str, damage: bytes) -> None:
-    manifest = build_manifest(NAMES, fake_models(), cache_dir=tmp_path)
+def test_damaged_references_are_named(tmp_path: Path, file: str, damage: bytes) -> None:
+    manifest, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path)
     (tmp_path / "references" / manifest.folders[1] / file).write_bytes(damage)
     with pytest.raises(ValueError, match=rf"{manifest.folders[1]}.*delete that folder"):
         rimjax.load_bank(manifest.path)
 
 
-def test_a_damaged_manifest_and_a_swapped_one_are_named(tmp_path: Path) -> None:
-    manifest = build_manifest(NAMES, fake_models(), cache_dir=tmp_path)
+def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
+    manifest, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path)
     text = manifest.path.read_text()
     manifest.path.write_text(text[:50])
     with pytest.raises(ValueError, match="not a bank manifest"):
@@ -218,13 +242,19 @@ def test_a_damaged_manifest_and_a_swapped_one_are_named(tmp_path: Path) -> None:
         rimjax.load_bank(tmp_path / "none.json")
 
 
-def test_a_bank_of_another_encoder_is_refused(tmp_path: Path) -> None:
-    models = fake_models()
-    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="made with encoder fake-encoder"):
-        rimjax.segment(
-            scene()[0], bank, dataclasses.replace(models, encoder=FakeEncoder("another"))
-        )
+@pytest.mark.parametrize("name", ["../plum", "/etc/passwd", "a/b", "..", "", "a\\b"])
+def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    fields = json.loads(manifest.path.read_text())
+    manifest.path.write_text(json.dumps({**fields, "folders": [name]}))
+    with pytest.raises(ValueError, match="isn't a plain file name"):
+        rimjax.load_bank(manifest.path)
+    record = tmp_path / "references" / manifest.folders[0] / "references.json"
+    fields = json.loads(record.read_text())
+    fields["files"][name] = "0" * 64
+    record.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="isn't a plain file name"):
+        store.read_references(record.parent, pictures=True)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +263,11 @@ def test_a_bank_of_another_encoder_is_refused(tmp_path: Path) -> None:
         ([], "at least one"),
         (["a", " "], "blank"),
         (["a", "b", "A"], "more than once"),
-        (["Background", "b"], "part of every bank"),
+        (["Background", "b"], "every bank has it"),
+        ("apple", "must be a list"),
     ],
 )
-def test_bad_class_names(tmp_path: Path, names: list[str], words: str) -> None:
+def test_bad_class_names_are_refused(tmp_path: Path, names: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         rimjax.build_bank(names, fake_models(), cache_dir=tmp_path)
     assert not (tmp_path / "banks").exists()
@@ -244,47 +275,90 @@ def test_bad_class_names(tmp_path: Path, names: list[str], words: str) -> None:
 
 def test_a_class_from_photographs(tmp_path: Path) -> None:
     photo = np.full((50, 70, 3), 128, np.uint8)
-    photo[10:40, 20:50] = colour("mug")
+    photo[10:40, 20:50] = pick_colour("mug")
     Image.fromarray(photo).save(tmp_path / "mug.png")
-    models = fake_models()
-    bank = rimjax.build_bank(
-        ["apple"], models, cache_dir=tmp_path, references={"my mug": [tmp_path / "mug.png"]}
-    )
-    assert bank.names == ("background", "apple", "my mug") and models.generator.drawn == ["apple"]
+    models, photos = fake_models(), {" my mug ": [tmp_path / "mug.png"]}
+    bank = rimjax.build_bank(["apple"], models, cache_dir=tmp_path, references=photos)
+    assert bank.names == ("background", "apple", "my mug") and list_drawn(models) == ["apple"]
     seg = rimjax.segment(photo, bank, models)
-    np.testing.assert_array_equal(seg.labels == 2, (photo == colour("mug")).all(-1))
+    np.testing.assert_array_equal(seg.labels == 2, (photo == pick_colour("mug")).all(-1))
+
+
+def test_a_photograph_is_decoded_once_per_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = np.full((50, 70, 3), 128, np.uint8)
+    photo[10:40, 20:50] = pick_colour("mug")
+    paths = [tmp_path / f"mug{index}.png" for index in range(3)]
+    for path in paths:
+        Image.fromarray(photo).save(path)
+    decoded: list[object] = []
+    decode = images._open_image
+    monkeypatch.setattr(
+        images, "_open_image", lambda source: decoded.append(source) or decode(source)
+    )
+    rimjax.build_bank([], fake_models(), cache_dir=tmp_path, references={"mug": paths})
+    assert decoded == paths
 
 
 def test_a_photographs_alpha_or_point_is_its_mask(tmp_path: Path) -> None:
     photo = np.full((40, 40, 4), 255, np.uint8)
     photo[..., :3] = 128
-    photo[:10, :10, :3] = colour("mug")
+    photo[:10, :10, :3] = pick_colour("mug")
     photo[20:, :, 3] = 0
     models = fake_models()
 
-    def mask(points: dict | None) -> np.ndarray:
-        manifest = build_manifest(
-            [], models, cache_dir=tmp_path, references={"mug": [photo]}, points=points
-        )
-        return store.read_all_references(manifest, pictures=True)[0].masks[0]
+    def cut(points: dict | None) -> np.ndarray:
+        options = {"references": {"mug": [photo]}, "points": points}
+        manifest, _ = build_references([], models, cache_dir=tmp_path, **options)
+        (references,) = store.read_all_references(manifest, pictures=True)
+        assert references.masks is not None
+        return references.masks[0]
 
-    assert mask(None)[:250].all() and not mask(None)[262:].any()
-    pointed = mask({"mug": [(5.0, 5.0)]})
-    assert pointed[:120, :120].all() and not pointed[140:].any() and not pointed[:, 140:].any()
-    with pytest.raises(ValueError, match="lies outside"):
-        mask({"mug": [(50.0, 5.0)]})
+    assert cut(None)[:250].all() and not cut(None)[262:].any()
+    mask = cut({"mug ": [(5.0, 5.0)]})
+    assert mask[:120, :120].all() and not mask[140:].any() and not mask[:, 140:].any()
+    with pytest.raises(ValueError, match="points must lie in the 40x40 image"):
+        cut({"mug": [(50.0, 5.0)]})
+    with pytest.raises(ValueError, match="points must name classes of references, got cup"):
+        cut({"cup": [(5.0, 5.0)]})
 
 
-def test_the_contact_sheet_and_overlay_have_a_picture(tmp_path: Path) -> None:
-    models = fake_models()
-    manifest = build_manifest(NAMES, models, cache_dir=tmp_path)
-    sheet = rimjax.draw.contact_sheet(store.read_all_references(manifest, pictures=True)[0])
+def test_models_of_ones_own_need_no_library_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest records versions; packages that aren't installed are None."""
+    installed = files.metadata.version
+
+    def version(package: str) -> str:
+        if package in ("diffusers", "flax", "torch"):
+            raise files.metadata.PackageNotFoundError(package)
+        return installed(package)
+
+    monkeypatch.setattr(files.metadata, "version", version)
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    versions = json.loads(manifest.path.read_text())["versions"]
+    assert versions["torch"] is None and versions["jax"]
+
+
+def test_contact_sheet_shows_four_rows(tmp_path: Path) -> None:
+    manifest, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path)
+    references = store.read_all_references(manifest, pictures=True)[0]
+    sheet = rimjax.draw.contact_sheet(references)
     assert sheet.width > 8 * 128 and sheet.height > 4 * 128
-    image, truth = scene()
-    picture = np.asarray(
-        rimjax.draw.overlay(image, rimjax.segment(image, rimjax.load_bank(manifest), models))
-    )
-    assert picture.shape[0] > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 8
-    with pytest.raises(ValueError, match="size"):
-        rimjax.draw.overlay(image[1:], rimjax.segment(image, rimjax.load_bank(manifest), models))
-    assert SIZE == 32 and truth.shape == image.shape[:2]
+    with pytest.raises(ValueError, match="pictures=True"):
+        rimjax.draw.contact_sheet(store.read_all_references(manifest)[0])
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for name, value in {"num_images": 0, "threshold": 1.0, "whiten": -1, "seed": -1}.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            replace(SMALL, **{name: value})
+    for name, value in {
+        "assembly": "foo",
+        "similarity": "l2",
+        "score_map": "log",
+        "seed": 2**32,
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            rimjax.SegmentSettings(**{name: value})

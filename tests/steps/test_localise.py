@@ -33,8 +33,8 @@ def blob():
 
 def locate(answer, seed=0, **settings):
     masker = FakeMasker(answer)
-    return localise.foreground_mask(
-        IMAGE, blob(), masker, rng=np.random.default_rng(seed), **settings
+    return localise.cut_foreground(
+        IMAGE, blob(), masker.mask, rng=np.random.default_rng(seed), **settings
     ), masker
 
 
@@ -76,8 +76,8 @@ def test_ninety_five_percent_is_still_a_mask():
     wide = np.ones((20, 20), bool)
     wide[0] = False  # 95 % exactly
     image = np.zeros((20, 20, 3), np.uint8)
-    assert not localise.foreground_mask(
-        image, blob(), FakeMasker(wide), rng=np.random.default_rng(0)
+    assert not localise.cut_foreground(
+        image, blob(), FakeMasker(wide).mask, rng=np.random.default_rng(0)
     ).is_fallback
 
 
@@ -137,12 +137,12 @@ def test_resizing_up_is_jaxs_bilinear(size):
             "num_points",
         ),
         (
-            lambda: localise.foreground_mask(
-                IMAGE[..., 0], blob(), FakeMasker(None), rng=np.random.default_rng(0)
+            lambda: localise.cut_foreground(
+                IMAGE[..., 0], blob(), FakeMasker(None).mask, rng=np.random.default_rng(0)
             ),
             "image must",
         ),
-        (lambda: locate(np.ones((3, 3), bool)), "masker must"),
+        (lambda: locate(np.ones((3, 3), bool)), "mask must"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

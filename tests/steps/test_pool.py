@@ -14,7 +14,7 @@ def test_a_mask_as_fine_as_the_grid_is_left_alone():
 
 
 def test_shrinking_is_antialiased():
-    """Single pixels and stripes thinner than a cell would vanish, or fill the cell, under plain bilinear sampling."""
+    """Plain bilinear sampling would lose thin stripes and single pixels, or fill their cell."""
     stripes = np.tile(np.arange(32) % 4 == 0, (32, 1))[None]
     resized = np.asarray(pool.resize_masks(stripes, (4, 4)))
     np.testing.assert_allclose(resized[0, 1:-1, 1:-1], 0.25, atol=1e-3)
@@ -43,7 +43,7 @@ def test_average_equals_numpys():
         rng.normal(size=(4, 5, 6)).astype(np.float32),
         rng.random((3, 4, 5)).astype(np.float32),
     )
-    pooled, valid = pool.masked_average(features, weights)
+    pooled, valid = pool.average_features(features, weights)
     expected = [
         np.average(features.reshape(-1, 6), axis=0, weights=w.ravel())
         for w in weights.astype(np.float64)
@@ -51,16 +51,16 @@ def test_average_equals_numpys():
     np.testing.assert_allclose(pooled, expected, atol=1e-5)
     assert valid.all()
     np.testing.assert_allclose(
-        pool.masked_average(features, weights * 1e-30)[0], pooled, rtol=1e-4, atol=1e-5
+        pool.average_features(features, weights * 1e-30)[0], pooled, rtol=1e-4, atol=1e-5
     )
 
 
 def test_no_weight_means_invalid_zero_and_finite_gradients():
     features, weights = jnp.ones((2, 2, 3)), jnp.stack([jnp.zeros((2, 2)), jnp.ones((2, 2))])
-    pooled, valid = pool.masked_average(features, weights)
+    pooled, valid = pool.average_features(features, weights)
     assert valid.tolist() == [False, True]
     np.testing.assert_array_equal(pooled, [[0, 0, 0], [1, 1, 1]])
-    gradients = jax.grad(lambda f, w: pool.masked_average(f, w)[0].sum(), argnums=(0, 1))(
+    gradients = jax.grad(lambda f, w: pool.average_features(f, w)[0].sum(), argnums=(0, 1))(
         features, weights
     )
     assert all(np.isfinite(g).all() for g in gradients)
@@ -73,8 +73,10 @@ def test_pool_regions_picks_the_features_under_the_mask():
     masks[0, :4, :4] = True
     masks[1, 4:] = True
     masks[2] = True
-    pooled, valid = pool.pool_regions(features, masks)
-    assert valid.tolist() == [True, True, True, False]
+    regions = pool.pool_regions(features, masks)
+    pooled, padding = regions.features, [False] * 4
+    assert regions.valid.tolist() == [True, True, True, False, *padding]
+    assert regions.masks is masks and not np.asarray(pooled)[4:].any()
     np.testing.assert_array_equal(np.asarray(pooled).argmax(axis=1)[:1], [0])
     np.testing.assert_allclose(pooled[1, 2:], pooled[1, 2], atol=1e-6)
     assert (
@@ -84,17 +86,28 @@ def test_pool_regions_picks_the_features_under_the_mask():
     np.testing.assert_array_equal(pooled[3], 0)
 
 
+def test_resizing_equals_jaxs():
+    masks = np.random.default_rng(3).random((5, 37, 50)) > 0.5
+    expected = jax.image.resize(masks.astype(np.float32), (5, 9, 8), "bilinear")
+    np.testing.assert_allclose(pool.resize_masks(masks, (9, 8)), expected, atol=1e-6)
+
+
 def test_no_masks_and_low_precision_features():
-    pooled, valid = pool.pool_regions(jnp.ones((2, 2, 3), jnp.bfloat16), np.zeros((0, 8, 8), bool))
-    assert pooled.shape == (0, 3) and pooled.dtype == jnp.float32 and valid.shape == (0,)
+    regions = pool.pool_regions(jnp.ones((2, 2, 3), jnp.bfloat16), np.zeros((0, 8, 8), bool))
+    assert regions.features.shape == (8, 3) and regions.features.dtype == np.float32
+    assert not regions.valid.any()
 
 
-def test_one_compilation_per_shape():
-    compilations = pool.pool_regions._cache_size  # pyright: ignore[reportAttributeAccessIssue]
-    before = compilations()
-    for fill in (0, 1, 1):
-        pool.pool_regions(np.full((3, 3, 2), fill, np.float32), np.full((4, 6, 6), fill, bool))
-    assert compilations() - before == 1
+def test_images_of_any_size_and_number_of_masks_compile_once_per_bucket():
+    """300 photographs of 300 sizes: a trace per bucket of masks, none per image size."""
+    count = pool._average._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    before, rng = count(), np.random.default_rng(0)
+    features = rng.random((3, 3, 5), np.float32)
+    for index in range(300):
+        masks = rng.random((1 + index % 20, 4 + index, 7 + index // 2)) > 0.5
+        regions = pool.pool_regions(features, masks)
+        assert len(regions.features) in (8, 16, 32)
+    assert count() - before == 3
 
 
 @pytest.mark.parametrize(
@@ -107,6 +120,6 @@ def test_one_compilation_per_shape():
 )
 def test_wrong_shapes_are_named(features, weights, message):
     with pytest.raises(ValueError, match=message):
-        pool.masked_average(np.ones(features), np.ones(weights))
+        pool.average_features(np.ones(features), np.ones(weights))
     with pytest.raises(ValueError, match="masks must"):
         pool.resize_masks(np.ones((4, 4)), (2, 2))

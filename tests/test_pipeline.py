@@ -1,0 +1,103 @@
+"""Flow 2 on models whose right answers are known: regions are named by their colour."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder, fake_models, pick_colour
+from scenes import NAMES, make_scene
+
+import rimjax
+from rimjax.match import match
+from rimjax.pipeline import name_regions
+from rimjax.regions.extract import extract_regions
+from rimjax.types import BACKGROUND, ReferenceBank
+
+
+def test_each_region_gets_its_colours_name(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    assert bank.names == (BACKGROUND, *NAMES)
+    image, truth = make_scene()
+    seg = rimjax.segment(image, bank, models)
+    np.testing.assert_array_equal(seg.labels, truth)
+    assert len(seg.masks) == len(seg.scores) == len(seg.region_labels) == 3, "no padding"
+    assert set(seg.timings) == {"propose", "encode", "pool", "match", "assemble"}
+    for assembly in ("paint", "vote"):
+        for similarity in ("relation", "cosine"):
+            settings = rimjax.SegmentSettings(3, assembly=assembly, similarity=similarity)
+            seg = rimjax.segment(image, bank, models, settings=settings)
+            np.testing.assert_array_equal(seg.labels, truth)
+
+
+def test_zero_proposals_give_background(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    seg = rimjax.segment(np.full((20, 30, 3), 128, np.uint8), bank, models)
+    assert seg.labels.shape == (20, 30) and not seg.labels.any() and len(seg.masks) == 0
+
+
+def test_a_bank_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    other = replace(models, encoder=FakeEncoder("another"))
+    with pytest.raises(ValueError, match="bank must be built with these models' encoder another"):
+        rimjax.segment(make_scene()[0], bank, other)
+
+
+def test_without_a_background_the_next_best_class_wins() -> None:
+    models = fake_models()
+    rows = np.array([[0, 0, 1], [1, 0, 0], [0, 0.6, 0.8], [0, 1, 0]])
+    names = (BACKGROUND, *NAMES)
+    bank = ReferenceBank.create(rows, np.arange(4), rows, names, models.encoder.fingerprint)
+    cosine = replace(models.segmentation, similarity="cosine")
+    image = np.full((20, 30, 3), (128, 128, 140), np.uint8)  # along the background's feature
+    image[:5] = 128
+    regions = extract_regions(models.proposer, models.encoder, image)
+    seg = name_regions(regions, bank, cosine)
+    assert seg.region_labels.tolist() == [0]
+    for assembly in ("paint", "vote"):
+        settings = replace(cosine, assembly=assembly)
+        forced = name_regions(regions, bank, settings, background=False)
+        assert forced.region_labels.tolist() == [1 + int(seg.scores[0, 1:].argmax())]
+        assert (forced.labels[5:] == forced.region_labels[0]).all()
+        assert not forced.labels[:5].any(), "pixels without a region have no class"
+
+
+def test_a_whitened_bank_is_matched_the_same_by_match_and_by_segment(tmp_path: Path) -> None:
+    models = fake_models()
+    settings = replace(models.references, whiten=1.0, num_subcategories=1)
+    bank = rimjax.build_bank(NAMES, models, settings=settings, cache_dir=tmp_path)
+    assert bank.whitening is not None
+    image, truth = make_scene()
+    image = np.where(truth[..., None] > 0, image // 2 + 90, image)  # pale, as drawings aren't
+    regions = extract_regions(models.proposer, models.encoder, image)
+    options = {"num_agents": 3, "similarity": "cosine"}
+    direct = match(regions, bank, **options)
+    seg = name_regions(regions, bank, rimjax.SegmentSettings(**options))
+    np.testing.assert_array_equal(np.asarray(direct.labels)[: len(seg.masks)], seg.region_labels)
+    raw = match(regions, replace(bank, whitening=None), **options)
+    assert not np.allclose(raw.scores, direct.scores, atol=0.05), "whitening matters here"
+
+
+def test_overlay_shows_the_classes_and_refuses_another_size(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    image, _ = make_scene()
+    seg = rimjax.segment(image, bank, models)
+    picture = np.asarray(rimjax.draw.overlay(image, seg))
+    assert picture.shape[0] > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 8
+    with pytest.raises(ValueError, match="image must have the segmentation's size"):
+        rimjax.draw.overlay(image[1:], seg)
+
+
+def test_regions_without_masks_cannot_be_assembled(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(["apple"], models, cache_dir=tmp_path)
+    image = np.full((20, 30, 3), pick_colour("apple"), np.uint8)
+    regions = extract_regions(models.proposer, models.encoder, image)
+    with pytest.raises(ValueError, match="regions must have masks"):
+        name_regions(replace(regions, masks=None), bank, models.segmentation)
