@@ -50,7 +50,7 @@ from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
 from rimjax.regions.store import PoolFeatures, RegionStore
 from rimjax.steps.pool import pool_regions
-from rimjax.types import BACKGROUND, ReferenceBank, Regions, Segmentation
+from rimjax.types import BACKGROUND, AnyArray, ReferenceBank, Regions, Segmentation
 
 RESULTS = Path(__file__).parent / "results"
 Options = TypeVar("Options", bound="Experiment")
@@ -260,9 +260,12 @@ def start(
         raise SystemExit(2) from error
 
 
-def encode_and_pool(encoder: Encoder, image: np.ndarray, masks: np.ndarray) -> Regions:
+def encode_and_pool(
+    encoder: Encoder, image: np.ndarray, masks: np.ndarray
+) -> tuple[AnyArray, AnyArray]:
     """Encode an image and pool its features under masks (Eq. 5)."""
-    return pool_regions(encoder.encode(image), masks)
+    regions = pool_regions(encoder.encode(image), masks)
+    return regions.features, regions.valid
 
 
 def image_miou(seg: Segmentation, truth: np.ndarray) -> float:

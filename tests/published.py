@@ -12,10 +12,20 @@ from rimjax.models.random_weights import byte_tokenizer
 
 torch = pytest.importorskip("torch", reason="published weights are PyTorch's")
 diffusers = pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")
-transformers = pytest.importorskip("transformers", reason="DINOv2's published model is transformers'")
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="published weights are in its format")
+transformers = pytest.importorskip(
+    "transformers", reason="DINOv2's published model is transformers'"
+)
+safetensors_torch = pytest.importorskip(
+    "safetensors.torch", reason="published weights are in its format"
+)
 
-VIT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 28, "patch_size": 14}
+VIT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def dinov2_state() -> dict[str, Any]:
@@ -37,8 +47,15 @@ def write_stable_diffusion(folder: Path) -> None:
         attention_head_dim=4,
     )
     vae = diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, sample_size=8)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=300, max_position_embeddings=10, **sizes))
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(vocab_size=300, max_position_embeddings=10, **sizes)
+    )
     for name, model in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         model.save_pretrained(folder / name)
     diffusers.PNDMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
@@ -48,7 +65,9 @@ def write_stable_diffusion(folder: Path) -> None:
     safetensors_torch.save_file(text_state, folder / "text_encoder/model.safetensors")
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     vae_state = {}
-    for key, tensor in safetensors_torch.load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
+    for key, tensor in safetensors_torch.load_file(
+        folder / "vae/diffusion_pytorch_model.safetensors"
+    ).items():
         for new, name in old.items():
             key = key.replace(f".{new}.", f".{name}.")
         vae_state[key] = tensor
@@ -59,13 +78,26 @@ def write_stable_diffusion(folder: Path) -> None:
 def write_maskformer(folder: Path) -> None:
     """A tiny MaskFormer of three classes, whose 24 queries differ: in what they find, how sure they are of it, and where."""
     torch.manual_seed(0)
-    backbone = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "out_features": [f"stage{i}" for i in (1, 2, 3, 4)]}
-    decoder = {"d_model": 16, "encoder_layers": 0, "decoder_layers": 1, "decoder_ffn_dim": 32, "decoder_attention_heads": 2}
+    backbone = {
+        "embedding_size": 8,
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "out_features": [f"stage{i}" for i in (1, 2, 3, 4)],
+    }
+    decoder = {
+        "d_model": 16,
+        "encoder_layers": 0,
+        "decoder_layers": 1,
+        "decoder_ffn_dim": 32,
+        "decoder_attention_heads": 2,
+    }
     parts = {
         "backbone_config": transformers.ResNetConfig(**backbone, layer_type="basic"),
         "decoder_config": transformers.DetrConfig(**decoder, num_queries=24),
     }
-    config = transformers.MaskFormerConfig(**parts, fpn_feature_size=64, mask_feature_size=32, num_labels=3)
+    config = transformers.MaskFormerConfig(
+        **parts, fpn_feature_size=64, mask_feature_size=32, num_labels=3
+    )
     model = transformers.MaskFormerForInstanceSegmentation(config)
     with torch.no_grad():
         model.model.transformer_module.queries_embedder.weight.normal_()
@@ -82,10 +114,19 @@ def write_maskformer(folder: Path) -> None:
 def write_clip(folder: Path) -> None:
     """A tiny CLIP, both towers, norms and biases shaken, with a byte tokenizer padded on the right as the published one is."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     ends = {"bos_token_id": 298, "eos_token_id": 299, "pad_token_id": 299}
     text = {"vocab_size": 300, "max_position_embeddings": 16, **ends, **sizes}
-    config = transformers.CLIPConfig(text_config=text, vision_config={"image_size": 32, "patch_size": 8, **sizes}, projection_dim=24)
+    config = transformers.CLIPConfig(
+        text_config=text,
+        vision_config={"image_size": 32, "patch_size": 8, **sizes},
+        projection_dim=24,
+    )
     model = transformers.CLIPModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -101,5 +142,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert stop.value.code == 2
     done = capsys.readouterr()
     lines = done.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("rimjax: ") and "code ran" not in done.out, (lines, done.out)
+    assert len(lines) == 1 and lines[0].startswith("rimjax: ") and "code ran" not in done.out, (
+        lines,
+        done.out,
+    )
     return lines[0]

@@ -21,24 +21,37 @@ from rimjax.models.protocols import Generator
 
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
 diffusers = pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")
-processors = pytest.importorskip("diffusers.models.attention_processor", reason="attention maps are compared with diffusers' own")
+processors = pytest.importorskip(
+    "diffusers.models.attention_processor", reason="attention maps are compared with diffusers' own"
+)
 transformers = pytest.importorskip("transformers", reason="Stable Diffusion needs transformers")
 tokenizers = pytest.importorskip("tokenizers", reason="the tiny tokenizer needs tokenizers")
 
-TOLERANCE = 1e-5  # float32 rounding through one model, relative to the largest value; typically 2e-6
+TOLERANCE = (
+    1e-5  # float32 rounding through one model, relative to the largest value; typically 2e-6
+)
 CONFIG = DiffusionConfig(steps=3, batch_size=2, guidance=3.0)
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 WORDS = ("a", "photo", "of", "sneaker", "bag", "ankle", "boot", "t-shirt")
 
 
 def tiny_tokenizer() -> Any:
-    vocabulary = {word: index for index, word in enumerate(["<start>", "<end>", "<unknown>", *WORDS])}
+    vocabulary = {
+        word: index for index, word in enumerate(["<start>", "<end>", "<unknown>", *WORDS])
+    }
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unknown>"))
     core.normalizer = tokenizers.normalizers.Lowercase()
     core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     special = [("<start>", 0), ("<end>", 1)]
-    core.post_processor = tokenizers.processors.TemplateProcessing(single="<start> $A <end>", special_tokens=special)
-    names = {"bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unknown>", "pad_token": "<end>"}
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=special
+    )
+    names = {
+        "bos_token": "<start>",
+        "eos_token": "<end>",
+        "unk_token": "<unknown>",
+        "pad_token": "<end>",
+    }
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=10, **names)
 
 
@@ -72,8 +85,16 @@ def tiny_stable_diffusion() -> dict[str, Any]:
         scaling_factor=0.5,
         sample_size=16,
     )
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 10}
-    text_config = transformers.CLIPTextConfig(vocab_size=11, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 10,
+    }
+    text_config = transformers.CLIPTextConfig(
+        vocab_size=11, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes
+    )
     models = {"unet": unet, "vae": vae, "text_encoder": transformers.CLIPTextModel(text_config)}
     for model in models.values():
         model.eval().requires_grad_(False)
@@ -94,7 +115,12 @@ def originals() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(originals, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("diffusion")
-    stable_diffusion.port(**originals, tokenizer=tiny_tokenizer(), scheduler=diffusers.DDPMScheduler(**SCHEDULE), directory=directory)
+    stable_diffusion.port(
+        **originals,
+        tokenizer=tiny_tokenizer(),
+        scheduler=diffusers.DDPMScheduler(**SCHEDULE),
+        directory=directory,
+    )
     return directory
 
 
@@ -125,7 +151,9 @@ def noise(batch: int) -> np.ndarray:
 
 
 def torch_scheduler(steps: int, order: int = 2) -> Any:
-    scheduler = diffusers.DPMSolverMultistepScheduler(**SCHEDULE, solver_order=order, final_sigmas_type="sigma_min")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **SCHEDULE, solver_order=order, final_sigmas_type="sigma_min"
+    )
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -136,10 +164,19 @@ class Recorder(processors.AttnProcessor):
     def __init__(self) -> None:
         self.maps = []
 
-    def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Any,
+        encoder_hidden_states: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if encoder_hidden_states is not None:
             query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
-            scores = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
+            scores = attn.get_attention_scores(
+                attn.head_to_batch_dim(query), attn.head_to_batch_dim(key)
+            )
             self.maps.append(scores.unflatten(0, (-1, attn.heads)).mean(1))
         return super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
 
@@ -161,7 +198,9 @@ def test_unet_agrees_with_torch(originals, model):
 
 def test_vae_agrees_with_torch(originals, model):
     latents = noise(2)
-    theirs = originals["vae"].decode(torch.from_numpy(latents) / 0.5).sample.permute(0, 2, 3, 1).numpy()
+    theirs = (
+        originals["vae"].decode(torch.from_numpy(latents) / 0.5).sample.permute(0, 2, 3, 1).numpy()
+    )
     ours = np.asarray(jax.jit(model.decode)(model.params, latents))
     assert ours.dtype == np.uint8 and ours.shape == (2, 16, 16, 3)
     expected = (theirs / 2 + 0.5).clip(0, 1) * 255
@@ -178,7 +217,11 @@ def test_trajectory_and_attention_agree_with_a_torch_loop(originals, model, deno
     unet, scheduler = originals["unet"], torch_scheduler(CONFIG.steps)
     before = unet.attn_processors
     unet.set_attn_processor(recorder)
-    unconditional, conditional = originals["text_encoder"](torch.from_numpy(ids).long()).last_hidden_state[:, None].expand(2, 2, -1, -1)
+    unconditional, conditional = (
+        originals["text_encoder"](torch.from_numpy(ids).long())
+        .last_hidden_state[:, None]
+        .expand(2, 2, -1, -1)
+    )
     theirs, total, count = torch.from_numpy(x), torch.zeros(2, 8, 8), 0
     for timestep in scheduler.timesteps:
         without = unet(theirs, timestep, unconditional).sample
@@ -196,16 +239,23 @@ def test_trajectory_and_attention_agree_with_a_torch_loop(originals, model, deno
     assert count == CONFIG.steps * 7  # two down, one mid, four up
     assert relative_error(latents, theirs) <= 1e-3  # rounding grows along the trajectory
     np.testing.assert_allclose(np.asarray(attention), (total / count).numpy(), atol=1e-4)
-    assert np.ptp(np.asarray(attention)) > 0.1, "the maps are flat: the test couldn't tell them apart"
+    assert np.ptp(np.asarray(attention)) > 0.1, (
+        "the maps are flat: the test couldn't tell them apart"
+    )
 
 
 class Toy(StableDiffusion):
     """A closed formula in the UNet's place: what's left is the sampler, guidance and the averaging of maps."""
 
-    def _predict_noise(self, params: Any, latents: Any, timestep: Any, text: Any, weights: Any) -> Any:
+    def _predict_noise(
+        self, params: Any, latents: Any, timestep: Any, text: Any, weights: Any
+    ) -> Any:
         strength = jnp.repeat(jnp.array([0.6, 0.7]), len(latents) // 2)[:, None, None, None]
         late = (timestep < 600).astype(jnp.float32)
-        maps = [jnp.zeros((2, 8, 8)).at[:, 0].set(5.0).at[:, 1].set(late), jnp.zeros((2, 4, 4)).at[:, :, 0].set(0.1)]
+        maps = [
+            jnp.zeros((2, 8, 8)).at[:, 0].set(5.0).at[:, 1].set(late),
+            jnp.zeros((2, 4, 4)).at[:, :, 0].set(0.1),
+        ]
         return strength * jnp.sin(latents) + timestep / 2000, maps
 
 
@@ -218,20 +268,32 @@ def test_sampler_agrees_with_torch(model, scheduler, order, steps):
     reference = torch_scheduler(steps, order)
     theirs = torch.from_numpy(x)
     for timestep in reference.timesteps:
-        without, within = (strength * torch.sin(theirs) + timestep / 2000 for strength in (0.6, 0.7))
-        theirs = reference.step(without + CONFIG.guidance * (within - without), timestep, theirs).prev_sample
+        without, within = (
+            strength * torch.sin(theirs) + timestep / 2000 for strength in (0.6, 0.7)
+        )
+        theirs = reference.step(
+            without + CONFIG.guidance * (within - without), timestep, theirs
+        ).prev_sample
     assert relative_error(ours, theirs) <= 1e-4
 
 
 def test_attention_is_averaged_over_layers_and_steps(model):
     ids, weights = model.tokenise("bag")
     every, small = (
-        Toy(model.checkpoint, replace(CONFIG, steps=2, attention_resolutions=sides)).denoise(model.params, ids, weights, noise(2))[1]
+        Toy(model.checkpoint, replace(CONFIG, steps=2, attention_resolutions=sides)).denoise(
+            model.params, ids, weights, noise(2)
+        )[1]
         for sides in (None, (4,))
     )
-    np.testing.assert_allclose(np.asarray(small), np.broadcast_to(np.eye(4)[0], (2, 4, 4)), atol=1e-6)
-    ramp = np.array([1, 0.75, 0.25, 0, 0, 0, 0, 0])  # one column of four, bilinearly at eight, half-pixel centres
-    expected = (np.eye(8)[0] + 0.1 * np.eye(8)[1])[:, None] / 2 + ramp / 2  # 1/5 in one of two steps
+    np.testing.assert_allclose(
+        np.asarray(small), np.broadcast_to(np.eye(4)[0], (2, 4, 4)), atol=1e-6
+    )
+    ramp = np.array(
+        [1, 0.75, 0.25, 0, 0, 0, 0, 0]
+    )  # one column of four, bilinearly at eight, half-pixel centres
+    expected = (np.eye(8)[0] + 0.1 * np.eye(8)[1])[
+        :, None
+    ] / 2 + ramp / 2  # 1/5 in one of two steps
     np.testing.assert_allclose(np.asarray(every), np.broadcast_to(expected, (2, 8, 8)), atol=1e-6)
 
 
@@ -241,7 +303,9 @@ def test_capture_changes_no_image(model, denoise):
     plain, none = denoise(model.params, ids, None, noise(2))
     assert attention is not None and none is None
     assert relative_error(captured, plain) <= 1e-5  # fused otherwise, so rounded otherwise
-    images = [np.asarray(model.decode(model.params, latents)).astype(int) for latents in (captured, plain)]
+    images = [
+        np.asarray(model.decode(model.params, latents)).astype(int) for latents in (captured, plain)
+    ]
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
@@ -258,7 +322,9 @@ def test_images_depend_on_seed_name_and_index_only(model, folder, drawn):
     for other in (model.generate("Ankle boot", 2, seed=8), model.generate("bag", 2, seed=7)):
         assert np.abs(other.images.astype(int) - drawn.images[:2]).mean() > 5
     alone = diffusion.load(folder, replace(CONFIG, batch_size=1)).generate("Ankle boot", 2, seed=7)
-    assert np.abs(alone.images.astype(int) - drawn.images[:2]).max() <= 1  # another batch size, other rounding
+    assert (
+        np.abs(alone.images.astype(int) - drawn.images[:2]).max() <= 1
+    )  # another batch size, other rounding
     np.testing.assert_allclose(alone.attention, drawn.attention[:2], atol=1e-4)
 
 
@@ -279,20 +345,33 @@ def test_published_unet_shows_all_sixteen_layers(model):
     params = jax.eval_shape(large.unet.init_weights, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 859_520_964
     shapes = ((4, 4, 64, 64), (), (4, 77, 768), (77,))
-    _, maps = jax.eval_shape(large._predict_noise, params, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
-    assert sorted(one.shape for one in maps) == [(2, 8, 8)] + [(2, 16, 16)] * 5 + [(2, 32, 32)] * 5 + [(2, 64, 64)] * 5
+    _, maps = jax.eval_shape(
+        large._predict_noise,
+        params,
+        *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
+    )
+    assert (
+        sorted(one.shape for one in maps)
+        == [(2, 8, 8)] + [(2, 16, 16)] * 5 + [(2, 32, 32)] * 5 + [(2, 64, 64)] * 5
+    )
 
 
 def test_bfloat16_rounds_the_models_only(model):
     rounded = StableDiffusion(model.checkpoint, replace(CONFIG, dtype="bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded.params)} == {jnp.dtype(jnp.bfloat16)}
-    latents, attention = jax.eval_shape(rounded.denoise, rounded.params, *model.tokenise("bag"), noise(2))
+    latents, attention = jax.eval_shape(
+        rounded.denoise, rounded.params, *model.tokenise("bag"), noise(2)
+    )
     assert latents.dtype == jnp.float32 and attention.dtype == jnp.float32
-    exact, near = (np.asarray(one.decode(one.params, noise(2))).astype(float) for one in (model, rounded))
+    exact, near = (
+        np.asarray(one.decode(one.params, noise(2))).astype(float) for one in (model, rounded)
+    )
     assert 0 < np.abs(near - exact).mean() < 4  # 8 bits of mantissa, 256 levels
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("bag", [4]), ("Ankle  boot", [4, 5]), ("t-shirt", [4]), (" bag ", [4])])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("bag", [4]), ("Ankle  boot", [4, 5]), ("t-shirt", [4]), (" bag ", [4])]
+)
 def test_weights_cover_the_names_tokens(model, name, tokens):
     ids, weights = model.tokenise(name)
     assert ids.shape == (2, 10) and ids.dtype == np.int32
@@ -306,12 +385,24 @@ def test_weights_cover_the_names_tokens(model, name, tokens):
 def test_weights_cover_the_pieces_of_a_word_in_clips_own_tokenizer(model, tmp_path):
     letters = list("abcdefghijklmnopqrstuvwxyz")
     pieces = ["sn", "sne", "ea", "ke", "ker</w>", "er</w>"]
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *pieces, "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(vocabulary)}))
+    vocabulary = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *pieces,
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(vocabulary)})
+    )
     (tmp_path / "merges.txt").write_text("#version: 0.2\ns n\ne r</w>\nk er</w>\ne a\n")
-    tokenizer = transformers.CLIPTokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    tokenizer = transformers.CLIPTokenizerFast(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
     checkpoint = Checkpoint(model.checkpoint.configs, model.checkpoint.params, tokenizer)
-    ids, weights = StableDiffusion(checkpoint, replace(CONFIG, template="a {} of")).tokenise("Sneaker")
+    ids, weights = StableDiffusion(checkpoint, replace(CONFIG, template="a {} of")).tokenise(
+        "Sneaker"
+    )
     assert [vocabulary[index] for index in ids[1]] == [
         "<|startoftext|>",
         "a</w>",
@@ -328,7 +419,10 @@ def test_weights_cover_the_pieces_of_a_word_in_clips_own_tokenizer(model, tmp_pa
 
 
 def test_unknown_words_are_named_with_the_known_ones(model):
-    with pytest.raises(ValueError, match=r"doesn't know 'zebra', 'herd'; it knows: a, ankle, bag, boot, of, photo, sneaker, t-shirt$"):
+    with pytest.raises(
+        ValueError,
+        match=r"doesn't know 'zebra', 'herd'; it knows: a, ankle, bag, boot, of, photo, sneaker, t-shirt$",
+    ):
         model.generate("zebra bag herd", 1, seed=0)
 
 
@@ -380,7 +474,9 @@ def test_saved_checkpoints_load_the_same(model, folder, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["garbage", "code"])
-def test_a_bad_tokenizer_is_named_and_its_code_not_run(folder, tmp_path, damage, capfd, monkeypatch):
+def test_a_bad_tokenizer_is_named_and_its_code_not_run(
+    folder, tmp_path, damage, capfd, monkeypatch
+):
     shutil.copytree(folder, tmp_path / "model")
     part = tmp_path / "model" / "tokenizer"
     if damage == "garbage":
@@ -391,10 +487,15 @@ def test_a_bad_tokenizer_is_named_and_its_code_not_run(folder, tmp_path, damage,
         config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
         (part / "tokenizer_config.json").write_text(json.dumps(config))
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever asks is told yes
-    for read in (diffusion.load, lambda path: stable_diffusion.port_folder(path, tmp_path / "ported")):
+    for read in (
+        diffusion.load,
+        lambda path: stable_diffusion.port_folder(path, tmp_path / "ported"),
+    ):
         with pytest.raises(ValueError) as stop:
             read(tmp_path / "model")
-        assert str(stop.value).startswith(f"{part}: no Stable Diffusion tokenizer as") and "\n" not in str(stop.value)
+        assert str(stop.value).startswith(
+            f"{part}: no Stable Diffusion tokenizer as"
+        ) and "\n" not in str(stop.value)
     assert capfd.readouterr().out == ""
 
 
@@ -403,9 +504,15 @@ def test_fingerprint_follows_weights_and_drawing_settings(model):
     changed = jax.tree.map(np.copy, checkpoint.params)
     changed["vae"]["post_quant_conv"]["bias"] += 1
     other = StableDiffusion(Checkpoint(checkpoint.configs, changed, checkpoint.tokenizer), CONFIG)
-    prints = {model.fingerprint, other.fingerprint, StableDiffusion(checkpoint, replace(CONFIG, steps=4)).fingerprint}
+    prints = {
+        model.fingerprint,
+        other.fingerprint,
+        StableDiffusion(checkpoint, replace(CONFIG, steps=4)).fingerprint,
+    }
     assert len(prints) == 3
-    assert StableDiffusion(checkpoint, replace(CONFIG, batch_size=1)).fingerprint == model.fingerprint
+    assert (
+        StableDiffusion(checkpoint, replace(CONFIG, batch_size=1)).fingerprint == model.fingerprint
+    )
 
 
 def test_a_downloaded_folder_can_be_ported(originals, folder, tmp_path):
@@ -425,8 +532,15 @@ def test_weights_that_do_not_fit_are_listed(originals):
     state = vae.state_dict() | {"decoder.extra.weight": torch.zeros(2, 2)}
     del state["decoder.conv_in.bias"]
     vae.state_dict = lambda: state
-    with pytest.raises(ValueError, match=r"(?s)decoder/extra/kernel: the model has no such weight.*decoder/conv_in/bias: no source key"):
-        stable_diffusion.port(**originals | {"vae": vae}, tokenizer=tiny_tokenizer(), scheduler=diffusers.DDPMScheduler(**SCHEDULE))
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)decoder/extra/kernel: the model has no such weight.*decoder/conv_in/bias: no source key",
+    ):
+        stable_diffusion.port(
+            **originals | {"vae": vae},
+            tokenizer=tiny_tokenizer(),
+            scheduler=diffusers.DDPMScheduler(**SCHEDULE),
+        )
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):

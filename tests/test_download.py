@@ -51,13 +51,17 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     def download(repo: str, path: str, revision: str) -> str:
         requests.append((repo, path, revision))
         if not (folder / repo / path).exists():
-            raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot reach the hub.\nSecond line.")
+            raise huggingface_hub.errors.LocalEntryNotFoundError(
+                "Cannot reach the hub.\nSecond line."
+            )
         return str(folder / repo / path)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             content = (folder / self.path.strip("/")).read_bytes()
-            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            start = int(
+                self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
+            )
             requests.append((self.path, start))
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
@@ -70,12 +74,26 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def entry(path: str, root: str) -> SourceFile:
-        return SourceFile(path, (folder / root / path).stat().st_size, sources.sha256(folder / root / path))
+        return SourceFile(
+            path, (folder / root / path).stat().st_size, sources.sha256(folder / root / path)
+        )
 
-    files = tuple(SourceFile(str(path.relative_to(folder / "org/sd"))) for path in sorted((folder / "org/sd").rglob("*")) if path.is_file())
+    files = tuple(
+        SourceFile(str(path.relative_to(folder / "org/sd")))
+        for path in sorted((folder / "org/sd").rglob("*"))
+        if path.is_file()
+    )
     url = f"http://127.0.0.1:{server.server_port}/sam.pth"
     known = (
-        Source("tiny", "dinov2", "Apache-2.0", "vit.safetensors", (entry("model.safetensors", "org/vit"),), "org/vit", "a" * 40),
+        Source(
+            "tiny",
+            "dinov2",
+            "Apache-2.0",
+            "vit.safetensors",
+            (entry("model.safetensors", "org/vit"),),
+            "org/vit",
+            "a" * 40,
+        ),
         Source("sd", "stable-diffusion", "OpenRAIL", "sd", files, "org/sd", "b" * 40),
         Source("sam", "sam", "Apache-2.0", "sam.pth", (entry("sam.pth", ""),), url=url),
     )
@@ -83,23 +101,43 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr("rimjax.cli_weights.sources", lambda: everything)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
-    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file.path, size=1_000_000) for file in files])
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *args, **options: about))
+    about = SimpleNamespace(
+        siblings=[SimpleNamespace(rfilename=file.path, size=1_000_000) for file in files]
+    )
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *args, **options: about)
+    )
     yield Hub(folder, everything, requests)
     server.shutdown()
 
 
-def test_download_says_what_comes_fetches_converts_and_verifies(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_says_what_comes_fetches_converts_and_verifies(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ("--weights-dir", tmp_path / "weights")
     folder = tmp_path / "weights" / "paper"
     refusal = refused(capsys, "weights", "download", "tiny", "sam", *where)
-    assert "--yes agrees beforehand" in refusal and "org/vit at revision aaaa" in refusal and not hub.requests
+    assert (
+        "--yes agrees beforehand" in refusal
+        and "org/vit at revision aaaa" in refusal
+        and not hub.requests
+    )
     run("weights", "download", "tiny", "sd", "sam", "--yes", *where)
     said = capsys.readouterr().out
-    assert "licence: OpenRAIL" in said and f"{len(hub.sources['sd'].files) / 1000:.2f} GB" in said, "sizes asked of the hub"
-    assert sorted(path.name for path in folder.iterdir()) == ["sam.pth", "sd", "sd.sha256", "vit.safetensors", "vit.safetensors.sha256"]
+    assert (
+        "licence: OpenRAIL" in said and f"{len(hub.sources['sd'].files) / 1000:.2f} GB" in said
+    ), "sizes asked of the hub"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "sam.pth",
+        "sd",
+        "sd.sha256",
+        "vit.safetensors",
+        "vit.safetensors.sha256",
+    ]
     assert ("org/vit", "model.safetensors", "a" * 40) in hub.requests
-    assert diffusion.load(folder / "sd").fingerprint and ported_weights.load_vit(folder / "vit.safetensors")
+    assert diffusion.load(folder / "sd").fingerprint and ported_weights.load_vit(
+        folder / "vit.safetensors"
+    )
 
     count = len(hub.requests)
     run("weights", "download", "tiny", "sd", "sam", "--yes", *where)
@@ -137,7 +175,10 @@ def test_an_interrupted_download_goes_on_and_a_wrong_file_is_thrown_away(
     with pytest.raises(SystemExit):
         run(*words)
     said = capsys.readouterr().err
-    assert "the connection broke after 1500 of 2560 bytes" in said and f"as {folder / 'sam.pth'}" in said
+    assert (
+        "the connection broke after 1500 of 2560 bytes" in said
+        and f"as {folder / 'sam.pth'}" in said
+    )
     assert [path.name for path in folder.iterdir()] == [".sam.pth.part"]
 
 
@@ -148,18 +189,26 @@ def test_offline_lists_the_files_wanted(
     (hub.folder / "org/sd/vae/config.json").unlink()
     line = refused(capsys, "weights", "download", "sd", *where)
     assert "sd: can't be downloaded (Cannot reach the hub.)" in line and "Second line" not in line
-    assert "org/sd at revision bbbb" in line and "vae/config.json" in line and "rimjax weights port stable-diffusion FOLDER" in line
+    assert (
+        "org/sd at revision bbbb" in line
+        and "vae/config.json" in line
+        and "rimjax weights port stable-diffusion FOLDER" in line
+    )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in refused(capsys, "weights", "download", "sam", *where)
     assert not (tmp_path / "weights/paper/sd").exists()
-    assert "expected some of tiny, sd, sam, got gpt" in refused(capsys, "weights", "download", "gpt", *where)
+    assert "expected some of tiny, sd, sam, got gpt" in refused(
+        capsys, "weights", "download", "gpt", *where
+    )
 
 
 def test_too_little_disk_is_said_before_anything_is_fetched(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    line = refused(capsys, "weights", "download", "sd", "sam", "--yes", "--weights-dir", tmp_path / "weights")
+    line = refused(
+        capsys, "weights", "download", "sd", "sam", "--yes", "--weights-dir", tmp_path / "weights"
+    )
     assert "too little disk" in line and "0.00 GB free" in line
     assert not hub.requests and not (tmp_path / "weights").exists()
 
@@ -171,9 +220,16 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -
     assert stop.value.code == 0 and "Example: rimjax weights" in capsys.readouterr().out
 
 
-def test_doctor_names_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_names_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RIMJAX_WEIGHTS", str(tmp_path))
     run("doctor", "--json", tmp_path / "doctor.json")
-    remedies = [item["remedy"] for item in json.loads((tmp_path / "doctor.json").read_text())["weights"]["paper"]]
-    assert remedies == [f"rimjax weights download {name}" for name in ("sd-1.4", "sam-vit-b", "dinov2-base")]
+    remedies = [
+        item["remedy"]
+        for item in json.loads((tmp_path / "doctor.json").read_text())["weights"]["paper"]
+    ]
+    assert remedies == [
+        f"rimjax weights download {name}" for name in ("sd-1.4", "sam-vit-b", "dinov2-base")
+    ]
     assert remedies[0] in capsys.readouterr().out

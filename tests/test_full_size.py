@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[1]
 
 def compared(group: str, folder: Path) -> list[dict[str, object]]:
     """The parity script's rows of a group; it exits 1 where a target is missed."""
-    command = [sys.executable, str(ROOT / "experiments/parity.py"), "--only", group, "--manifest", str(folder / "parity.toml")]
+    command = [
+        sys.executable,
+        str(ROOT / "experiments/parity.py"),
+        "--only",
+        group,
+        "--manifest",
+        str(folder / "parity.toml"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return tomllib.loads((folder / "parity.toml").read_text())["parity"]

@@ -70,36 +70,59 @@ def crop(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     (top, left), (bottom, right) = where.min(0), where.max(0) + 1
     black = image.copy()
     black[~mask] = 0
-    return np.asarray(Image.fromarray(black).crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(black)
+        .crop((left, top, right, bottom))
+        .resize((size, size), Image.Resampling.BICUBIC)
+    )
 
 
 def test_regions_are_transformers_features_of_their_crops(matcher, original):
     image, masks = scene()
     crops = np.stack([crop(image, mask, 32) for mask in masks])
     pixels = (crops / 255 - MEAN) / STD
-    theirs = unit(original.get_image_features(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()))
+    theirs = unit(
+        original.get_image_features(
+            pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()
+        )
+    )
     ours, valid = matcher.embed_regions(image, masks)
-    assert ours.shape == (7, 24) and ours.dtype == np.float32 and valid.all() and valid.dtype == bool
+    assert (
+        ours.shape == (7, 24) and ours.dtype == np.float32 and valid.all() and valid.dtype == bool
+    )
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
-    assert apart(theirs) > 100 * TOLERANCE, "the features are alike: the test couldn't tell the regions apart"
+    assert apart(theirs) > 100 * TOLERANCE, (
+        "the features are alike: the test couldn't tell the regions apart"
+    )
 
 
 def test_transformers_own_processor_makes_the_same_pixels(matcher, original):
     """CLIP's processor on the filled box, told not to keep its proportions."""
     image, masks = scene()
-    shapes = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "image_mean": MEAN, "image_std": STD}
+    shapes = {
+        "size": {"height": 32, "width": 32},
+        "do_center_crop": False,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
     processor = transformers.CLIPImageProcessor(**shapes)
     rows, columns = slice(10, 22), slice(40, 60)  # of the rectangle
     pixels = processor(image[rows, columns], return_tensors="pt")["pixel_values"]
     ours, _ = matcher.embed_regions(image, masks[5:6])
-    np.testing.assert_allclose(ours, unit(original.get_image_features(pixel_values=pixels)), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        ours, unit(original.get_image_features(pixel_values=pixels)), atol=TOLERANCE
+    )
 
 
 def test_what_lies_outside_of_a_region_does_not_count(matcher):
     image, masks = scene()
     other = np.where(masks[1][..., None], image, 255 - image)
-    np.testing.assert_array_equal(matcher.embed_regions(other, masks[1:2])[0], matcher.embed_regions(image, masks[1:2])[0])
-    shifted = matcher.embed_regions(np.roll(image, (3, -5), (0, 1)), np.roll(masks[1:2], (3, -5), (1, 2)))[0]  # of no place either
+    np.testing.assert_array_equal(
+        matcher.embed_regions(other, masks[1:2])[0], matcher.embed_regions(image, masks[1:2])[0]
+    )
+    shifted = matcher.embed_regions(
+        np.roll(image, (3, -5), (0, 1)), np.roll(masks[1:2], (3, -5), (1, 2))
+    )[0]  # of no place either
     np.testing.assert_array_equal(shifted, matcher.embed_regions(image, masks[1:2])[0])
 
 
@@ -110,7 +133,9 @@ def test_an_empty_mask_is_zero_and_invalid(matcher):
     features, valid = matcher.embed_regions(image, some)
     assert valid.tolist() == [False, True, True, False, True, True, False]
     assert (features[~valid] == 0).all()
-    np.testing.assert_allclose(features[valid], matcher.embed_regions(image, masks)[0][valid], atol=TOLERANCE)  # another batch size
+    np.testing.assert_allclose(
+        features[valid], matcher.embed_regions(image, masks)[0][valid], atol=TOLERANCE
+    )  # another batch size
     features, valid = matcher.embed_regions(image, np.zeros_like(masks))
     assert features.shape == (7, 24) and not features.any() and not valid.any()
     features, valid = matcher.embed_regions(image, masks[:0])
@@ -120,14 +145,18 @@ def test_an_empty_mask_is_zero_and_invalid(matcher):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 8])
 def test_batches_change_nothing(folder, matcher, batch_size):
     image, masks = scene()
-    ours, _ = ImageTextMatcher(folder, MEAN, STD, device="cpu", batch_size=batch_size).embed_regions(image, masks)
+    ours, _ = ImageTextMatcher(
+        folder, MEAN, STD, device="cpu", batch_size=batch_size
+    ).embed_regions(image, masks)
     np.testing.assert_allclose(ours, matcher.embed_regions(image, masks)[0], atol=TOLERANCE)
 
 
 def test_every_vector_has_unit_length(matcher):
     image, masks = scene()
     for features in (matcher.embed_regions(image, masks)[0], matcher.embed_texts(PROMPTS)):
-        np.testing.assert_allclose(np.linalg.norm(features.astype(float), axis=1), 1, atol=1e-6)  # float32 rounding
+        np.testing.assert_allclose(
+            np.linalg.norm(features.astype(float), axis=1), 1, atol=1e-6
+        )  # float32 rounding
 
 
 def test_texts_are_transformers_features(matcher, original, folder):
@@ -139,9 +168,13 @@ def test_texts_are_transformers_features(matcher, original, folder):
     ours = matcher.embed_texts(PROMPTS)
     assert ours.shape == (4, 24) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
-    assert apart(theirs) > 100 * TOLERANCE, "the features are alike: the test couldn't tell the texts apart"
+    assert apart(theirs) > 100 * TOLERANCE, (
+        "the features are alike: the test couldn't tell the texts apart"
+    )
     for index, prompt in enumerate(PROMPTS):
-        np.testing.assert_allclose(matcher.embed_texts([prompt]), ours[index : index + 1], atol=TOLERANCE)
+        np.testing.assert_allclose(
+            matcher.embed_texts([prompt]), ours[index : index + 1], atol=TOLERANCE
+        )
 
 
 def copied(folder: Path, path: Path, name: str, **change: object) -> Path:
@@ -182,19 +215,36 @@ def test_fingerprint_follows_weights_architecture_and_colours(folder, matcher, t
     changed = ImageTextMatcher(folder, MEAN, STD, device="cpu")
     with torch.no_grad():
         changed.model.text_projection.weight[0, 0] += 1e-3
-    vision = json.loads((folder / "config.json").read_text())["vision_config"] | {"hidden_act": "gelu"}
+    vision = json.loads((folder / "config.json").read_text())["vision_config"] | {
+        "hidden_act": "gelu"
+    }
     others = [
         changed,
         ImageTextMatcher(folder, STD, MEAN, device="cpu"),
-        ImageTextMatcher(copied(folder, tmp_path / "gelu", "config.json", vision_config=vision), MEAN, STD, device="cpu"),
+        ImageTextMatcher(
+            copied(folder, tmp_path / "gelu", "config.json", vision_config=vision),
+            MEAN,
+            STD,
+            device="cpu",
+        ),
     ]
     prints = {one.fingerprint for one in (matcher, *others)}
     assert len(prints) == 4 and {len(one) for one in prints} == {20}
     moved = copied(folder, tmp_path / "moved", "config.json", transformers_version="4.0.0")
-    assert ImageTextMatcher(moved, MEAN, STD, device="cpu", batch_size=2).fingerprint == matcher.fingerprint
+    assert (
+        ImageTextMatcher(moved, MEAN, STD, device="cpu", batch_size=2).fingerprint
+        == matcher.fingerprint
+    )
 
 
-@pytest.mark.parametrize("image", [np.zeros((40, 60, 3), np.float32), np.zeros((40, 60), np.uint8), np.zeros((0, 8, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((40, 60, 3), np.float32),
+        np.zeros((40, 60), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
 def test_what_is_no_image_is_refused(matcher, image):
     with pytest.raises(ValueError, match="image: expected uint8"):
         matcher.embed_regions(image, np.ones((1, *image.shape[:2]), bool))

@@ -41,9 +41,13 @@ def floats(*shape: int) -> Abstract:
 def test_drawing_a_class() -> None:
     """CLIP text, 30 steps of the UNet under guidance with captured attention, VAE decoding: one function."""
     shapes = random_weights.stable_diffusion_shapes()
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["unet"])) == 859_520_964, "SD 1.4's UNet"
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["unet"])) == 859_520_964, (
+        "SD 1.4's UNet"
+    )
     params = jax.tree.map(lambda leaf: Abstract(leaf.shape, jnp.bfloat16), shapes)
-    checkpoint = Checkpoint(random_weights.STABLE_DIFFUSION, {}, random_weights.byte_tokenizer(49408, 77))
+    checkpoint = Checkpoint(
+        random_weights.STABLE_DIFFUSION, {}, random_weights.byte_tokenizer(49408, 77)
+    )
     model = StableDiffusion(checkpoint, DiffusionConfig(batch_size=BATCH, dtype="bfloat16"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), Abstract((BATCH,), jnp.int32))
     found = lowered(model._draw, params, Abstract((2, 77), jnp.int32), floats(77), keys)
@@ -55,7 +59,9 @@ def test_last_layer_keys(name: str) -> None:
     choice = PRESETS["paper"].encoders[name]
     config = ViTConfig(**choice.vit or {}, dtype="bfloat16")
     pixels = floats(BATCH, choice.input_size, choice.input_size, 3)
-    assert lowered(jax.jit(partial(last_layer_keys, config=config)), param_shapes(config), pixels) == [("float32", (BATCH, 37, 37, 768))]
+    assert lowered(
+        jax.jit(partial(last_layer_keys, config=config)), param_shapes(config), pixels
+    ) == [("float32", (BATCH, 37, 37, 768))]
 
 
 @pytest.mark.parametrize("similarity", ["relation", "cosine"])

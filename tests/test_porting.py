@@ -27,7 +27,9 @@ SIZES = {
     "patch_size": 4,
     "image_size": 20,
 }
-TOLERANCE = 1e-5  # float32 rounding through three layers, relative to the largest key; typically 1e-6
+TOLERANCE = (
+    1e-5  # float32 rounding through three layers, relative to the largest key; typically 1e-6
+)
 
 
 def randomised(model: Any) -> Any:
@@ -36,17 +38,31 @@ def randomised(model: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_((centre + 0.2 * torch.randn(parameter.shape, generator=generator)).half())
+            parameter.copy_(
+                (centre + 0.2 * torch.randn(parameter.shape, generator=generator)).half()
+            )
     return model.eval()
 
 
 def build(name: str) -> Any:
     """A tiny model of transformers' class of that name."""
     if name.startswith("ViTMAE"):
-        decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-        config = transformers.ViTMAEConfig(**SIZES, **decoder, decoder_intermediate_size=16, mask_ratio=0.0)
+        decoder = {
+            "decoder_hidden_size": 16,
+            "decoder_num_hidden_layers": 1,
+            "decoder_num_attention_heads": 2,
+        }
+        config = transformers.ViTMAEConfig(
+            **SIZES, **decoder, decoder_intermediate_size=16, mask_ratio=0.0
+        )
     elif name == "CLIPModel":
-        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
+        text = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "vocab_size": 20,
+        }
         config = transformers.CLIPConfig(text_config=text, vision_config=SIZES, projection_dim=8)
     else:
         config = transformers.CLIPVisionConfig(**SIZES, projection_dim=8)
@@ -55,19 +71,29 @@ def build(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    return {name: build(name) for name in ("CLIPVisionModel", "CLIPModel", "ViTMAEModel", "ViTMAEForPreTraining")}
+    return {
+        name: build(name)
+        for name in ("CLIPVisionModel", "CLIPModel", "ViTMAEModel", "ViTMAEForPreTraining")
+    }
 
 
 def torch_keys(model: Any, x: np.ndarray) -> np.ndarray:
     """What the last layer's projection to keys puts out at the patches, float32[B, h * w, D]."""
     images = torch.from_numpy(x).permute(0, 3, 1, 2)
-    tower = {"CLIPModel": "vision_model", "CLIPVisionModel": "vision_model", "ViTMAEForPreTraining": "vit"}.get(type(model).__name__)
+    tower = {
+        "CLIPModel": "vision_model",
+        "CLIPVisionModel": "vision_model",
+        "ViTMAEForPreTraining": "vit",
+    }.get(type(model).__name__)
     tower = getattr(model, tower) if tower else model
     if type(model).__name__.startswith("CLIP"):
         layer, options = tower.encoder.layers[-1].self_attn.k_proj, {}
     else:  # nothing is masked, and patches whose noise rises stay in order
         count = x.shape[1] * x.shape[2] // 16
-        layer, options = tower.encoder.layer[-1].attention.attention.key, {"noise": torch.arange(count).float().expand(len(x), -1)}
+        layer, options = (
+            tower.encoder.layer[-1].attention.attention.key,
+            {"noise": torch.arange(count).float().expand(len(x), -1)},
+        )
     caught = []
     handle = layer.register_forward_hook(lambda module, inputs, output: caught.append(output))
     with torch.inference_mode():
@@ -77,9 +103,13 @@ def torch_keys(model: Any, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(20, 20), (28, 12)])
-@pytest.mark.parametrize("name", ["CLIPVisionModel", "CLIPModel", "ViTMAEModel", "ViTMAEForPreTraining"])
+@pytest.mark.parametrize(
+    "name", ["CLIPVisionModel", "CLIPModel", "ViTMAEModel", "ViTMAEForPreTraining"]
+)
 def test_keys_agree_with_transformers_at_the_native_and_another_size(models, name, size):
-    params, config = PORTS["mae" if "MAE" in name else "clip"](models[name].state_dict(), num_heads=3)
+    params, config = PORTS["mae" if "MAE" in name else "clip"](
+        models[name].state_dict(), num_heads=3
+    )
     x = np.random.default_rng(sum(size)).standard_normal((2, *size, 3)).astype(np.float32)
     theirs = torch_keys(models[name], x)
     ours = np.asarray(vit.last_layer_keys(params, x, config))
@@ -89,9 +119,19 @@ def test_keys_agree_with_transformers_at_the_native_and_another_size(models, nam
 
 
 def test_configs_are_those_of_the_sources(models):
-    common = {"hidden_size": 48, "num_layers": 3, "num_heads": 3, "mlp_ratio": 2.0, "patch_size": 4, "image_size": 20, "layer_scale": False}
+    common = {
+        "hidden_size": 48,
+        "num_layers": 3,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "patch_size": 4,
+        "image_size": 20,
+        "layer_scale": False,
+    }
     hub_clip, hub_mae = models["CLIPVisionModel"], models["ViTMAEModel"]
-    expected = vit.ViTConfig(**common, layer_norm_eps=1e-5, pre_norm=True, patch_bias=False, activation="quick_gelu")
+    expected = vit.ViTConfig(
+        **common, layer_norm_eps=1e-5, pre_norm=True, patch_bias=False, activation="quick_gelu"
+    )
     assert clip.port(hub_clip.state_dict(), 3)[1] == expected
     assert (hub_clip.config.layer_norm_eps, hub_clip.config.hidden_act) == (1e-5, "quick_gelu")
     assert mae.port(hub_mae.state_dict(), 3)[1] == vit.ViTConfig(**common, layer_norm_eps=1e-12)
@@ -114,13 +154,23 @@ def openai_layout(hub: dict) -> dict:
         "logit_scale": hub["logit_scale"],
         "token_embedding.weight": hub["text_model.embeddings.token_embedding.weight"],
         "positional_embedding": hub["text_model.embeddings.position_embedding.weight"],
-        **{name: torch.tensor(number) for name, number in (("input_resolution", 20), ("context_length", 77), ("vocab_size", 20))},
+        **{
+            name: torch.tensor(number)
+            for name, number in (
+                ("input_resolution", 20),
+                ("context_length", 77),
+                ("vocab_size", 20),
+            )
+        },
     }
     for leaf in ("weight", "bias"):
         moved[f"visual.ln_pre.{leaf}"] = hub[f"{vision}pre_layrnorm.{leaf}"]
         moved[f"visual.ln_post.{leaf}"] = hub[f"{vision}post_layernorm.{leaf}"]
         moved[f"ln_final.{leaf}"] = hub[f"text_model.final_layer_norm.{leaf}"]
-        for tower, new_tower, layers in (("vision_model", "visual.transformer", 3), ("text_model", "transformer", 1)):
+        for tower, new_tower, layers in (
+            ("vision_model", "visual.transformer", 3),
+            ("text_model", "transformer", 1),
+        ):
             for i in range(layers):
                 old, new = f"{tower}.encoder.layers.{i}.", f"{new_tower}.resblocks.{i}."
                 parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -134,7 +184,10 @@ def openai_layout(hub: dict) -> dict:
 
 def facebook_layout(hub: dict) -> dict:
     """A ViTMAEModel's weights as facebookresearch's `mae_pretrain_vit_base.pth` holds them."""
-    moved = {"cls_token": hub["embeddings.cls_token"], "pos_embed": hub["embeddings.position_embeddings"]}
+    moved = {
+        "cls_token": hub["embeddings.cls_token"],
+        "pos_embed": hub["embeddings.position_embeddings"],
+    }
     parts = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
     renamed = {
         "attn.proj": "attention.output.dense",
@@ -149,7 +202,9 @@ def facebook_layout(hub: dict) -> dict:
         for i in range(3):
             old, new = f"encoder.layer.{i}.", f"blocks.{i}."
             moved[f"{new}attn.qkv.{leaf}"] = fused(hub, old, parts, leaf)
-            moved |= {f"{new}{name}.{leaf}": hub[f"{old}{was}.{leaf}"] for name, was in renamed.items()}
+            moved |= {
+                f"{new}{name}.{leaf}": hub[f"{old}{was}.{leaf}"] for name, was in renamed.items()
+            }
     return moved
 
 
@@ -162,7 +217,9 @@ def layouts(models) -> dict[str, dict]:
         "mae hub": dict(models["ViTMAEModel"].state_dict()),
         "mae facebookresearch": facebook_layout(models["ViTMAEModel"].state_dict()),
     }
-    states["clip hub"]["vision_model.embeddings.position_ids"] = torch.arange(26)[None]  # transformers no longer saves it
+    states["clip hub"]["vision_model.embeddings.position_ids"] = torch.arange(26)[
+        None
+    ]  # transformers no longer saves it
     return states
 
 
@@ -178,10 +235,15 @@ def test_openais_layout_gives_the_same_params(layouts):
 
 
 def test_facebookresearchs_layout_gives_the_same_params(layouts):
-    hub, facebook = (mae.port(layouts[f"mae {name}"], num_heads=3) for name in ("hub", "facebookresearch"))
+    hub, facebook = (
+        mae.port(layouts[f"mae {name}"], num_heads=3) for name in ("hub", "facebookresearch")
+    )
     assert facebook[1] == replace(hub[1], layer_norm_eps=1e-6)
     assert_same(facebook[0], hub[0])
-    whole = layouts["mae facebookresearch"] | {"mask_token": torch.zeros(1, 1, 16), "decoder_blocks.0.norm1.bias": torch.zeros(16)}
+    whole = layouts["mae facebookresearch"] | {
+        "mask_token": torch.zeros(1, 1, 16),
+        "decoder_blocks.0.norm1.bias": torch.zeros(16),
+    }
     assert_same(mae.port(whole, num_heads=3)[0], hub[0])
 
 
@@ -215,9 +277,21 @@ def test_heads_of_64_features_unless_the_published_model_has_others(layouts):
 
 
 BROKEN = {  # layout: a key of an early layer that a leaf depends on alone, that leaf, a key whose first axis loses one
-    "clip hub": ("vision_model.encoder.layers.1.layer_norm2.bias", "layers_1/norm2/bias", "vision_model.encoder.layers.0.mlp.fc1.bias"),
-    "clip openai": ("visual.transformer.resblocks.1.ln_2.bias", "layers_1/norm2/bias", "visual.transformer.resblocks.0.mlp.c_fc.bias"),
-    "mae hub": ("encoder.layer.1.layernorm_after.bias", "layers_1/norm2/bias", "encoder.layer.0.intermediate.dense.bias"),
+    "clip hub": (
+        "vision_model.encoder.layers.1.layer_norm2.bias",
+        "layers_1/norm2/bias",
+        "vision_model.encoder.layers.0.mlp.fc1.bias",
+    ),
+    "clip openai": (
+        "visual.transformer.resblocks.1.ln_2.bias",
+        "layers_1/norm2/bias",
+        "visual.transformer.resblocks.0.mlp.c_fc.bias",
+    ),
+    "mae hub": (
+        "encoder.layer.1.layernorm_after.bias",
+        "layers_1/norm2/bias",
+        "encoder.layer.0.intermediate.dense.bias",
+    ),
     "mae facebookresearch": ("blocks.1.norm2.bias", "layers_1/norm2/bias", "blocks.0.mlp.fc1.bias"),
 }
 
@@ -227,10 +301,14 @@ def test_missing_and_unknown_keys_and_shapes_off_by_one_are_listed(layouts, layo
     gone, leaf, short = BROKEN[layout]
     port, state = PORTS[layout.split()[0]], layouts[layout]
     problems = {
-        f"{leaf}: no source key fills it": {key: value for key, value in state.items() if key != gone},
+        f"{leaf}: no source key fills it": {
+            key: value for key, value in state.items() if key != gone
+        },
         "head.weight: no rule knows this key": state | {"head.weight": torch.zeros(2, 2)},
-        f"{short}: float32[95] for layers_0/fc1/bias, expected float32[96]": state | {short: state[short][:-1]},
-        f"{short}: float64[96] for layers_0/fc1/bias, expected float32[96]": state | {short: state[short].double()},
+        f"{short}: float32[95] for layers_0/fc1/bias, expected float32[96]": state
+        | {short: state[short][:-1]},
+        f"{short}: float64[96] for layers_0/fc1/bias, expected float32[96]": state
+        | {short: state[short].double()},
     }
     for problem, broken in problems.items():
         with pytest.raises(ValueError) as caught:
@@ -256,14 +334,20 @@ def test_every_key_that_matters_is_needed_and_no_other(layouts, layout, monkeypa
             assert_same(found, params)
             needless += 1
     # The last norm, and beside it in CLIP the position_ids or the projection, and all that stands beside the tower.
-    beside = sum(not key.startswith(("visual.", "vision_model.")) for key in state) if "clip" in layout else 0
+    beside = (
+        sum(not key.startswith(("visual.", "vision_model.")) for key in state)
+        if "clip" in layout
+        else 0
+    )
     assert needless == beside + 2 + ("clip" in layout)
 
 
 @pytest.mark.parametrize("layout", BROKEN)
 def test_the_last_layer_is_whole_though_little_of_it_is_used(layouts, layout):
     port, state = PORTS[layout.split()[0]], layouts[layout]
-    names = [key for key in state if ".2." in key and not key.startswith(("text_model", "transformer"))]
+    names = [
+        key for key in state if ".2." in key and not key.startswith(("text_model", "transformer"))
+    ]
     assert len(names) >= 12
     for key in names:
         wanted = list(state[key].shape)
@@ -274,11 +358,20 @@ def test_the_last_layer_is_whole_though_little_of_it_is_used(layouts, layout):
 
 
 def test_another_architecture_is_refused(layouts, models):
-    resnet = {"visual.layer1.0.conv1.weight": np.zeros((8, 3, 1, 1), np.float32), "logit_scale": np.zeros((), np.float32)}
+    resnet = {
+        "visual.layer1.0.conv1.weight": np.zeros((8, 3, 1, 1), np.float32),
+        "logit_scale": np.zeros((), np.float32),
+    }
     for state in (resnet, layouts["mae hub"]):
-        with pytest.raises(ValueError, match=r"expected a ViT of CLIP .*missing: vision_model\.embeddings\.patch_embedding\.weight"):
+        with pytest.raises(
+            ValueError,
+            match=r"expected a ViT of CLIP .*missing: vision_model\.embeddings\.patch_embedding\.weight",
+        ):
             clip.port(state)
-    with pytest.raises(ValueError, match=r"expected MAE .*missing: embeddings\.patch_embeddings\.projection\.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected MAE .*missing: embeddings\.patch_embeddings\.projection\.weight",
+    ):
         mae.port(layouts["clip hub"])
     scales = {f"blocks.{i}.ls{n}.gamma": torch.ones(48) for i in range(3) for n in (1, 2)}
     with pytest.raises(ValueError, match=r"blocks\.0\.ls1\.gamma: no rule knows this key"):
@@ -290,13 +383,25 @@ def test_another_architecture_is_refused(layouts, models):
 @pytest.mark.parametrize("shape", [(48, 3, 16), (47, 3, 4, 4), (48, 3, 4, 0)])
 def test_a_patch_embedding_that_makes_no_model_is_named(layouts, shape):
     with pytest.raises(ValueError, match=r"state_dict: patch_embed\.proj\.weight"):
-        mae.port(layouts["mae facebookresearch"] | {"patch_embed.proj.weight": np.zeros(shape, np.float32)}, num_heads=3)
+        mae.port(
+            layouts["mae facebookresearch"]
+            | {"patch_embed.proj.weight": np.zeros(shape, np.float32)},
+            num_heads=3,
+        )
 
 
-@pytest.mark.parametrize("value", [torch.tensor([1.5, -3.0]), np.array([1.5, -3.0]), jnp.array([1.5, -3.0])], ids=["torch", "numpy", "jax"])
+@pytest.mark.parametrize(
+    "value",
+    [torch.tensor([1.5, -3.0]), np.array([1.5, -3.0]), jnp.array([1.5, -3.0])],
+    ids=["torch", "numpy", "jax"],
+)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_widened_only_where_asked(value, dtype):
-    half = value.to(getattr(torch, dtype)) if isinstance(value, torch.Tensor) else value.astype(jnp.dtype(dtype))
+    half = (
+        value.to(getattr(torch, dtype))
+        if isinstance(value, torch.Tensor)
+        else value.astype(jnp.dtype(dtype))
+    )
     shapes = {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}
     widened = apply([Rule("a", ("a",))], {"a": half}, shapes, widen=True)["a"]
     assert widened.dtype == np.float32 and widened.tolist() == [1.5, -3.0]

@@ -88,7 +88,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no config": lambda path: (path / "config.json").unlink(),
     "garbage for weights": lambda path: (path / "model.safetensors").write_bytes(b"garbage" * 40),
     "empty weights": lambda path: (path / "model.safetensors").write_bytes(b""),
-    "cut short": lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-100]),
+    "cut short": lambda path: (path / "model.safetensors").write_bytes(
+        (path / "model.safetensors").read_bytes()[:-100]
+    ),
     "garbage for config": lambda path: (path / "config.json").write_text("garbage"),
     "a list for config": lambda path: (path / "config.json").write_text("[1]"),
     "bytes for config": lambda path: (path / "config.json").write_bytes(b"\xff\xfe\x00"),
@@ -103,7 +105,10 @@ def refused(name: str, path: Path, capfd: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(ValueError) as stop:
         LOADERS[name](path)
     message, printed = str(stop.value), capfd.readouterr()
-    assert message.startswith(f"{path}: no {name}") and " as transformers writes it, or damaged (" in message
+    assert (
+        message.startswith(f"{path}: no {name}")
+        and " as transformers writes it, or damaged (" in message
+    )
     assert "\n" not in message and (printed.out, printed.err) == ("", "")
     return message
 
@@ -123,7 +128,9 @@ def test_a_lacking_weight_is_named(case, capfd):
 
 def test_a_weight_of_another_shape_is_refused(case, capfd):
     name, path = case
-    change_state(path, lambda state: state.update({A_WEIGHT[name]: state[A_WEIGHT[name]][:-1].clone()}))
+    change_state(
+        path, lambda state: state.update({A_WEIGHT[name]: state[A_WEIGHT[name]][:-1].clone()})
+    )
     assert "size" in refused(name, path, capfd)
 
 
@@ -140,7 +147,10 @@ def test_a_missing_folder_is_named(name, tmp_path):
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(FileNotFoundError) as stop:
             LOADERS[name](path)
-        assert str(stop.value) == f"{path}: no such folder; expected a {name} as transformers writes it"
+        assert (
+            str(stop.value)
+            == f"{path}: no such folder; expected a {name} as transformers writes it"
+        )
 
 
 def test_a_published_pickle_loads_as_safetensors_do(case, folders):
@@ -160,7 +170,9 @@ def test_published_quirks_are_forgiven(case):
         if name == "CLIP":
             state["text_model.embeddings.position_ids"] = torch.arange(16)[None]
             return
-        spare = [key for key in state if key.endswith(("num_batches_tracked", "criterion.empty_weight"))]
+        spare = [
+            key for key in state if key.endswith(("num_batches_tracked", "criterion.empty_weight"))
+        ]
         assert len(spare) > 1 and "criterion.empty_weight" in spare
         for key in spare:
             del state[key]
@@ -185,7 +197,9 @@ def test_a_lacking_tokenizer_is_refused(folders, tmp_path, capfd):
     assert "no CLIP tokenizer as" in refused("CLIP", path, capfd)
 
 
-def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(folders, tmp_path, capfd, monkeypatch):
+def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
+    folders, tmp_path, capfd, monkeypatch
+):
     path = tmp_path / "clip"
     shutil.copytree(folders["CLIP"], path)
     (path / "evil.py").write_text("print('code ran')\nclass Evil: pass\n")

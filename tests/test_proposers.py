@@ -48,7 +48,9 @@ def original(folder) -> Any:
 def random_image(size: tuple[int, int]) -> np.ndarray:
     """Of blobs and noise."""
     rng = np.random.default_rng(size)
-    coarse = Image.fromarray(rng.integers(0, 200, (3, 4, 3), np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 200, (3, 4, 3), np.uint8)).resize(
+        size[::-1], Image.Resampling.BICUBIC
+    )
     return np.asarray(coarse) // 2 + rng.integers(0, 128, (*size, 3), np.uint8)
 
 
@@ -59,21 +61,30 @@ def masker_of(folder: Path, config: MaskFormerConfig = CONFIG) -> MaskFormerMask
 def seen_and_proposed(masker: MaskFormerMasker, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the model was given, and the proposals."""
     seen = []
-    handle = masker.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
+    handle = masker.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
     proposed = masker.propose(image)
     handle.remove()
     (pixels,) = seen
     return pixels.numpy(), proposed
 
 
-def reference(original: Any, pixels: np.ndarray, size: tuple[int, int], threshold: float) -> list[np.ndarray]:
+def reference(
+    original: Any, pixels: np.ndarray, size: tuple[int, int], threshold: float
+) -> list[np.ndarray]:
     """Logits at the image's size of the queries over the threshold; resized by Pillow, whose enlargement is bilinear too."""
     with torch.inference_mode():
         found = original(pixel_values=torch.from_numpy(pixels))
-    likely = special.softmax(found.class_queries_logits[0].double().numpy(), -1)[:, :3].max(-1)  # the last of the four is "nothing"
+    likely = special.softmax(found.class_queries_logits[0].double().numpy(), -1)[:, :3].max(
+        -1
+    )  # the last of the four is "nothing"
     assert np.abs(likely - threshold).min() > 1e-4, "a query lies on the threshold: choose another"
     logits = found.masks_queries_logits[0].numpy()[likely > threshold]
-    return [np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR)) for one in logits]
+    return [
+        np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR))
+        for one in logits
+    ]
 
 
 # Feature cells.
@@ -102,7 +113,9 @@ def test_a_pixel_belongs_to_the_grids_cell_that_it_lies_in(size):
 
 
 def test_in_an_image_smaller_than_the_grid_cells_are_a_pixel_or_empty():
-    areas = CellMasker(FakeMasker(), FakeEncoder()).propose(np.zeros((6, 9, 3), np.uint8)).sum((1, 2))
+    areas = (
+        CellMasker(FakeMasker(), FakeEncoder()).propose(np.zeros((6, 9, 3), np.uint8)).sum((1, 2))
+    )
     assert len(areas) == 256 and sorted(areas) == [0] * (256 - 54) + [1] * 54
 
 
@@ -111,9 +124,13 @@ def test_cells_line_up_with_the_encoders_features():
     colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     image = colours.repeat(3, 0).repeat(2, 1)
     features = FakeEncoder().encode(image).reshape(256, 3)
-    for mask, feature in zip(CellMasker(FakeMasker(), FakeEncoder()).propose(image), features, strict=True):
+    for mask, feature in zip(
+        CellMasker(FakeMasker(), FakeEncoder()).propose(image), features, strict=True
+    ):
         (one,) = np.unique(image[mask], axis=0)
-        np.testing.assert_allclose(one / 128 - 1 + [0, 0, 0.01], feature, atol=1e-6)  # float32 of numbers up to 1
+        np.testing.assert_allclose(
+            one / 128 - 1 + [0, 0, 0.01], feature, atol=1e-6
+        )  # float32 of numbers up to 1
 
 
 def test_cells_leave_references_to_the_masker():
@@ -123,8 +140,14 @@ def test_cells_leave_references_to_the_masker():
     np.testing.assert_array_equal(masker.mask(image, points), FakeMasker().mask(image, points))
     assert masker.fingerprint == FakeMasker().fingerprint
     other = CellMasker(FakeMasker(), OblongEncoder())
-    assert other.fingerprint == masker.fingerprint and other.proposals_fingerprint != masker.proposals_fingerprint
-    assert CellMasker(FakeMasker(), FakeEncoder("other-weights")).proposals_fingerprint == masker.proposals_fingerprint
+    assert (
+        other.fingerprint == masker.fingerprint
+        and other.proposals_fingerprint != masker.proposals_fingerprint
+    )
+    assert (
+        CellMasker(FakeMasker(), FakeEncoder("other-weights")).proposals_fingerprint
+        == masker.proposals_fingerprint
+    )
 
 
 # MaskFormer.
@@ -134,25 +157,37 @@ def test_cells_leave_references_to_the_masker():
 @pytest.mark.parametrize("size", [MULTIPLE, WIDE, TALL, TINY, THIN, (300, 40)])
 def test_the_model_sees_what_transformers_processor_makes(folder, size, input_size):
     image = random_image(size)
-    wanted = {"height": size[0], "width": size[1]} if input_size is None else {"shortest_edge": input_size, "longest_edge": 256}
-    theirs = transformers.MaskFormerImageProcessor(size=wanted)(image, return_tensors="np", input_data_format="channels_last")[
-        "pixel_values"
-    ]
-    ours, _ = seen_and_proposed(masker_of(folder, MaskFormerConfig(input_size, longest_side=256)), image)
+    wanted = (
+        {"height": size[0], "width": size[1]}
+        if input_size is None
+        else {"shortest_edge": input_size, "longest_edge": 256}
+    )
+    theirs = transformers.MaskFormerImageProcessor(size=wanted)(
+        image, return_tensors="np", input_data_format="channels_last"
+    )["pixel_values"]
+    ours, _ = seen_and_proposed(
+        masker_of(folder, MaskFormerConfig(input_size, longest_side=256)), image
+    )
     assert ours.shape == theirs.shape and ours.shape[2] % 32 == ours.shape[3] % 32 == 0
     levels = np.abs(ours - theirs) * np.reshape(CONFIG.std, (3, 1, 1)) * 255
     resized = ours.shape[2:] != size
-    assert levels.max() <= (1.01 if resized else 1e-3)  # Pillow rounds to 8 bits after either pass; else float32 only
+    assert levels.max() <= (
+        1.01 if resized else 1e-3
+    )  # Pillow rounds to 8 bits after either pass; else float32 only
     assert theirs.std() > 0.1
 
 
 @pytest.mark.parametrize("threshold", [0.35, 0.45, 0.5])
 @pytest.mark.parametrize("size", [MULTIPLE, WIDE, TALL])
 def test_proposals_are_the_likely_queries_masks_largest_first(folder, original, size, threshold):
-    pixels, ours = seen_and_proposed(masker_of(folder, MaskFormerConfig(64, threshold=threshold)), random_image(size))
+    pixels, ours = seen_and_proposed(
+        masker_of(folder, MaskFormerConfig(64, threshold=threshold)), random_image(size)
+    )
     logits = [one for one in reference(original, pixels, size, threshold) if (one > 0).any()]
     theirs = sorted(logits, key=lambda one: -(one > 0).sum())
-    assert 1 < len(theirs) < 24, "too few or all queries are over the threshold: the test couldn't tell"
+    assert 1 < len(theirs) < 24, (
+        "too few or all queries are over the threshold: the test couldn't tell"
+    )
     assert ours.shape == (len(theirs), *size) and ours.dtype == bool
     areas = ours.sum((1, 2))
     assert (np.diff(areas) <= 0).all() and areas.min() > 0
@@ -186,12 +221,17 @@ def test_the_image_is_not_written_to_and_may_be_a_view(folder):
     masker = masker_of(folder)
     straight = masker.propose(image)
     np.testing.assert_array_equal(image, before)
-    view = np.flip(np.ascontiguousarray(np.flip(image, 1)), 1)  # negative strides, which torch lacks
+    view = np.flip(
+        np.ascontiguousarray(np.flip(image, 1)), 1
+    )  # negative strides, which torch lacks
     view.setflags(write=False)
     np.testing.assert_array_equal(masker.propose(view), straight)
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)],
+)
 def test_what_is_no_image_is_refused(folder, image):
     for masker in (masker_of(folder), CellMasker(FakeMasker(), FakeEncoder())):
         with pytest.raises(ValueError, match="image: expected uint8"):
@@ -213,17 +253,29 @@ def with_config(folder: Path, path: Path, **change: object) -> Path:
 
 
 def test_proposals_fingerprint_follows_weights_architecture_and_settings(folder, tmp_path):
-    once, again, named = masker_of(folder), masker_of(folder), with_config(folder, tmp_path / "named", transformers_version="4.0.0")
-    assert once.proposals_fingerprint == again.proposals_fingerprint == masker_of(named).proposals_fingerprint
+    once, again, named = (
+        masker_of(folder),
+        masker_of(folder),
+        with_config(folder, tmp_path / "named", transformers_version="4.0.0"),
+    )
+    assert (
+        once.proposals_fingerprint
+        == again.proposals_fingerprint
+        == masker_of(named).proposals_fingerprint
+    )
     assert len(once.proposals_fingerprint) == 20
     with torch.no_grad():
         again.model.class_predictor.bias[0] += 1e-3
     del again.__dict__["proposals_fingerprint"]
-    decoder = json.loads((folder / "config.json").read_text())["decoder_config"] | {"decoder_attention_heads": 4}
+    decoder = json.loads((folder / "config.json").read_text())["decoder_config"] | {
+        "decoder_attention_heads": 4
+    }
     others = [
         again,
         masker_of(folder, MaskFormerConfig(64, threshold=0.4)),
         masker_of(folder, MaskFormerConfig(96)),
-        masker_of(with_config(folder, tmp_path / "heads", decoder_config=decoder)),  # the same weights, used otherwise
+        masker_of(
+            with_config(folder, tmp_path / "heads", decoder_config=decoder)
+        ),  # the same weights, used otherwise
     ]
     assert len({one.proposals_fingerprint for one in (once, *others)}) == 5

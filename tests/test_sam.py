@@ -14,7 +14,9 @@ from rimjax.models.protocols import Masker
 from rimjax.models.sam import ProposalConfig, SamConfig, SamMasker
 
 torch = pytest.importorskip("torch", reason="SAM runs on torch")
-segment_anything = pytest.importorskip("segment_anything", reason="the adapter is compared with segment-anything itself")
+segment_anything = pytest.importorskip(
+    "segment_anything", reason="the adapter is compared with segment-anything itself"
+)
 
 CONFIG = SamConfig(
     image_size=64,
@@ -29,7 +31,12 @@ CONFIG = SamConfig(
     decoder_mlp_dim=64,
 )
 LENIENT = ProposalConfig(
-    points_per_side=3, points_per_batch=2, pred_iou_thresh=-10.0, stability_score_thresh=0.01, box_nms_thresh=1.0, min_area=0
+    points_per_side=3,
+    points_per_batch=2,
+    pred_iou_thresh=-10.0,
+    stability_score_thresh=0.01,
+    box_nms_thresh=1.0,
+    min_area=0,
 )
 
 
@@ -46,7 +53,9 @@ def one_thread() -> Iterator[None]:
 def masker() -> SamMasker:
     torch.manual_seed(3)
     sam = adapter.build(CONFIG)
-    for mlp in sam.mask_decoder.output_hypernetworks_mlps:  # random logits are near 0: no mask would count as stable
+    for mlp in (
+        sam.mask_decoder.output_hypernetworks_mlps
+    ):  # random logits are near 0: no mask would count as stable
         mlp.layers[-1].weight.data *= 100
     return SamMasker(sam, CONFIG, LENIENT, device="cpu")
 
@@ -60,7 +69,12 @@ def image() -> np.ndarray:
 def generated(masker, image) -> list[dict]:
     """What segment-anything itself proposes with the same settings."""
     generator = segment_anything.SamAutomaticMaskGenerator(
-        masker.sam, points_per_side=3, points_per_batch=64, pred_iou_thresh=-10.0, stability_score_thresh=0.01, box_nms_thresh=1.0
+        masker.sam,
+        points_per_side=3,
+        points_per_batch=64,
+        pred_iou_thresh=-10.0,
+        stability_score_thresh=0.01,
+        box_nms_thresh=1.0,
     )
     return generator.generate(image)
 
@@ -69,7 +83,9 @@ def generated(masker, image) -> list[dict]:
 def test_mask_is_the_predictors_best(masker, image, points):
     predictor = segment_anything.SamPredictor(masker.sam)
     predictor.set_image(image)
-    masks, scores, _ = predictor.predict(np.array(points), np.ones(len(points)), multimask_output=True)
+    masks, scores, _ = predictor.predict(
+        np.array(points), np.ones(len(points)), multimask_output=True
+    )
     typed: Masker = masker
     ours = typed.mask(image, np.array(points, np.float32))
     assert ours.shape == (24, 32) and ours.dtype == bool
@@ -84,10 +100,14 @@ def test_proposals_are_the_generators_largest_first(masker, image, generated):
     assert proposals.masks.shape == (len(generated), 24, 32) and proposals.masks.dtype == bool
     areas = proposals.masks.sum((1, 2))
     assert (np.diff(areas) <= 0).all()
-    assert sorted(mask.tobytes() for mask in proposals.masks) == sorted(one["segmentation"].tobytes() for one in generated)
+    assert sorted(mask.tobytes() for mask in proposals.masks) == sorted(
+        one["segmentation"].tobytes() for one in generated
+    )
     theirs = {one["segmentation"].tobytes(): one["predicted_iou"] for one in generated}
     for mask, score in zip(proposals.masks, proposals.scores, strict=True):
-        assert score == pytest.approx(theirs[mask.tobytes()], abs=1e-5)  # decoded in batches of another size
+        assert score == pytest.approx(
+            theirs[mask.tobytes()], abs=1e-5
+        )  # decoded in batches of another size
     np.testing.assert_array_equal(masker.propose(image), proposals.masks)
 
 
@@ -107,7 +127,11 @@ def test_overlapping_boxes_are_suppressed(masker, image, generated):
 def test_no_proposal_at_all_is_an_empty_stack(masker, image):
     strict = SamMasker(masker.sam, CONFIG, replace(LENIENT, pred_iou_thresh=1e3), device="cpu")
     proposals = strict.propose_scored(image)
-    assert proposals.masks.shape == (0, 24, 32) and proposals.masks.dtype == bool and proposals.scores.shape == (0,)
+    assert (
+        proposals.masks.shape == (0, 24, 32)
+        and proposals.masks.dtype == bool
+        and proposals.scores.shape == (0,)
+    )
 
 
 def test_it_runs_without_warnings(masker, image):
@@ -146,10 +170,16 @@ def test_fingerprint_follows_weights_not_proposal_settings(masker):
 
 def test_load_says_what_is_wrong(masker):
     state = masker.sam.state_dict()
-    with pytest.raises(ValueError, match=r"(?s)not the weights of this SAM.*neck\.0\.weight: \[32, 32, 1, 1\], expected \[64, 32, 1, 1\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)not the weights of this SAM.*neck\.0\.weight: \[32, 32, 1, 1\], expected \[64, 32, 1, 1\]",
+    ):
         adapter.load(state, replace(CONFIG, out_chans=64))
     state["extra"] = state.pop("mask_decoder.iou_token.weight")
-    with pytest.raises(ValueError, match=r"(?s)iou_token\.weight: not in the file.*extra: this SAM has no such weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)iou_token\.weight: not in the file.*extra: this SAM has no such weight",
+    ):
         adapter.load(state, CONFIG)
 
 
@@ -164,7 +194,9 @@ def test_published_architecture_is_segment_anythings_vit_b():
     with torch.device("meta"):
         theirs = segment_anything.sam_model_registry["vit_b"]().state_dict()
         ours = adapter.build(SamConfig()).state_dict()
-    assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in theirs.items()}
+    assert {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in theirs.items()
+    }
 
 
 def test_missing_extra_is_named(monkeypatch):

@@ -43,7 +43,12 @@ def originals() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(originals, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("diffusion")
-    stable_diffusion.port(**originals, tokenizer=tiny_tokenizer(), scheduler=diffusers.DDPMScheduler(**SCHEDULE), directory=directory)
+    stable_diffusion.port(
+        **originals,
+        tokenizer=tiny_tokenizer(),
+        scheduler=diffusers.DDPMScheduler(**SCHEDULE),
+        directory=directory,
+    )
     return directory
 
 
@@ -61,17 +66,32 @@ def random_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng((height, width)).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def reference(originals: dict[str, Any], image: np.ndarray, size: int, timestep: int, block: int) -> np.ndarray:
+def reference(
+    originals: dict[str, Any], image: np.ndarray, size: int, timestep: int, block: int
+) -> np.ndarray:
     """PyTorch's, with JAX's noise."""
-    pixels = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) / 255 * 2 - 1
-    latents = originals["vae"].encode(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float()).latent_dist.mode()
+    pixels = (
+        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) / 255 * 2
+        - 1
+    )
+    latents = (
+        originals["vae"]
+        .encode(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float())
+        .latent_dist.mode()
+    )
     latents = latents * originals["vae"].config.scaling_factor
-    noise = torch.from_numpy(np.array(jax.random.normal(jax.random.key(0), latents.shape[1:])))[None]
+    noise = torch.from_numpy(np.array(jax.random.normal(jax.random.key(0), latents.shape[1:])))[
+        None
+    ]
     noised = diffusers.DDPMScheduler(**SCHEDULE).add_noise(latents, noise, torch.tensor([timestep]))
     empty = tiny_tokenizer()("", padding="max_length", return_tensors="pt")["input_ids"]
     text = originals["text_encoder"](empty).last_hidden_state
     kept = []
-    handle = originals["unet"].up_blocks[block].register_forward_hook(lambda module, args, output: kept.append(output))
+    handle = (
+        originals["unet"]
+        .up_blocks[block]
+        .register_forward_hook(lambda module, args, output: kept.append(output))
+    )
     originals["unet"](noised, timestep, text)
     handle.remove()
     (found,) = kept
@@ -96,7 +116,12 @@ def test_size_time_and_block_are_the_settings(originals, generator):
     image = random_image(30, 21)
     theirs = reference(originals, image, 24, 999, 0)
     assert theirs.shape == (12, 12, 64)
-    assert relative_error(UNetEncoder(generator, input_size=24, timestep=999, up_block=0).encode(image), theirs) <= TOLERANCE
+    assert (
+        relative_error(
+            UNetEncoder(generator, input_size=24, timestep=999, up_block=0).encode(image), theirs
+        )
+        <= TOLERANCE
+    )
 
 
 def test_the_reference_tells_images_blocks_and_times_apart(originals):
@@ -131,7 +156,14 @@ def test_an_array_of_images_is_a_batch_too(encoder):
     np.testing.assert_array_equal(encoder.encode_batch(images), encoder.encode_batch(list(images)))
 
 
-@pytest.mark.parametrize("image", [np.zeros((16, 16, 3), np.float32), np.zeros((16, 16), np.uint8), np.zeros((0, 16, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((16, 16, 3), np.float32),
+        np.zeros((16, 16), np.uint8),
+        np.zeros((0, 16, 3), np.uint8),
+    ],
+)
 def test_what_is_no_image_is_refused(encoder, image):
     with pytest.raises(ValueError, match="image: expected uint8"):
         encoder.encode(image)
@@ -161,7 +193,9 @@ def test_settings_the_model_lacks_are_refused(encoder, change, message):
 
 
 def test_bfloat16_is_the_models_only(folder, encoder):
-    rounded = replace(encoder, generator=DeferredGenerator(folder, replace(CONFIG, dtype="bfloat16")))
+    rounded = replace(
+        encoder, generator=DeferredGenerator(folder, replace(CONFIG, dtype="bfloat16"))
+    )
     pixels = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32)
     shape = jax.eval_shape(rounded.features, rounded.generator.model.params, pixels)
     assert (shape.shape, shape.dtype) == ((2, 8, 8, 32), np.float32)
@@ -176,4 +210,7 @@ def test_fingerprint_follows_weights_and_settings_and_loads_nothing(folder, enco
     assert replace(encoder, batch_size=7).fingerprint == encoder.fingerprint
     assert "model" not in vars(generator)
     (tmp_path / "other").mkdir()
-    assert replace(encoder, generator=DeferredGenerator(tmp_path / "other", CONFIG)).fingerprint not in prints
+    assert (
+        replace(encoder, generator=DeferredGenerator(tmp_path / "other", CONFIG)).fingerprint
+        not in prints
+    )

@@ -18,8 +18,16 @@ from rimjax.models.vit import ViTConfig, ViTEncoder
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
 transformers = pytest.importorskip("transformers", reason="parity with PyTorch needs transformers")
 
-SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "patch_size": 4, "image_size": 28}
-TOLERANCE = 1e-5  # float32 rounding through three layers, relative to the largest key; typically 1e-6
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "patch_size": 4,
+    "image_size": 28,
+}
+TOLERANCE = (
+    1e-5  # float32 rounding through three layers, relative to the largest key; typically 1e-6
+)
 
 
 def randomise(model: Any) -> Any:
@@ -27,7 +35,11 @@ def randomise(model: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = 1.0 if name.endswith(("norm1.weight", "norm2.weight", "layrnorm.weight", "lambda1")) else 0.0
+            centre = (
+                1.0
+                if name.endswith(("norm1.weight", "norm2.weight", "layrnorm.weight", "lambda1"))
+                else 0.0
+            )
             parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
@@ -43,10 +55,16 @@ def ported(reference: Any) -> tuple[dict, ViTConfig]:
 
 
 def pixels(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * 100 + width).standard_normal((2, height, width, 3)).astype(np.float32)
+    return (
+        np.random.default_rng(height * 100 + width)
+        .standard_normal((2, height, width, 3))
+        .astype(np.float32)
+    )
 
 
-def torch_keys(model: Any, layer: Any, x: np.ndarray, leading: int = 1, **options: bool) -> np.ndarray:
+def torch_keys(
+    model: Any, layer: Any, x: np.ndarray, leading: int = 1, **options: bool
+) -> np.ndarray:
     """What a torch model's linear layer for keys puts out, at the patches."""
     caught = []
     handle = layer.register_forward_hook(lambda module, inputs, output: caught.append(output))
@@ -57,7 +75,9 @@ def torch_keys(model: Any, layer: Any, x: np.ndarray, leading: int = 1, **option
 
 
 def relative_error(ours: jax.Array | np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.abs(np.asarray(ours).reshape(theirs.shape) - theirs).max() / np.abs(theirs).max())
+    return float(
+        np.abs(np.asarray(ours).reshape(theirs.shape) - theirs).max() / np.abs(theirs).max()
+    )
 
 
 @pytest.mark.parametrize("size", [(28, 28), (40, 24), (12, 60), (28, 32), (4, 4)])
@@ -70,10 +90,16 @@ def test_keys_agree_with_transformers_at_native_and_other_sizes(reference, porte
 
 
 def test_keys_with_registers_agree_with_transformers():
-    model = randomise(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**SIZES, num_register_tokens=2)))
+    model = randomise(
+        transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**SIZES, num_register_tokens=2)
+        )
+    )
     params, config = dinov2.port(model.state_dict(), num_heads=3)
     assert config.num_registers == 2 and config.position_rule == "registers"
-    x = pixels(20, 44)  # smaller along one side, so that antialiasing matters, larger along the other
+    x = pixels(
+        20, 44
+    )  # smaller along one side, so that antialiasing matters, larger along the other
     theirs = torch_keys(model, model.encoder.layer[-1].attention.attention.key, x, leading=3)
     assert relative_error(vit.last_layer_keys(params, x, config), theirs) <= TOLERANCE
 
@@ -106,7 +132,11 @@ def test_clip_settings_agree_with_transformers():
     rules = [
         Rule(r"vision_model\.embeddings\.class_embedding", ("class_token",), lambda a: (a[None],)),
         Rule(r"vision_model\.embeddings\.position_embedding\.weight", ("position_embedding",)),
-        Rule(r"vision_model\.embeddings\.patch_embedding\.weight", ("patch_embedding/kernel",), convolution),
+        Rule(
+            r"vision_model\.embeddings\.patch_embedding\.weight",
+            ("patch_embedding/kernel",),
+            convolution,
+        ),
         Rule(r"vision_model\.pre_layrnorm\.weight", ("pre_norm/scale",)),
         Rule(r"vision_model\.pre_layrnorm\.bias", ("pre_norm/bias",)),
         Rule(layer + r"layer_norm1\.weight", (r"layers_\1/norm1/scale",)),
@@ -123,12 +153,19 @@ def test_clip_settings_agree_with_transformers():
         Rule(first_layer + r"layer_norm2\.bias", (r"layers_\1/norm2/bias",)),
         Rule(first_layer + r"mlp\.(fc[12])\.weight", (r"layers_\1/\2/kernel",), linear),
         Rule(first_layer + r"mlp\.(fc[12])\.bias", (r"layers_\1/\2/bias",)),
-        Rule(r"vision_model\.encoder\.layers\.1\.(self_attn\.(q|v|out)_proj|layer_norm2|mlp\.fc[12])\.(weight|bias)"),
+        Rule(
+            r"vision_model\.encoder\.layers\.1\.(self_attn\.(q|v|out)_proj|layer_norm2|mlp\.fc[12])\.(weight|bias)"
+        ),
         Rule(r"vision_model\.post_layernorm\.(weight|bias)"),
     ]
     params = apply(rules, model.state_dict(), vit.param_shapes(config))
     x = pixels(24, 36)
-    theirs = torch_keys(model, model.vision_model.encoder.layers[-1].self_attn.k_proj, x, interpolate_pos_encoding=True)
+    theirs = torch_keys(
+        model,
+        model.vision_model.encoder.layers[-1].self_attn.k_proj,
+        x,
+        interpolate_pos_encoding=True,
+    )
     assert relative_error(vit.last_layer_keys(params, x, config), theirs) <= TOLERANCE
 
 
@@ -137,17 +174,26 @@ def test_clip_settings_agree_with_transformers():
 def test_resize_matrix_is_what_torch_does(rule, size):
     native = 12
     signal = np.random.default_rng(size).standard_normal((1, 5, native, native)).astype(np.float32)
-    how = {"scale_factor": ((size + 0.1) / native,) * 2} if rule == "facebookresearch" else {"size": (size, size)}
-    theirs = torch.nn.functional.interpolate(torch.from_numpy(signal), mode="bicubic", antialias=rule == "registers", **how).numpy()
+    how = (
+        {"scale_factor": ((size + 0.1) / native,) * 2}
+        if rule == "facebookresearch"
+        else {"size": (size, size)}
+    )
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(signal), mode="bicubic", antialias=rule == "registers", **how
+    ).numpy()
     matrix = vit.resize_matrix(native, size, rule)
-    np.testing.assert_allclose(np.einsum("hi,wj,cij->chw", matrix, matrix, signal[0]), theirs[0], atol=5e-6)
+    np.testing.assert_allclose(
+        np.einsum("hi,wj,cij->chw", matrix, matrix, signal[0]), theirs[0], atol=5e-6
+    )
 
 
 def test_position_rules_agree_at_the_native_size_only(ported):
     params, config = ported
     for size, agree in [((28, 28), True), ((28, 32), False), ((12, 12), False)]:
         keys = [
-            vit.last_layer_keys(params, pixels(*size), replace(config, position_rule=rule)) for rule in ("transformers", "facebookresearch")
+            vit.last_layer_keys(params, pixels(*size), replace(config, position_rule=rule))
+            for rule in ("transformers", "facebookresearch")
         ]
         assert np.array_equal(*keys) == agree
 
@@ -165,10 +211,15 @@ def facebook_layout(hub: dict, layers: int) -> dict:
     for i in range(layers):
         old, new = f"encoder.layer.{i}.", f"blocks.{i}."
         for leaf in ("weight", "bias"):
-            fused = [hub[f"{old}attention.attention.{part}.{leaf}"] for part in ("query", "key", "value")]
+            fused = [
+                hub[f"{old}attention.attention.{part}.{leaf}"] for part in ("query", "key", "value")
+            ]
             moved[f"{new}attn.qkv.{leaf}"] = torch.cat(fused)
             moved[f"{new}attn.proj.{leaf}"] = hub[f"{old}attention.output.dense.{leaf}"]
-            moved |= {f"{new}{part}.{leaf}": hub[f"{old}{part}.{leaf}"] for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
+            moved |= {
+                f"{new}{part}.{leaf}": hub[f"{old}{part}.{leaf}"]
+                for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+            }
         moved |= {f"{new}ls{n}.gamma": hub[f"{old}layer_scale{n}.lambda1"] for n in (1, 2)}
     return moved
 
@@ -180,7 +231,9 @@ def test_facebookresearch_layout_gives_the_same_params(reference, ported):
 
 
 def test_config_is_inferred_from_shapes(ported):
-    assert ported[1] == ViTConfig(hidden_size=48, num_layers=3, num_heads=3, mlp_ratio=4.0, patch_size=4, image_size=28)
+    assert ported[1] == ViTConfig(
+        hidden_size=48, num_layers=3, num_heads=3, mlp_ratio=4.0, patch_size=4, image_size=28
+    )
 
 
 def test_heads_are_one_for_64_features_unless_given(reference):
@@ -190,7 +243,11 @@ def test_heads_are_one_for_64_features_unless_given(reference):
 
 @pytest.mark.parametrize("layout", ["hub", "facebookresearch"])
 def test_port_lists_everything_that_is_off(reference, layout):
-    state = dict(reference.state_dict()) if layout == "hub" else facebook_layout(reference.state_dict(), 3)
+    state = (
+        dict(reference.state_dict())
+        if layout == "hub"
+        else facebook_layout(reference.state_dict(), 3)
+    )
     norm = "encoder.layer.1.norm2.bias" if layout == "hub" else "blocks.1.norm2.bias"
     scale = "encoder.layer.0.layer_scale1.lambda1" if layout == "hub" else "blocks.0.ls1.gamma"
     fc1 = "encoder.layer.1.mlp.fc1.bias" if layout == "hub" else "blocks.1.mlp.fc1.bias"
@@ -209,17 +266,24 @@ def test_port_lists_everything_that_is_off(reference, layout):
 
 
 def test_port_refuses_another_models_weights():
-    with pytest.raises(ValueError, match="expected DINOv2 in the hub's or facebookresearch's layout"):
+    with pytest.raises(
+        ValueError, match="expected DINOv2 in the hub's or facebookresearch's layout"
+    ):
         dinov2.port({"conv1.weight": np.zeros((8, 3, 7, 7), np.float32)})
 
 
 def test_bfloat16_stays_near_float32(ported):
     params, config = ported
     x = pixels(28, 28)
-    exact, rounded = (vit.last_layer_keys(params, x, replace(config, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (
+        vit.last_layer_keys(params, x, replace(config, dtype=dtype))
+        for dtype in ("float32", "bfloat16")
+    )
     assert rounded.dtype == jnp.float32
     error = relative_error(rounded, np.asarray(exact))
-    assert 1e-5 < error < 0.05  # 8 bits of mantissa through three layers; if it were 0 the setting would do nothing
+    assert (
+        1e-5 < error < 0.05
+    )  # 8 bits of mantissa through three layers; if it were 0 the setting would do nothing
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 28, 3), (1, 28, 28, 4), (28, 28, 3), (0, 28, 28, 3)])
@@ -236,7 +300,9 @@ def encoder(ported) -> ViTEncoder:
 def test_encoder_resizes_and_normalises(encoder):
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     small = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) / 255.0
-    x = ((small - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])).astype(np.float32)[None]
+    x = ((small - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])).astype(
+        np.float32
+    )[None]
     expected = np.asarray(vit.last_layer_keys(encoder.params, x, encoder.config))[0]
     keys = encoder.encode(image)
     assert isinstance(keys, np.ndarray) and keys.shape == (8, 8, 48) and keys.dtype == np.float32
@@ -266,6 +332,10 @@ def test_fingerprint_follows_weights_and_settings(encoder):
     typed: Encoder = encoder
     changed = jax.tree.map(np.copy, encoder.params)
     changed["class_token"][0, 0] += 1
-    prints = {typed.fingerprint, replace(encoder, params=changed).fingerprint, replace(encoder, input_size=64).fingerprint}
+    prints = {
+        typed.fingerprint,
+        replace(encoder, params=changed).fingerprint,
+        replace(encoder, input_size=64).fingerprint,
+    }
     assert len(prints) == 3
     assert replace(encoder, batch_size=1).fingerprint == typed.fingerprint

@@ -14,14 +14,27 @@ from ported_weights.files import read_state_dict
 from ported_weights.rules import Rule, apply
 
 torch = pytest.importorskip("torch", reason="PyTorch's files are written by torch here")
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors files are written by safetensors here")
+safetensors_torch = pytest.importorskip(
+    "safetensors.torch", reason="safetensors files are written by safetensors here"
+)
 
 
 @pytest.mark.parametrize(
-    ("name", "wrapper"), [("a.safetensors", None), ("a.pth", None), ("a.pt", "model"), ("a.bin", "state_dict"), ("A.PTH", None)]
+    ("name", "wrapper"),
+    [
+        ("a.safetensors", None),
+        ("a.pth", None),
+        ("a.pt", "model"),
+        ("a.bin", "state_dict"),
+        ("A.PTH", None),
+    ],
 )
 def test_files_are_read_as_they_were_written(tmp_path, name, wrapper):
-    state = {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3).half(), "steps": torch.tensor(7)}
+    state = {
+        "a.weight": torch.randn(3, 4),
+        "a.bias": torch.randn(3).half(),
+        "steps": torch.tensor(7),
+    }
     path = tmp_path / name
     if path.suffix == ".safetensors":
         safetensors_torch.save_file(state, path)
@@ -29,7 +42,10 @@ def test_files_are_read_as_they_were_written(tmp_path, name, wrapper):
         torch.save(state if wrapper is None else {wrapper: state, "epoch": 799}, path)
     found = read_state_dict(path)
     assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype for key in state)
+    assert all(
+        torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype
+        for key in state
+    )
 
 
 def test_parameters_and_bfloat16_can_be_ported_from_files(tmp_path):

@@ -65,8 +65,16 @@ def test_mapped_files_are_the_librarys(tmp_path: Path) -> None:
     }
     save_mapped(arrays, tmp_path / "ours.safetensors")
     theirs = load_file(tmp_path / "ours.safetensors")
-    save_file({key: np.array(array, order="C") for key, array in arrays.items()}, tmp_path / "theirs.safetensors", {"about": "x"})
-    for found in (theirs, load_mapped(tmp_path / "ours.safetensors"), load_mapped(tmp_path / "theirs.safetensors")):
+    save_file(
+        {key: np.array(array, order="C") for key, array in arrays.items()},
+        tmp_path / "theirs.safetensors",
+        {"about": "x"},
+    )
+    for found in (
+        theirs,
+        load_mapped(tmp_path / "ours.safetensors"),
+        load_mapped(tmp_path / "theirs.safetensors"),
+    ):
         assert found.keys() == arrays.keys()
         for key, array in arrays.items():
             np.testing.assert_array_equal(found[key], array, strict=True)
@@ -76,7 +84,9 @@ def test_mapped_files_are_the_librarys(tmp_path: Path) -> None:
     whole = (tmp_path / "ours.safetensors").read_bytes()
     for count in (0, 5, 30, len(whole) - 1):
         (tmp_path / "cut.safetensors").write_bytes(whole[:count])
-        with pytest.raises(ValueError, match=r"cut\.safetensors: truncated, or no safetensors file"):
+        with pytest.raises(
+            ValueError, match=r"cut\.safetensors: truncated, or no safetensors file"
+        ):
             load_mapped(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match="x: expected one of"):
         save_mapped({"x": np.zeros(2, np.complex64)}, tmp_path / "no.safetensors")
@@ -86,7 +96,9 @@ def test_mapped_files_are_the_librarys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "weights.pth", "pytorch_model.bin"])
-def test_a_vit_is_ported_from_a_file_or_its_folder(state: dict[str, Any], tmp_path: Path, name: str) -> None:
+def test_a_vit_is_ported_from_a_file_or_its_folder(
+    state: dict[str, Any], tmp_path: Path, name: str
+) -> None:
     source, out = tmp_path / "source" / name, tmp_path / "made" / "vit.safetensors"
     source.parent.mkdir()
     (safetensors_torch.save_file if name.endswith("safetensors") else torch.save)(state, source)
@@ -95,7 +107,10 @@ def test_a_vit_is_ported_from_a_file_or_its_folder(state: dict[str, Any], tmp_pa
     wanted, wanted_config = dinov2.port(state)
     assert config == wanted_config
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["vit.safetensors", "vit.safetensors.sha256"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "vit.safetensors",
+        "vit.safetensors.sha256",
+    ]
     assert convert.damaged(out) == []
     out.write_bytes(out.read_bytes()[:-1] + b"x")
     assert convert.damaged(out) == ["vit.safetensors"]
@@ -104,27 +119,45 @@ def test_a_vit_is_ported_from_a_file_or_its_folder(state: dict[str, Any], tmp_pa
 def test_a_stable_diffusion_is_the_same_from_every_format(stable: Path, tmp_path: Path) -> None:
     run("weights", "port", "stable-diffusion", stable, tmp_path / "made" / "sd")
     first = diffusion.load(tmp_path / "made" / "sd")
-    assert convert.damaged(tmp_path / "made" / "sd") == [] and len(list((tmp_path / "made").iterdir())) == 2
+    assert (
+        convert.damaged(tmp_path / "made" / "sd") == []
+        and len(list((tmp_path / "made").iterdir())) == 2
+    )
     state = safetensors_torch.load_file(stable / "unet/diffusion_pytorch_model.safetensors")
     kernel = first.checkpoint.params["unet"]["conv_in"]["kernel"]
     np.testing.assert_array_equal(kernel, state["conv_in.weight"].numpy().transpose(2, 3, 1, 0))
     attention = safetensors_torch.load_file(stable / "vae/diffusion_pytorch_model.safetensors")
-    found = first.checkpoint.params["vae"]["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"]
-    np.testing.assert_array_equal(found, attention["decoder.mid_block.attentions.0.proj_attn.weight"].numpy().T)
+    found = first.checkpoint.params["vae"]["decoder"]["mid_block"]["attentions_0"]["proj_attn"][
+        "kernel"
+    ]
+    np.testing.assert_array_equal(
+        found, attention["decoder.mid_block.attentions.0.proj_attn.weight"].numpy().T
+    )
 
     shutil.copytree(stable, tmp_path / "bin")
     for path in (tmp_path / "bin").glob("*/*.safetensors"):
-        name = "pytorch_model.bin" if path.parent.name == "text_encoder" else "diffusion_pytorch_model.bin"
+        name = (
+            "pytorch_model.bin"
+            if path.parent.name == "text_encoder"
+            else "diffusion_pytorch_model.bin"
+        )
         torch.save(safetensors_torch.load_file(path), path.with_name(name))
         path.unlink()
     convert.convert("stable-diffusion", tmp_path / "bin", tmp_path / "from-bin")
     same = diffusion.load(tmp_path / "from-bin")
-    jax.tree.map(np.testing.assert_array_equal, dict(same.checkpoint.params), dict(first.checkpoint.params))
+    jax.tree.map(
+        np.testing.assert_array_equal, dict(same.checkpoint.params), dict(first.checkpoint.params)
+    )
 
     shutil.copytree(stable, tmp_path / "half")
     for path in (tmp_path / "half").glob("*/*.safetensors"):
-        half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in safetensors_torch.load_file(path).items()}
-        safetensors_torch.save_file(half, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+        half = {
+            key: tensor.half() if tensor.is_floating_point() else tensor
+            for key, tensor in safetensors_torch.load_file(path).items()
+        }
+        safetensors_torch.save_file(
+            half, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors"))
+        )
         path.unlink()
     convert.convert("stable-diffusion", tmp_path / "half", tmp_path / "from-half")
     for ours, theirs in zip(
@@ -132,7 +165,9 @@ def test_a_stable_diffusion_is_the_same_from_every_format(stable: Path, tmp_path
         jax.tree.leaves(dict(first.checkpoint.params)),
         strict=True,
     ):
-        np.testing.assert_array_equal(ours, theirs.astype(np.float16).astype(np.float32), strict=True)
+        np.testing.assert_array_equal(
+            ours, theirs.astype(np.float16).astype(np.float32), strict=True
+        )
 
 
 def _cut(path: Path) -> None:
@@ -158,15 +193,31 @@ def _configured(path: Path, **changes: object) -> None:
     ("spoil", "said"),
     [
         (_cut, "truncated"),
-        (lambda path: _changed(path, embeddings__patch_embeddings__projection__weight=None), "expected DINOv2"),
         (
-            lambda path: _changed(path, embeddings__mask_token=None, encoder__layer__0__norm2__bias=None),
+            lambda path: _changed(path, embeddings__patch_embeddings__projection__weight=None),
+            "expected DINOv2",
+        ),
+        (
+            lambda path: _changed(
+                path, embeddings__mask_token=None, encoder__layer__0__norm2__bias=None
+            ),
             "layers_0/norm2/bias: no source key",
         ),
         (lambda path: _changed(path, extra=torch.zeros(2)), "extra: no rule knows this key"),
-        (lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.zeros(65)), "float32[65] for layers_0/norm2/bias"),
-        (lambda path: _changed(path, embeddings__register_tokens=torch.zeros(64)), "register_tokens: expected 3 axes"),
-        (lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.full((64,), torch.inf)), "norm2.bias: holds NaN or infinity"),
+        (
+            lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.zeros(65)),
+            "float32[65] for layers_0/norm2/bias",
+        ),
+        (
+            lambda path: _changed(path, embeddings__register_tokens=torch.zeros(64)),
+            "register_tokens: expected 3 axes",
+        ),
+        (
+            lambda path: _changed(
+                path, encoder__layer__0__norm2__bias=torch.full((64,), torch.inf)
+            ),
+            "norm2.bias: holds NaN or infinity",
+        ),
         (lambda path: path.write_bytes(b""), "truncated"),
         (lambda path: path.unlink(), "holds neither model.safetensors nor pytorch_model.bin"),
     ],
@@ -192,7 +243,9 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
     assert "run code" in refused(capsys, "weights", "port", "dinov2", tmp_path / "evil.bin", out)
     unet = stable / "unet/diffusion_pytorch_model.safetensors"
     assert "expected MAE" in refused(capsys, "weights", "port", "mae", unet, out)
-    assert "no such file" in refused(capsys, "weights", "port", "dinov2", tmp_path / "none.pth", out)
+    assert "no such file" in refused(
+        capsys, "weights", "port", "dinov2", tmp_path / "none.pth", out
+    )
     assert not list(out.parent.iterdir())
     out.write_text("mine")
     assert "is there already" in refused(capsys, "weights", "port", "mae", unet, out)
@@ -204,10 +257,17 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
     [
         (lambda folder: _cut(folder / "vae/diffusion_pytorch_model.safetensors"), "truncated"),
         (lambda folder: (folder / "unet/config.json").write_text("{"), "unet/config.json: damaged"),
-        (lambda folder: (folder / "text_encoder/model.safetensors").unlink(), "text_encoder: has none of model.safetensors"),
+        (
+            lambda folder: (folder / "text_encoder/model.safetensors").unlink(),
+            "text_encoder: has none of model.safetensors",
+        ),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer: missing"),
         (
-            lambda folder: _changed(folder / "unet/diffusion_pytorch_model.safetensors", conv_in__bias=None, more=torch.zeros(2)),
+            lambda folder: _changed(
+                folder / "unet/diffusion_pytorch_model.safetensors",
+                conv_in__bias=None,
+                more=torch.zeros(2),
+            ),
             "unet/diffusion_pytorch_model.safetensors: state_dict: doesn't fit the Flax model: more: the model has no such weight; "
             "conv_in/bias: no source key fills it",
         ),
@@ -221,28 +281,51 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
         ),
         (
             lambda folder: _changed(
-                folder / "vae/diffusion_pytorch_model.safetensors", decoder__mid_block__attentions__0__to_q__weight=torch.zeros(32, 32)
+                folder / "vae/diffusion_pytorch_model.safetensors",
+                decoder__mid_block__attentions__0__to_q__weight=torch.zeros(32, 32),
             ),
             "is the second key that fills decoder/mid_block/attentions_0/query/kernel",
         ),
         (
-            lambda folder: _changed(folder / "text_encoder/model.safetensors", text_model__final_layer_norm__gamma=torch.zeros(32)),
+            lambda folder: _changed(
+                folder / "text_encoder/model.safetensors",
+                text_model__final_layer_norm__gamma=torch.zeros(32),
+            ),
             "1 keys too many; they name a weight a second time",
         ),
         (
-            lambda folder: _changed(folder / "text_encoder/model.safetensors", more__position_ids=torch.zeros(10)),
+            lambda folder: _changed(
+                folder / "text_encoder/model.safetensors", more__position_ids=torch.zeros(10)
+            ),
             "more/position_ids: the model has no such weight",
         ),
         (
-            lambda folder: _changed(folder / "unet/diffusion_pytorch_model.safetensors", conv_in__bias=torch.full((32,), torch.nan)),
+            lambda folder: _changed(
+                folder / "unet/diffusion_pytorch_model.safetensors",
+                conv_in__bias=torch.full((32,), torch.nan),
+            ),
             "conv_in/bias: holds NaN or infinity",
         ),
-        (lambda folder: (folder / "unet/config.json").write_text("[1]"), "unet/config.json: damaged"),
-        (lambda folder: _configured(folder / "unet/config.json", block_out_channels=5), "unet/config.json: no config of such a model"),
-        (lambda folder: _configured(folder / "text_encoder/config.json", hidden_act="nope"), "text_encoder/config.json: no config of such"),
-        (lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{}"), "num_train_timesteps: expected a positive number"),
         (
-            lambda folder: _configured(folder / "scheduler/scheduler_config.json", beta_schedule="nope"),
+            lambda folder: (folder / "unet/config.json").write_text("[1]"),
+            "unet/config.json: damaged",
+        ),
+        (
+            lambda folder: _configured(folder / "unet/config.json", block_out_channels=5),
+            "unet/config.json: no config of such a model",
+        ),
+        (
+            lambda folder: _configured(folder / "text_encoder/config.json", hidden_act="nope"),
+            "text_encoder/config.json: no config of such",
+        ),
+        (
+            lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{}"),
+            "num_train_timesteps: expected a positive number",
+        ),
+        (
+            lambda folder: _configured(
+                folder / "scheduler/scheduler_config.json", beta_schedule="nope"
+            ),
             "beta_schedule: expected one of linear, scaled_linear, squaredcos_cap_v2, got 'nope'",
         ),
     ],
@@ -252,7 +335,9 @@ def test_bad_stable_diffusions_leave_nothing(
 ) -> None:
     shutil.copytree(stable, tmp_path / "source")
     spoil(tmp_path / "source")
-    assert said in refused(capsys, "weights", "port", "stable-diffusion", tmp_path / "source", tmp_path / "made" / "sd")
+    assert said in refused(
+        capsys, "weights", "port", "stable-diffusion", tmp_path / "source", tmp_path / "made" / "sd"
+    )
     assert not list((tmp_path / "made").iterdir())
 
 
@@ -276,9 +361,16 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "stable-diffusion"])
-def test_a_disk_that_fills_while_porting_leaves_nothing(kind: str, source: Path, stable: Path, tmp_path: Path) -> None:
-    with full_disk(), pytest.raises(OSError, match=r"made/weights: can.t be written \(File too large\)"):
-        convert.convert(kind, stable if kind == "stable-diffusion" else source, tmp_path / "made" / "weights")
+def test_a_disk_that_fills_while_porting_leaves_nothing(
+    kind: str, source: Path, stable: Path, tmp_path: Path
+) -> None:
+    with (
+        full_disk(),
+        pytest.raises(OSError, match=r"made/weights: can.t be written \(File too large\)"),
+    ):
+        convert.convert(
+            kind, stable if kind == "stable-diffusion" else source, tmp_path / "made" / "weights"
+        )
     assert not list((tmp_path / "made").iterdir())
 
 

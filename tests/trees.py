@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from fakes import colour
+from fakes import pick_colour
 from PIL import Image
 
 VOC_IDS = ("2007_000033", "2007_000042", "2007_000061")
@@ -45,7 +45,7 @@ def patches(
     image, truth = np.full((*size, 3), 128, np.uint8), np.full(size, ground, np.uint8)
     for place, (word, label) in enumerate(zip(words, labels, strict=True)):
         where = np.s_[8:32, 8 + 32 * place : 32 + 32 * place]
-        image[where], truth[where] = colour(word), label
+        image[where], truth[where] = pick_colour(word), label
     return image, truth
 
 

@@ -42,7 +42,7 @@ class ImageResult:
     """
 
     image: str
-    cells: Sequence[tuple[int, int, int]] = ()
+    cells: Sequence[Sequence[int]] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 

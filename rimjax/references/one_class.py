@@ -15,7 +15,7 @@ from rimjax.models.protocols import Encoder, Generated, Masker, Models
 from rimjax.references.store import ClassReferences
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.localise import cut_foreground
-from rimjax.steps.pool import pool_regions
+from rimjax.steps.pool import average_features, resize_masks
 
 PHOTO_SIZE = 512
 """Side in pixels at which photographs are kept; encoders resize to their own input anyway."""
@@ -181,8 +181,9 @@ def _pool_prototypes(
     """Pool each image under its mask, under the complement (Eq. 4), and as a whole."""
     rows = []
     for features, mask in zip(encoder.encode_batch(list(images)), masks, strict=True):
-        regions = pool_regions(features, np.stack([mask, ~mask, np.ones_like(mask)]))
-        rows.append(np.where(regions.valid[:3, None], regions.features[:3], np.nan))
+        weights = resize_masks(np.stack([mask, ~mask, np.ones_like(mask)]), features.shape[:2])
+        pooled, valid = (np.asarray(part) for part in average_features(features, weights))
+        rows.append(np.where(valid[:, None], pooled, np.nan))
     foreground, background, whole = np.stack(rows, axis=1).astype(np.float32)
     return ClassReferences(
         name=name,

@@ -19,11 +19,11 @@ from jaxtyping import UInt8
 
 from rimjax.files import atomic_file, digest, step_versions
 from rimjax.models.protocols import Proposer
-from rimjax.types import Regions
+from rimjax.types import AnyArray, Regions
 
 Arrays = dict[str, np.ndarray]
-PoolFeatures = Callable[[np.ndarray, np.ndarray], Regions]
-"""Image uint8[H, W, 3] and masks bool[M, H, W] to regions with features."""
+PoolFeatures = Callable[[np.ndarray, np.ndarray], tuple[AnyArray, AnyArray]]
+"""Image uint8[H, W, 3] and masks bool[M, H, W] to features f32[P, D] and their validity bool[P]."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class RegionStore:
         masks = pixels.astype(bool).reshape(len(bits), *image.shape[:2])
 
         def pool() -> Arrays:
-            regions = self.pool(image, masks)
-            return {"features": np.asarray(regions.features), "valid": np.asarray(regions.valid)}
+            features, valid = self.pool(image, masks)
+            return {"features": np.asarray(features), "valid": np.asarray(valid)}
 
         return Regions(masks=masks, **_load_or_compute(self.folder / features / name, pool))
 

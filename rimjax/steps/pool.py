@@ -8,18 +8,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Shaped
 
-from rimjax.steps.resize import bilinear_matrix
+from rimjax.steps.resize import bilinear_matrix, round_up_side
 from rimjax.types import AnyArray, Regions, bucket_size
 
-_BLOCK = 16  # masks converted to float32 together: all P at once would take gigabytes
+_BLOCK = 16  # masks resized together: all P at once as float32 would take gigabytes
 
 
-def resize_masks(
-    masks: np.ndarray, size: tuple[int, int]
-) -> Float32[np.ndarray, "P h w"]:
+def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> Float32[np.ndarray, "P h w"]:
     """Resize masks to a grid: bilinear, antialiased where it shrinks.
 
-    Runs on the host, so that images of any size compile nothing.
+    Masks are padded to a few side lengths and resized a block at a time, so that the number of
+    compilations is bounded whatever the number and size of images.
 
     Args:
         masks: [P, H, W], booleans or weights in [0, 1].
@@ -33,13 +32,26 @@ def resize_masks(
     """
     if masks.ndim != 3:
         raise ValueError(f"masks must have shape [P, H, W], got {list(masks.shape)}")
-    rows = bilinear_matrix(masks.shape[1], size[0], antialias=True)
-    columns = bilinear_matrix(masks.shape[2], size[1], antialias=True)
+    sides = [round_up_side(side) for side in masks.shape[1:]]
+    rows, columns = (
+        np.pad(bilinear_matrix(side, cells, antialias=True), ((0, 0), (0, padded - side)))
+        for side, cells, padded in zip(masks.shape[1:], size, sides, strict=True)
+    )
     grids = np.zeros((len(masks), *size), np.float32)
     for start in range(0, len(masks), _BLOCK):
-        block = masks[start : start + _BLOCK].astype(np.float32)
-        grids[start : start + _BLOCK] = rows @ (block @ columns.T)
+        part = masks[start : start + _BLOCK]
+        block = np.zeros((_BLOCK, *sides), masks.dtype)
+        block[: len(part), : masks.shape[1], : masks.shape[2]] = part
+        grids[start : start + _BLOCK] = np.asarray(_resize(block, rows, columns))[: len(part)]
     return grids
+
+
+@jax.jit
+def _resize(
+    masks: Shaped[Array, "P H W"], rows: Float32[Array, "h H"], columns: Float32[Array, "w W"]
+) -> Float32[Array, "P h w"]:
+    highest = lax.Precision.HIGHEST
+    return jnp.einsum("pHW,hH,wW->phw", masks.astype(jnp.float32), rows, columns, precision=highest)
 
 
 def average_features(

@@ -1,4 +1,4 @@
-"""`rimjax evaluate` on trees in mmsegmentation's layouts, end to end with the fakes; and every bad input is one line and status 2."""
+"""`rimjax evaluate` on data sets in mmsegmentation's layouts, end to end with the fakes."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def test_a_published_layout_end_to_end(
     run("evaluate", "--dataset", name, "--data", data, *words)
     said = capsys.readouterr()
     count = len(datasets.load(name, data).items)
-    assert (
-        f"rimjax: warning: {name}: the literature has {size} images, this copy {count}" in said.err
-    )
+    assert f"rimjax: warning: {name} has {size} images in papers, {count} here" in said.err
     report = json.loads((tmp_path / "out.json").read_text())
     confusion = counted(name, data, output)
     hits, unions = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
@@ -127,10 +125,10 @@ def test_a_copy_of_the_published_size_is_no_warning(
     monkeypatch.setattr(datasets, "load", lambda *args: replace(dataset, items=items))
     capsys.readouterr()
     run("evaluate", "--dataset", name, "--data", data, "--cache-dir", cache, "--limit", 1)
-    assert "the literature" not in capsys.readouterr().err
+    assert "in papers" not in capsys.readouterr().err
     monkeypatch.setattr(datasets, "load", lambda *args: replace(dataset, items=items[1:]))
     run("evaluate", "--dataset", name, "--data", data, "--cache-dir", cache, "--limit", 1)
-    assert f"has {published} images, this copy {published - 1}" in capsys.readouterr().err
+    assert f"has {published} images in papers, {published - 1} here" in capsys.readouterr().err
 
 
 VOC_BASE, CONTEXT_BASE, COCO_BASE = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010", "coco_stuff164k"
@@ -148,12 +146,12 @@ FIRST = {
         (
             "voc",
             ".",
-            f"{VOC_BASE}/ImageSets/Segmentation/val.txt: no such file; expected --data to hold VOCdevkit/VOC2012",
+            f"{VOC_BASE}/ImageSets/Segmentation/val.txt: no such file; expected a folder with VOCdevkit/VOC2012",
         ),
         (
             "voc",
             f"{VOC_BASE}/ImageSets/Segmentation/val.txt",
-            "val.txt: no such file; expected --data to hold VOCdevkit/VOC2012",
+            "val.txt: no such file; expected a folder with VOCdevkit/VOC2012",
         ),
         (
             "voc",
@@ -173,7 +171,7 @@ FIRST = {
         (
             "context",
             ".",
-            f"{CONTEXT_BASE}/ImageSets/SegmentationContext/val.txt: no such file; expected --data to hold VOCdevkit/VOC2010",
+            f"{CONTEXT_BASE}/ImageSets/SegmentationContext/val.txt: no such file; expected a folder with VOCdevkit/VOC2010",
         ),
         (
             "context59",
@@ -183,12 +181,12 @@ FIRST = {
         (
             "coco-object",
             ".",
-            "images/val2017: no such folder; expected --data to hold coco_stuff164k",
+            "images/val2017: no such folder; expected a folder with coco_stuff164k",
         ),
         (
             "coco-object",
             f"{COCO_BASE}/images/val2017",
-            "images/val2017: no such folder; expected --data to hold coco_stuff164k",
+            "images/val2017: no such folder; expected a folder with coco_stuff164k",
         ),
         ("coco-object", f"{COCO_BASE}/annotations/val2017", "`rimjax convert-coco --data"),
         (
@@ -252,8 +250,8 @@ def test_labels_outside_the_class_list_are_named_before_any_work(
         Image.fromarray(truth).save(path)
         line = refused(capsys, *words, tmp_path / "cache", "--output", tmp_path / "run")
         assert (
-            f"{item.id}: holds label {worst}, but {name} has {most} classes" in line
-            and f"expected 0 to {most}, or 255" in line
+            f"{item.id}: labels must lie in [0, {most}], the classes of {name}" in line
+            and f"or be 255 where ignored, got {worst}" in line
         )
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists(), (
         "said before a reference is drawn"
@@ -269,7 +267,7 @@ def test_images_and_labels_of_different_sizes_are_one_line(
     data = tree("voc", tmp_path)
     words = ("evaluate", "--dataset", "voc", "--data", data, "--cache-dir", cache)
     said = [
-        f"the image is 80x{height} pixels, its labels are 80x{height - 1}"
+        f"labels must have the image's size 80x{height}, got 80x{height - 1}"
         for height in (56, 48, 48)
     ]
     for count, one in enumerate(trees.VOC_IDS, start=1):
@@ -279,9 +277,7 @@ def test_images_and_labels_of_different_sizes_are_one_line(
             run(*words, "--json", tmp_path / "out.json")
             bad = json.loads((tmp_path / "out.json").read_text())["bad_images"]
             assert list(bad.items()) == list(zip(trees.VOC_IDS, said, strict=True))[:count]
-    assert f"none of the images could be used; {trees.VOC_IDS[0]}: {said[0]}" in refused(
-        capsys, *words
-    )
+    assert f"no image could be used; {trees.VOC_IDS[0]}: {said[0]}" in refused(capsys, *words)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +291,7 @@ def test_a_bank_of_other_classes_is_refused(
     run("bank", "build", "--classes", "apple,plum", "--cache-dir", tmp_path / "cache")
     (bank,) = (tmp_path / "cache/banks").glob("*.json")
     line = refused(capsys, "evaluate", "--dataset", name, "--data", data, "--bank", bank)
-    assert f"--bank: {bank} holds other classes than {name} ({differing}, " in line
+    assert f"--bank must hold the classes of {name}, got others ({differing}, " in line
 
 
 def test_a_bank_of_the_same_prompts_is_used_and_another_order_refused(
@@ -314,6 +310,6 @@ def test_a_bank_of_the_same_prompts_is_used_and_another_order_refused(
     run(*words, tmp_path / "given.json", "--bank", banks[prompts])
     own, given = (json.loads((tmp_path / f"{one}.json").read_text()) for one in ("own", "given"))
     assert own["miou"] == given["miou"] and own["bank"] == given["bank"]
-    assert "holds other classes than voc (their order)" in refused(
+    assert "got others (their order)" in refused(
         capsys, *words, tmp_path / "x.json", "--bank", banks[prompts[::-1]]
     )

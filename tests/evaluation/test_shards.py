@@ -1,4 +1,4 @@
-"""Shards of `rimjax evaluate`, limited, killed, resumed and with bad images among them, merge to the very figures of one run."""
+"""Shards of `rimjax evaluate` merge to exactly the figures of one run, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import trees
 from cli import refused, run
-from fakes import FakeMasker, fake_models
+from fakes import FakeProposer, fake_models
 from PIL import Image
 
 from rimjax.commands import options
@@ -105,7 +105,9 @@ def test_shards_killed_again_and_again_and_resumed_merge_to_one_run(
         for after, torn in deaths:
             killed(monkeypatch, after, torn, command)
             assert not (shard / "images.jsonl").read_bytes().endswith(b"\n") or not torn
-        with pytest.raises(ValueError, match=r"of the run's 7 images are here; finish the shards"):
+        with pytest.raises(
+            ValueError, match=r"must hold the run's 7 images, got .*; finish the shards"
+        ):
             run_folder.merge_runs(shards[:index])
         run(*command)
         assert {path.stem for path in (shard / "labels").iterdir()} == {
@@ -124,7 +126,7 @@ def test_more_shards_than_images(
     for index, shard in enumerate(folders, start=1):
         command = (*words, "--shard", f"{index}/{COUNT + 1}", "--output", shard)
         if index > COUNT:
-            assert "holds none" in run(*command, capsys=capsys)
+            assert "is empty" in run(*command, capsys=capsys)
         else:
             run(*command)
     assert figures(tmp_path / "merged.json", "evaluate", "merge", *folders) == whole
@@ -173,12 +175,12 @@ def test_a_run_does_not_go_on_with_other_proposals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(*words, "--output", tmp_path / "run", "--shard", "1/2")
-    masker = FakeMasker()
-    masker.proposals_fingerprint = "cells-16x16"
+    proposer = FakeProposer()
+    proposer.fingerprint = "cells-16x16"
     monkeypatch.setattr(
-        options, "load_preset", lambda *args, **options: replace(fake_models(), masker=masker)
+        options, "load_preset", lambda *args, **options: replace(fake_models(), proposer=proposer)
     )
-    message = "weights.proposals: fake-proposals there, cells-16x16 here"
+    message = "weights.proposer: fake-proposer there, cells-16x16 here"
     assert message in refused(capsys, *words, "--output", tmp_path / "run", "--shard", "1/2")
     run(*words, "--output", tmp_path / "other", "--shard", "2/2")
     assert message in refused(capsys, "evaluate", "merge", tmp_path / "run", tmp_path / "other")
@@ -189,7 +191,5 @@ def test_labels_that_are_all_ignored_are_one_line(
 ) -> None:
     for path in (tmp_path / "patches/labels").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
-    assert "no pixel of the images counts" in refused(
-        capsys, *words, "--json", tmp_path / "out.json"
-    )
+    assert "got only ignored pixels" in refused(capsys, *words, "--json", tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
