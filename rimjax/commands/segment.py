@@ -54,6 +54,8 @@ class Segment:
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
+        if not self.files:
+            raise ValueError("segment needs at least one image file, got none")
         names = parse_names(self.classes.split(",")) if self.classes is not None else None
         if names is None and self.bank is None:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
@@ -101,8 +103,6 @@ class Segment:
 
     def _plan_outputs(self) -> list[tuple[Path, Path]]:
         """Return each image's overlay and label map, refusing names that can't be written."""
-        if not self.files:
-            raise ValueError("segment needs at least one image file, got none")
         if len({path.stem for path in self.files}) < len(self.files):
             raise ValueError(
                 "images must have different names, got a name twice: their results would overwrite "

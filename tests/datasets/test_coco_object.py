@@ -190,7 +190,7 @@ def test_convert_coco_from_outlines_twice(
     expected[10:20, 10:20] = 40
     np.testing.assert_array_equal(label_maps(tmp_path)["000000000139"], expected)
     assert "3 existed already" in run(*words, capsys=capsys)
-    assert datasets.load("coco-object", tmp_path).size == 3
+    assert len(datasets.load("coco-object", tmp_path).items) == 3
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_bad_places_are_one_line(
         )
     for path in (tmp_path / "coco_stuff164k/annotations/val2017").glob("0*[0-9].png"):
         path.unlink()
-    assert "no pixel maps of COCO-Stuff 164k" in refused(capsys, "convert-coco", "--data", tmp_path)
+    assert "get COCO-Stuff 164k's pixel maps" in refused(capsys, "convert-coco", "--data", tmp_path)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     assert 'pip install "rimjax[coco]"' in refused(

@@ -124,7 +124,7 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on(folder: Path, tmp_path: P
         "folder": folder,
         "cache": folder.parent / "cache",
         "output": tmp_path / "run",
-        "tests": Path(__file__).parent,
+        "tests": Path(__file__).parents[1],
     }
     script = KILLED.format(**{name: str(place) for name, place in places.items()})
     done = subprocess.run(

@@ -1,0 +1,120 @@
+"""Help, version, doctor, progress and errors of the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from cli import run
+
+from rimjax.commands import console, main
+from rimjax.commands.evaluate import Evaluate
+from rimjax.commands.options import WatchedModel
+
+COMMANDS = (
+    *("", "demo", "segment", "bank", "bank build", "bank show", "bank add", "evaluate"),
+    *("evaluate merge", "convert-coco", "weights", "weights list", "weights download"),
+    *("weights port", "weights verify", "doctor", "bench"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_a_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(*command.split(), "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "(default: None)" not in text and "None|" not in text
+    if command not in ("", "bank", "weights"):  # these only list their commands
+        assert "Example: rimjax" in text
+
+
+@pytest.mark.parametrize("command", ["segment", "bank build", "evaluate", "demo"])
+def test_a_commands_own_options_come_before_the_models(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run(*command.split(), "--help")
+    text = capsys.readouterr().out
+    own = {"segment": "--classes", "bank build": "--classes", "evaluate": "--dataset"}
+    assert text.index(own.get(command, "--scenes")) < text.index("--configuration")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version", capsys=capsys).strip() == f"rimjax {metadata.version('rimjax')}"
+
+
+def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run("doctor", "--json", tmp_path / "doctor.json", capsys=capsys)
+    assert "segment-anything" in printed and "sam_vit_b_01ec64.pth" in printed
+    weights = json.loads((tmp_path / "doctor.json").read_text())["weights"]
+    assert [file["state"] for file in weights["mini"]] == ["present"] * 3
+    assert [file["state"] for file in weights["paper"]] == ["missing"] * 3
+
+
+def test_a_missing_extra_is_named() -> None:
+    script = (
+        "import sys; sys.modules['tyro'] = None; sys.argv = ['rimjax', 'doctor']; "
+        "from rimjax.__main__ import main; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert 'pip install "rimjax[pipeline]"' in done.stderr
+
+
+def test_help_does_not_load_the_model_libraries() -> None:
+    script = (
+        "import sys; sys.argv = ['rimjax', '--version']; import rimjax.commands.main as m; "
+        "m.main(); print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_only_the_command_line_names_flags() -> None:
+    command = Evaluate(dataset="voc")
+    assert console.name_flag("num_agents must be 1", command) == "--num-agents must be 1"
+    assert console.name_flag("preset must be mini", command) == "--preset must be mini"
+    assert console.name_flag("image must be RGB", command) == "image must be RGB"
+    assert console.name_flag("x.png: preset must be", command) == "x.png: preset must be"
+    rooms = Path(main.__file__).parents[1]
+    for path in sorted(rooms.rglob("*.py")):
+        if path.parent.name != "commands":
+            lines = [line for line in path.read_text().splitlines() if "raise" in line]
+            assert not [line for line in lines if '"--' in line], path
+
+
+@pytest.mark.parametrize("count", [1, 40, 3000])
+def test_progress_in_a_log_is_a_line_at_most_every_30_seconds(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, clock = io.StringIO(), iter(range(10**6))
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))  # 1 s per element
+    assert list(console.progress(range(count), "segment", "image")) == list(range(count))
+    lines = log.getvalue().splitlines()
+    assert len(lines) <= 1 + (count + 2) // console.LOG_SECONDS and "\r" not in log.getvalue()
+    assert lines[-1].startswith(f"segment: {count} of {count}")
+
+
+def test_a_watched_model_survives_pickling(capsys: pytest.CaptureFixture[str]) -> None:
+    model = pickle.loads(pickle.dumps(WatchedModel("text", io.StringIO("words"))))
+    assert model.read() == "words" and "self-test: text.read: " in capsys.readouterr().err
+
+
+def test_an_error_of_many_lines_is_shortened() -> None:
+    error = ValueError(
+        "state dict must fit:\n  a: missing\n  b: missing\n  c: missing\n  d: missing"
+    )
+    assert console.shorten(error).endswith("a: missing; b: missing; c: missing; and 1 more")
+    assert console.shorten(ValueError()) == "ValueError"
