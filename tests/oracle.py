@@ -7,8 +7,8 @@ import numpy as np
 
 from rimjax.types import Match, ReferenceBank, Whitening
 
-# The lattice multiplies and adds at most 2^N positive float32 terms, and nothing cancels: a few dozen
-# roundings of 6e-8.
+# The lattice multiplies and adds at most 2^N positive float32 terms, and nothing cancels: a few
+# dozen roundings of 6e-8.
 TOLERANCE = 1e-5
 
 

@@ -111,8 +111,8 @@ def _divide_by_lengths(sr: Array, ss: Array, rr: Array) -> Array:
 def _divide_unless_uniform(sr: Array, ss: Array, rr: Array) -> Array:
     """Divide by the lengths; 0 where a length is 0, because all weights are equal."""
     uneven = (ss > 0) & (rr > 0)
-    scale = lax.rsqrt(jnp.where(uneven, ss, 1)) * lax.rsqrt(jnp.where(uneven, rr, 1))
-    return jnp.where(uneven, sr * scale, 0)
+    ss, rr = jnp.where(uneven, ss, 1), jnp.where(uneven, rr, 1)
+    return jnp.where(uneven, _divide_by_lengths(sr, ss, rr), 0)
 
 
 @dataclass(frozen=True)
