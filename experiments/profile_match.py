@@ -35,9 +35,10 @@ if __name__ == "__main__":
     arrays = [jnp.asarray(array) for array in make_features(2, *sizes, dim=args.dim)]
     options = MatchOptions(num_agents=args.num_agents)
     compiled = compare_regions.lower(*arrays, 0.1, None, options, Tiling()).compile()
-    program = compiled.as_text()
+    program, analysis = compiled.as_text(), compiled.memory_analysis()
+    assert program is not None and analysis is not None, "not reported on this platform"
     (args.folder / "program.txt").write_text(program)
     fused, loops = program.count(" fusion("), program.count(" while(")
-    temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    temporary = analysis.temp_size_in_bytes / 2**20
     print(f"{fused} fused loops and products, {loops} while loops; {temporary:.1f} MiB temporary")
     print(f"{args.folder}/program.txt and {args.folder}/plugins/profile/")

@@ -116,9 +116,7 @@ def _print_accuracy(row: dict[str, Any]) -> None:
 def _print_speed(row: dict[str, Any]) -> None:
     whole = f"{row['seconds'] * 1e3:>9.2f} ms, {row['ns per pair']:.2f} ns a pair"
     kernel = f"{row['kernel seconds'] * 1e3:.2f} ms"
-    print(
-        f"  {_format_size(row)} {whole}, compiled in {row['compile s']:.2f} s; kernel {kernel}"
-    )
+    print(f"  {_format_size(row)} {whole}, compiled in {row['compile s']:.2f} s; kernel {kernel}")
     for name, peer in row.get("peers", {}).items():
         if "missing" in peer:
             print(f"      {name:<38} {peer['missing']}")

@@ -68,7 +68,8 @@ __all__ = [
 ]
 
 Integer = int | np.integer
-Number = int | float | np.number | Float[AnyArray, ""]
+Bytes = int | float | np.number
+Number = Bytes | Float[AnyArray, ""]
 Weights = Real[AnyArray, " N"] | Sequence[Number]
 
 
@@ -137,7 +138,7 @@ def relation_aware_similarity(
     agent_policy: AgentPolicy = "top",
     key: Array | None = None,
     temperature: Number = 0.1,
-    max_bytes: Number = 4 << 30,
+    max_bytes: Bytes = 4 << 30,
 ) -> Float[Array, "P R"]:
     """Compute the similarity of every region to every prototype, through the region's own agents.
 
@@ -202,7 +203,7 @@ def match(
     agent_policy: AgentPolicy = "top",
     key: Array | None = None,
     top_k: Integer | None = None,
-    max_bytes: Number = 4 << 30,
+    max_bytes: Bytes = 4 << 30,
 ) -> Match:
     """Classify regions: a class scores the mean similarity to its prototypes (Eq. 10).
 
@@ -257,9 +258,10 @@ def match(
             f"bank must be a ReferenceBank, got a {type(bank).__name__}; "
             "build it with ReferenceBank.create"
         )
-    features, valid = regions, None
     if isinstance(regions, Regions):
         features, valid = regions.features, regions.valid
+    else:
+        features, valid = regions, None
     check_features(regions=features, prototypes=bank.prototypes, classes=bank.classes)
     check_bank_arrays(bank)
     count, r, c = len(features), len(bank.prototypes), len(bank.classes)

@@ -54,7 +54,7 @@ class Tiling:
 
 
 def plan_tiling(
-    regions: Any, max_bytes: float, result: int, sizes: tuple[int, int, int, int]
+    regions: Any, max_bytes: Any, result: int, sizes: tuple[int, int, int, int]
 ) -> Tiling:
     """Plan blocks such that the result and the temporary arrays keep to `max_bytes`.
 

@@ -68,9 +68,7 @@ def test_the_compiled_program_keeps_to_its_blocks():
     lowered = classify_regions.lower(
         jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), None, 0.1, None, options, tiling
     )
-    assert lowered.compile().memory_analysis().temp_size_in_bytes < 1 << 20, (
-        "P x R would be 6.4 MB, P x C 2.4 MB"
-    )
+    assert measure_temporary(lowered.compile()) < 1 << 20, "P x R would be 6.4 MB, P x C 2.4 MB"
 
 
 @pytest.mark.parametrize("candidates", ["all", "agents"])
@@ -119,6 +117,12 @@ def test_gradients_through_blocks():
         assert np.abs(whole).max() > 1e-2
 
 
+def measure_temporary(compiled):
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
 class Measured(Exception):
     """Raised instead of a result: bytes of temporary arrays, as compiled."""
 
@@ -146,7 +150,7 @@ def test_temporary_arrays_keep_to_max_bytes(settings, times, monkeypatch):
 
     def measured(*arguments):
         compiled = classify_regions.lower(*arguments).compile()
-        raise Measured(compiled.memory_analysis().temp_size_in_bytes)
+        raise Measured(measure_temporary(compiled))
 
     monkeypatch.setattr(m, "classify_regions", measured)
     with pytest.raises(Measured) as stop:
