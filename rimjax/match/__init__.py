@@ -50,6 +50,7 @@ from rimjax.match.checks import (
 from rimjax.match.classify import (
     AgentPolicy,
     Candidates,
+    Integer,
     MatchOptions,
     Method,
     classify_regions,
@@ -67,7 +68,6 @@ __all__ = [
     "relation_aware_similarity",
 ]
 
-Integer = int | np.integer
 Bytes = int | float | np.number
 Number = Bytes | Float[AnyArray, ""]
 Weights = Real[AnyArray, " N"] | Sequence[Number]
@@ -169,7 +169,7 @@ def relation_aware_similarity(
             outside of a trace, NaN or infinity.
     """
     options = MatchOptions(
-        num_agents=num_agents,  # pyright: ignore[reportArgumentType]
+        num_agents=num_agents,
         score_map=score_map,
         measure=measure,
         method=method,
@@ -242,14 +242,14 @@ def match(
             other, and an `allowed` of another length or type or without any True.
     """
     options = MatchOptions(
-        num_agents=num_agents,  # pyright: ignore[reportArgumentType]
+        num_agents=num_agents,
         score_map=score_map,
         measure=measure,
         method=method,
         agent_policy=agent_policy,
         similarity=similarity,
         candidates=candidates,
-        top_k=top_k,  # pyright: ignore[reportArgumentType]
+        top_k=top_k,
     )
     options = check_options(options, temperature, key)
     check_max_bytes(max_bytes)
@@ -279,7 +279,7 @@ def match(
     traced = any(isinstance(leaf, Tracer) for leaf in leaves)
     size = count if traced or find_sharding(features) else bucket_size(count)
     sizes = (size, r, c, features.shape[1])
-    tiling = plan_tiling(features, max_bytes, size * min(options.top_k or c, c), sizes)
+    tiling = plan_tiling(features, max_bytes, size * int(min(options.top_k or c, c)), sizes)
     check_finite("regions", features, valid)
     check_finite("prototypes", bank.prototypes)
     check_finite("classes", bank.classes)

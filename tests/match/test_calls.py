@@ -242,12 +242,9 @@ else:  # before JAX 0.8
 @contextmanager
 def stricter(setting):
     """Switch on settings of JAX that belong to the user."""
-    if setting == "x64":
-        with enable_x64(True):
-            yield
-    else:
-        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-            yield
+    promotions = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
+    with promotions[0], promotions[1], enable_x64(setting == "x64"):
+        yield
 
 
 @pytest.mark.parametrize("setting", ["promotion", "x64"])
