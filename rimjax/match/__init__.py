@@ -7,8 +7,7 @@ without replacement, each with probability proportional to its weight), and regi
 as similar as the cosine of their two distributions (Eq. 9).
 
 Term by term that costs O(N! N). But a ranking's probability is a product over the agents left to
-draw, so the inner product of two distributions is a recursion over the subsets S of the agents,
-exact in O(2^N N):
+draw, so the inner product of two distributions is a recursion over their subsets S, in O(2^N N):
 
     <P(.|s), P(.|r)> = F(all),    F(empty) = 1,
     F(S) = sum_{i in S} s_i/s(S) * r_i/r(S) * F(S \\ {i}),    s(S) = sum_{i in S} s_i
@@ -160,9 +159,8 @@ def relation_aware_similarity(
             `lax.axis_index` into the key, or every device draws the same.
         key: a random key, for agent_policy "random".
         temperature: of the score map "exp".
-        max_bytes: bytes that the result (P*R floats) and the temporary arrays may take together,
-            besides the arguments. Pairs are computed in blocks, with arrays of 64 MiB or less. XLA
-            may exceed a small `max_bytes` twice, and three times beyond N = 6.
+        max_bytes: bytes that the result (P*R floats) and the temporary arrays (64 MiB or less each)
+            may take besides the arguments. XLA may exceed a small bound two to three times.
 
     Raises:
         ValueError: wrong shapes and types, settings out of range, a result over `max_bytes`, and,
@@ -275,9 +273,8 @@ def match(
     features, valid, bank, allowed = arrays = jax.tree.map(
         use_auto_mesh, (features, valid, bank, allowed)
     )
-    leaves = jax.tree.leaves((arrays, temperature, key))
-    traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-    size = count if traced or find_sharding(features) else bucket_size(count)
+    traced = [isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arrays, temperature, key))]
+    size = count if any(traced) or find_sharding(features) else bucket_size(count)
     sizes = (size, r, c, features.shape[1])
     tiling = plan_tiling(features, max_bytes, size * int(min(options.top_k or c, c)), sizes)
     check_finite("regions", features, valid)

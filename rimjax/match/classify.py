@@ -134,7 +134,7 @@ def classify_regions(
 def choose_agents(
     cosines: Float[Array, "P C"], index: Int[Array, " P"], key: Any, options: MatchOptions
 ) -> Int[Array, "P N"]:
-    """Choose each region's agents (Eq. 6): the nearest classes, or random ones."""
+    """Choose each region's agents (Eq. 6): the nearest classes, or random classes."""
     count = min(int(options.num_agents), cosines.shape[1])
     if options.agent_policy == "top":
         return lax.top_k(cosines, count)[1]

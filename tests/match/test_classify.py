@@ -15,6 +15,7 @@ from oracle import (
 )
 
 from rimjax import match as m
+from rimjax.match.readings import READINGS, Reading
 from rimjax.types import ReferenceBank
 
 
@@ -150,7 +151,7 @@ def test_ties_go_to_the_lowest_index():
     assert m.match(classes[2:3], twin).labels.tolist() == [2]
     assert m.match(*[classes[3:], bank], num_agents=1).labels.tolist() == [
         0
-    ]  # one agent, one ranking: everything ties
+    ]  # a single agent has a single ranking: everything ties
 
 
 def test_zero_vectors_have_finite_gradients():
@@ -249,3 +250,15 @@ def test_random_agents_differ_within_and_between_regions_and_repeat_with_the_key
     np.testing.assert_allclose(
         first.scores[0], np.reshape(expected, (6, 3)).mean(axis=1), atol=1e-4
     )
+
+
+def test_a_reading_may_use_features_and_rankings(monkeypatch):
+    """The product of both, as an entry of the table would be."""
+    product = Reading(lambda cosines, rankings: cosines() * rankings())
+    monkeypatch.setitem(READINGS, "product", product)
+    monkeypatch.setitem(m.CHOICES, "similarity", tuple(READINGS))
+    bank, (regions,) = make_bank(41), features(42, 9)
+    relation = m.relation_aware_similarity(regions, bank.prototypes, bank.classes)
+    pairs = cosine_similarity(regions, bank.prototypes) * np.asarray(relation)
+    result = m.match(regions, bank, similarity="product")
+    np.testing.assert_allclose(result.scores, pairs.reshape(9, 6, 3).mean(axis=2), atol=1e-6)
