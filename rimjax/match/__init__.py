@@ -135,7 +135,7 @@ def relation_aware_similarity(
     measure: str = "cosine",
     method: Method = "lattice",
     agent_policy: AgentPolicy = "top",
-    key: Array | None = None,
+    key: AnyArray | None = None,
     temperature: Number = 0.1,
     max_bytes: Bytes = 4 << 30,
 ) -> Float[Array, "P R"]:
@@ -199,7 +199,7 @@ def match(
     allowed: Bool[AnyArray, " C"] | None = None,
     method: Method = "lattice",
     agent_policy: AgentPolicy = "top",
-    key: Array | None = None,
+    key: AnyArray | None = None,
     top_k: Integer | None = None,
     max_bytes: Bytes = 4 << 30,
 ) -> Match:
