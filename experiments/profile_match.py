@@ -1,9 +1,10 @@
-"""A profile of the matching kernel: a trace for Perfetto or xprof, and beside it the program that XLA made of it.
+"""Profile the matching kernel: write a trace for Perfetto or xprof, and the program XLA compiles.
 
     python experiments/profile_match.py profile --num-agents 4 --regions 10000 --prototypes 648
 
-writes profile/plugins/profile/*/perfetto_trace.json.gz (open it at ui.perfetto.dev), profile/program.txt, and prints how many loops
-and products the program has and what memory it takes. For times, peers and the roofline: `rimjax bench match`.
+Writes profile/plugins/profile/*/perfetto_trace.json.gz (open it at ui.perfetto.dev) and
+profile/program.txt, and prints the number of loops and products in the program and the memory it
+takes. For times, peers and the roofline: `rimjax bench match`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from rimjax import bench
-from rimjax.match.arguments import Settings
-from rimjax.match.blocks import relation_matrix
+from rimjax.bench.match import make_features, write_trace
+from rimjax.match.classify import MatchOptions, compare_regions
+from rimjax.match.tiling import Tiling
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -28,16 +29,16 @@ parser.add_argument("--classes", type=int, default=81)
 parser.add_argument("--dim", type=int, default=768)
 
 if __name__ == "__main__":
-    given = parser.parse_args()
-    shape = (given.regions, given.prototypes, given.classes)
-    bench.trace(given.folder, given.num_agents, *shape, given.dim)
-    arrays = [jnp.asarray(array) for array in bench.features(2, *shape, dim=given.dim)]
-    settings = Settings(given.num_agents, "cosine", "lattice", "clip", "top")
-    compiled = relation_matrix.lower(*arrays, 0.1, None, settings).compile()
-    program = compiled.as_text()
-    (given.folder / "program.txt").write_text(program)
-    temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    print(
-        f"{program.count(' fusion(')} fused loops and products, {program.count(' while(')} while loops; {temporary:.1f} MiB temporary"
-    )
-    print(f"{given.folder}/program.txt and {given.folder}/plugins/profile/")
+    args = parser.parse_args()
+    sizes = (args.regions, args.prototypes, args.classes)
+    write_trace(args.folder, args.num_agents, *sizes, args.dim)
+    arrays = [jnp.asarray(array) for array in make_features(2, *sizes, dim=args.dim)]
+    options = MatchOptions(num_agents=args.num_agents)
+    compiled = compare_regions.lower(*arrays, 0.1, None, options, Tiling()).compile()
+    program, analysis = compiled.as_text(), compiled.memory_analysis()
+    assert program is not None and analysis is not None, "not reported on this platform"
+    (args.folder / "program.txt").write_text(program)
+    fused, loops = program.count(" fusion("), program.count(" while(")
+    temporary = analysis.temp_size_in_bytes / 2**20
+    print(f"{fused} fused loops and products, {loops} while loops; {temporary:.1f} MiB temporary")
+    print(f"{args.folder}/program.txt and {args.folder}/plugins/profile/")

@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 
+from rimjax.match.classify import classify_regions
 from rimjax.types import Match, ReferenceBank, Whitening
 
-# The lattice multiplies and adds at most 2^N positive float32 terms, and nothing cancels: a few dozen
-# roundings of 6e-8.
+# The lattice multiplies and adds at most 2^N positive float32 terms, and nothing cancels: a few
+# dozen roundings of 6e-8.
 TOLERANCE = 1e-5
 
 
@@ -105,6 +106,10 @@ def oracle_whitened(rows, whitening):
     units = rows / np.where(lengths > 0, lengths, 1)
     mean, matrix = (np.asarray(part, np.float64) for part in (whitening.mean, whitening.matrix))
     return np.where(lengths > 0, (units - mean) @ matrix, 0).astype(np.float32)
+
+
+def count_compilations():
+    return classify_regions._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def oracle_lattice(s, r):

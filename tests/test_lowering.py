@@ -13,13 +13,11 @@ from jax import ShapeDtypeStruct as Abstract
 from jax import export
 
 from rimjax.choices import PRESETS
-from rimjax.match import match
 from rimjax.models import random_weights
 from rimjax.models.checkpoint import Checkpoint
 from rimjax.models.diffusion import DiffusionConfig, StableDiffusion
 from rimjax.models.vit import ViTConfig, last_layer_keys, param_shapes
 from rimjax.pool import pool_regions
-from rimjax.types import ReferenceBank, Regions
 
 pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")
 
@@ -62,14 +60,6 @@ def test_last_layer_keys(name: str) -> None:
     assert lowered(
         jax.jit(partial(last_layer_keys, config=config)), param_shapes(config), pixels
     ) == [("float32", (BATCH, 37, 37, 768))]
-
-
-@pytest.mark.parametrize("similarity", ["relation", "cosine"])
-def test_matching_at_the_size_of_coco(similarity: Any) -> None:
-    regions = Regions(floats(256, 768), None, Abstract((256,), jnp.bool_))  # pyright: ignore[reportArgumentType]
-    bank = ReferenceBank(floats(648, 768), Abstract((648,), jnp.int32), floats(81, 768), ())  # pyright: ignore[reportArgumentType]
-    found = lowered(jax.jit(partial(match, similarity=similarity)), regions, bank)
-    assert found == [("int32", (256,)), ("float32", (256, 81)), ("int32", (256, 4))]
 
 
 def test_pooling() -> None:

@@ -7,8 +7,7 @@ without replacement, each with probability proportional to its weight), and regi
 as similar as the cosine of their two distributions (Eq. 9).
 
 Term by term that costs O(N! N). But a ranking's probability is a product over the agents left to
-draw, so the inner product of two distributions is a recursion over the subsets S of the agents,
-exact in O(2^N N):
+draw, so the inner product of two distributions is a recursion over their subsets S, in O(2^N N):
 
     <P(.|s), P(.|r)> = F(all),    F(empty) = 1,
     F(S) = sum_{i in S} s_i/s(S) * r_i/r(S) * F(S \\ {i}),    s(S) = sum_{i in S} s_i
@@ -50,6 +49,7 @@ from rimjax.match.checks import (
 from rimjax.match.classify import (
     AgentPolicy,
     Candidates,
+    Integer,
     MatchOptions,
     Method,
     classify_regions,
@@ -67,8 +67,8 @@ __all__ = [
     "relation_aware_similarity",
 ]
 
-Integer = int | np.integer
-Number = int | float | np.number | Float[AnyArray, ""]
+Bytes = int | float | np.number
+Number = Bytes | Float[AnyArray, ""]
 Weights = Real[AnyArray, " N"] | Sequence[Number]
 
 
@@ -135,9 +135,9 @@ def relation_aware_similarity(
     measure: str = "cosine",
     method: Method = "lattice",
     agent_policy: AgentPolicy = "top",
-    key: Array | None = None,
+    key: AnyArray | None = None,
     temperature: Number = 0.1,
-    max_bytes: Number = 4 << 30,
+    max_bytes: Bytes = 4 << 30,
 ) -> Float[Array, "P R"]:
     """Compute the similarity of every region to every prototype, through the region's own agents.
 
@@ -159,16 +159,15 @@ def relation_aware_similarity(
             `lax.axis_index` into the key, or every device draws the same.
         key: a random key, for agent_policy "random".
         temperature: of the score map "exp".
-        max_bytes: bytes that the result (P*R floats) and the temporary arrays may take together,
-            besides the arguments. Pairs are computed in blocks, with arrays of 64 MiB or less. XLA
-            may exceed a small `max_bytes` twice, and three times beyond N = 6.
+        max_bytes: bytes that the result (P*R floats) and the temporary arrays (64 MiB or less each)
+            may take besides the arguments. XLA may exceed a small bound two to three times.
 
     Raises:
         ValueError: wrong shapes and types, settings out of range, a result over `max_bytes`, and,
             outside of a trace, NaN or infinity.
     """
     options = MatchOptions(
-        num_agents=num_agents,  # pyright: ignore[reportArgumentType]
+        num_agents=num_agents,
         score_map=score_map,
         measure=measure,
         method=method,
@@ -200,9 +199,9 @@ def match(
     allowed: Bool[AnyArray, " C"] | None = None,
     method: Method = "lattice",
     agent_policy: AgentPolicy = "top",
-    key: Array | None = None,
+    key: AnyArray | None = None,
     top_k: Integer | None = None,
-    max_bytes: Number = 4 << 30,
+    max_bytes: Bytes = 4 << 30,
 ) -> Match:
     """Classify regions: a class scores the mean similarity to its prototypes (Eq. 10).
 
@@ -241,14 +240,14 @@ def match(
             other, and an `allowed` of another length or type or without any True.
     """
     options = MatchOptions(
-        num_agents=num_agents,  # pyright: ignore[reportArgumentType]
+        num_agents=num_agents,
         score_map=score_map,
         measure=measure,
         method=method,
         agent_policy=agent_policy,
         similarity=similarity,
         candidates=candidates,
-        top_k=top_k,  # pyright: ignore[reportArgumentType]
+        top_k=top_k,
     )
     options = check_options(options, temperature, key)
     check_max_bytes(max_bytes)
@@ -257,9 +256,10 @@ def match(
             f"bank must be a ReferenceBank, got a {type(bank).__name__}; "
             "build it with ReferenceBank.create"
         )
-    features, valid = regions, None
     if isinstance(regions, Regions):
         features, valid = regions.features, regions.valid
+    else:
+        features, valid = regions, None
     check_features(regions=features, prototypes=bank.prototypes, classes=bank.classes)
     check_bank_arrays(bank)
     count, r, c = len(features), len(bank.prototypes), len(bank.classes)
@@ -273,11 +273,10 @@ def match(
     features, valid, bank, allowed = arrays = jax.tree.map(
         use_auto_mesh, (features, valid, bank, allowed)
     )
-    leaves = jax.tree.leaves((arrays, temperature, key))
-    traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-    size = count if traced or find_sharding(features) else bucket_size(count)
+    traced = [isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arrays, temperature, key))]
+    size = count if any(traced) or find_sharding(features) else bucket_size(count)
     sizes = (size, r, c, features.shape[1])
-    tiling = plan_tiling(features, max_bytes, size * min(options.top_k or c, c), sizes)
+    tiling = plan_tiling(features, max_bytes, size * int(min(options.top_k or c, c)), sizes)
     check_finite("regions", features, valid)
     check_finite("prototypes", bank.prototypes)
     check_finite("classes", bank.classes)

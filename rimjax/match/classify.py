@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +25,7 @@ from rimjax.types import AnyArray, Match, ReferenceBank, normalise_rows
 
 TIE = 1e-6  # scores this close are equal: rounding, and sums in another order, differ by up to this
 
+Integer = int | np.integer
 Method = Literal["lattice", "enumerate"]
 AgentPolicy = Literal["top", "random"]
 Candidates = Literal["all", "agents"]
@@ -44,14 +46,14 @@ class MatchOptions:
         top_k: how many class scores to return; None for all.
     """
 
-    num_agents: int = 4
+    num_agents: Integer = 4
     score_map: str = "clip"
     measure: str = "cosine"
     method: Method = "lattice"
     agent_policy: AgentPolicy = "top"
     similarity: str = "relation"
     candidates: Candidates = "all"
-    top_k: int | None = None
+    top_k: Integer | None = None
 
 
 @partial(jax.jit, static_argnames=("options", "tiling"))
@@ -132,8 +134,8 @@ def classify_regions(
 def choose_agents(
     cosines: Float[Array, "P C"], index: Int[Array, " P"], key: Any, options: MatchOptions
 ) -> Int[Array, "P N"]:
-    """Choose each region's agents (Eq. 6): the nearest classes, or random ones."""
-    count = min(options.num_agents, cosines.shape[1])
+    """Choose each region's agents (Eq. 6): the nearest classes, or random classes."""
+    count = min(int(options.num_agents), cosines.shape[1])
     if options.agent_policy == "top":
         return lax.top_k(cosines, count)[1]
 
@@ -235,5 +237,5 @@ def decide(
         return Match(labels, scores, agents)
     # The winner first, where another class ties with it.
     in_play = in_play.at[jnp.arange(len(winner)), winner].set(jnp.inf)
-    chosen = lax.top_k(in_play, min(options.top_k, scores.shape[1]))[1]
+    chosen = lax.top_k(in_play, min(int(options.top_k), scores.shape[1]))[1]
     return Match(labels, jnp.take_along_axis(scores, chosen, axis=1), agents, chosen)

@@ -17,13 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from operator import add
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
-
-from rimjax.types import AnyArray
 
 # The lattice is unrolled up to so many agents: 30 times faster than by level, but every further
 # agent doubles the time to compile.
@@ -34,8 +33,8 @@ _SHIFT = 1e-9  # of "shift"; (1 + cosine) / 2 is itself no finer than 3e-8
 # finite.
 _FLOOR = 1e-18
 
-Numbers = Sequence[AnyArray]  # an array per agent
-Values = Sequence[AnyArray | float]
+Numbers = Sequence[Array]  # an array per agent
+Values = Sequence[Array | float]
 
 
 # ---- cosines to weights
@@ -70,8 +69,8 @@ def rescale_weights(weights: Float[Array, " N"]) -> Float[Array, " N"]:
 # ---- the measures, each on a subset of k agents
 
 
-def _sum(terms: Values) -> Array:
-    return reduce(add, terms)  # pyright: ignore[reportReturnType]
+def _sum(terms: Numbers) -> Array:
+    return reduce(add, terms)
 
 
 def _step_cosine(s: Numbers, r: Numbers, rest: Values) -> Array:
@@ -111,8 +110,8 @@ def _divide_by_lengths(sr: Array, ss: Array, rr: Array) -> Array:
 def _divide_unless_uniform(sr: Array, ss: Array, rr: Array) -> Array:
     """Divide by the lengths; 0 where a length is 0, because all weights are equal."""
     uneven = (ss > 0) & (rr > 0)
-    scale = lax.rsqrt(jnp.where(uneven, ss, 1)) * lax.rsqrt(jnp.where(uneven, rr, 1))
-    return jnp.where(uneven, sr * scale, 0)
+    ss, rr = jnp.where(uneven, ss, 1), jnp.where(uneven, rr, 1)
+    return jnp.where(uneven, _divide_by_lengths(sr, ss, rr), 0)
 
 
 @dataclass(frozen=True)
@@ -170,21 +169,23 @@ def compare_weights(s: Numbers, r: Numbers, measure: str, method: str) -> Array:
         method: "lattice" or "enumerate"; both are exact.
     """
     chosen = MEASURES[measure]
+    by_level = method == "lattice" and len(s) > UNROLLED
+    p: Any = s
+    q: Any = r
     if method == "enumerate":
-        s, r = compute_probabilities(jnp.stack(s)), compute_probabilities(jnp.stack(r))
+        p, q = compute_probabilities(jnp.stack(s)), compute_probabilities(jnp.stack(r))
         value = chosen.total
     else:
-        walk = _sum_unrolled if len(s) <= UNROLLED else _sum_by_level
-        value = partial(walk, measure=chosen)
+        value = partial(_sum_by_level if by_level else _sum_unrolled, measure=chosen)
     if chosen.normalise is None:
-        return value(s, r)
-    if method == "enumerate" or len(s) <= UNROLLED:
-        # value(s, s) is computed once per region, not per pair.
-        return chosen.normalise(value(s, r), value(s, s), value(r, r))
+        return value(p, q)
+    if not by_level:
+        # value(p, p) is computed once per region, not per pair.
+        return chosen.normalise(value(p, q), value(p, p), value(q, q))
 
     # By level the region goes along as one more reference, its own: a lattice less to compile.
-    joined = [jnp.concatenate([b, a], axis=-1) for a, b in zip(s, r, strict=True)]
-    both = value(s, joined)
+    joined: Any = [jnp.concatenate([b, a], axis=-1) for a, b in zip(s, r, strict=True)]
+    both = value(p, joined)
     return chosen.normalise(both[..., :-1], both[..., -1:], value(joined, joined)[..., :-1])
 
 

@@ -54,7 +54,7 @@ class Tiling:
 
 
 def plan_tiling(
-    regions: Any, max_bytes: float, result: int, sizes: tuple[int, int, int, int]
+    regions: Any, max_bytes: Any, result: int, sizes: tuple[int, int, int, int]
 ) -> Tiling:
     """Plan blocks such that the result and the temporary arrays keep to `max_bytes`.
 
@@ -189,7 +189,7 @@ def average_by_class(
 
     def sum_window(start: Array, done: Array) -> Float[Array, "P window"]:
         own = lax.dynamic_slice_in_dim(ranked, start, columns)
-        fresh = (jnp.arange(columns) >= done).astype(jnp.float32)[:, None]
+        fresh = (jnp.arange(columns, dtype=done.dtype) >= done).astype(jnp.float32)[:, None]
         owned = jax.nn.one_hot(own - own[0], window, dtype=jnp.float32) * fresh
         part = compare(prototypes[lax.dynamic_slice_in_dim(order, start, columns)])
         return _multiply(part, owned)

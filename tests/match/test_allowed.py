@@ -1,20 +1,22 @@
 """Classes that may not win: left out by `allowed`, by `candidates`, or without prototypes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import features, make_bank
+from oracle import count_compilations, features, make_bank
 
 from rimjax import match as m
-from rimjax.match.classify import TIE, classify_regions
+from rimjax.match.classify import TIE
 from rimjax.types import ReferenceBank, Regions, pad_regions
 
 BANK = make_bank(50, classes=12, per_class=40)
 ALLOWED = np.arange(12) % 3 != 0  # without the background and others
 VALID = np.arange(30) != 7
 REGIONS = Regions(features(51, 30)[0], None, VALID)
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     dict(candidates="agents"),
     dict(similarity="cosine"),
@@ -33,7 +35,7 @@ def choose_lowest_of_the_best(scores, may_win):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_allowed_takes_the_rest_out_of_the_plain_scores(settings):
-    plain, result = m.match(REGIONS, BANK, **settings), None
+    plain = m.match(REGIONS, BANK, **settings)
     result = m.match(REGIONS, BANK, allowed=ALLOWED, **settings)
     scores = np.asarray(plain.scores)
     excluded = -np.inf if settings.get("measure") == "kl" else -1
@@ -82,8 +84,8 @@ def test_ties_go_to_the_lowest_allowed_class():
 def test_a_region_for_which_no_class_may_win_gets_no_label():
     rows = np.eye(3, 8, dtype=np.float32)
     bank = ReferenceBank.create(rows, np.arange(3), rows, ("background", "a", "b"))
-    chosen = dict(candidates="agents", num_agents=1)
-    won = m.match(rows, bank, allowed=np.array([False, True, True]), **chosen)
+    allowed = np.array([False, True, True])
+    won = m.match(rows, bank, allowed=allowed, candidates="agents", num_agents=1)
     np.testing.assert_array_equal(won.labels, [-1, 1, 2])
     np.testing.assert_array_equal(won.scores[0], [-1, -1, -1])
 
@@ -99,9 +101,9 @@ def test_a_class_without_prototypes_never_wins():
 
 def test_masks_are_traced_and_need_no_compilation_of_their_own():
     plain = m.match(REGIONS, BANK, allowed=ALLOWED)
-    before = classify_regions._cache_size()
+    before = count_compilations()
     other = m.match(REGIONS, BANK, allowed=~ALLOWED)
-    assert classify_regions._cache_size() == before
+    assert count_compilations() == before
     compiled = jax.jit(lambda allowed: m.match(REGIONS, BANK, allowed=allowed).labels)
     np.testing.assert_array_equal(compiled(ALLOWED), plain.labels)
     masks = jnp.stack([ALLOWED, ~ALLOWED])

@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import TOLERANCE, assert_same, features, make_bank, make_whitening
+from oracle import TOLERANCE, assert_same, count_compilations, features, make_bank, make_whitening
 
 from rimjax import match as m
-from rimjax.match.classify import classify_regions
 from rimjax.types import ReferenceBank, Regions, bucket_size, pad_regions
 
 
@@ -43,8 +44,8 @@ def test_no_regions_give_empty_results():
 
 
 def test_many_images_compile_a_handful_of_times():
-    rng, compilations = np.random.default_rng(0), classify_regions._cache_size
-    before = compilations()
+    rng = np.random.default_rng(0)
+    before = count_compilations()
     for seed, count in enumerate(rng.integers(1, 33, 40)):
         bank = make_bank(23, dim=5)
         renamed = ReferenceBank(
@@ -60,7 +61,7 @@ def test_many_images_compile_a_handful_of_times():
             num_agents=2,
             temperature=0.1 + seed,
         )
-    assert compilations() - before == 3  # 8, 16, 32
+    assert count_compilations() - before == 3  # 8, 16, 32
 
 
 def test_bucket_sizes():
@@ -146,6 +147,23 @@ def test_it_lowers_for_gpu_and_tpu(settings):
     assert [(leaf.shape, leaf.dtype) for leaf in exported.out_avals] == [((40,), jnp.int32)]
 
 
+@pytest.mark.parametrize("similarity", ["relation", "cosine"])
+def test_it_lowers_at_the_size_of_coco(similarity):
+    def describe(count):
+        return jax.ShapeDtypeStruct((count, 768), jnp.float32)
+
+    def run(rows, valid, prototypes, owners, classes, allowed):
+        bank = ReferenceBank(prototypes, owners, classes, ())
+        return m.match(Regions(rows, None, valid), bank, similarity=similarity, allowed=allowed)
+
+    flags, owners = jax.ShapeDtypeStruct((256,), bool), jax.ShapeDtypeStruct((648,), jnp.int32)
+    allowed = jax.ShapeDtypeStruct((81,), bool)
+    arguments = (describe(256), flags, describe(648), owners, describe(81), allowed)
+    exported = jax.export.export(jax.jit(run), platforms=("cuda", "tpu"))(*arguments)
+    shapes = [(str(leaf.dtype), leaf.shape) for leaf in exported.out_avals]
+    assert shapes == [("int32", (256,)), ("float32", (256, 81)), ("int32", (256, 4))]
+
+
 def test_a_bank_and_regions_are_pytrees():
     bank = make_bank()
     doubled = jax.tree.map(lambda leaf: leaf * 2, bank)
@@ -215,51 +233,21 @@ def test_numpys_integers_are_integers():
     np.testing.assert_array_equal(few.classes, m.match(rows, bank, top_k=2, num_agents=3).classes)
 
 
-class Measured(Exception):
-    """Raised instead of a result: bytes of temporary arrays, as compiled."""
+if hasattr(jax, "enable_x64"):
+    enable_x64 = jax.enable_x64
+else:  # before JAX 0.8
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize(
-    ("settings", "times"),
-    # XLA decides on its own which operations it fuses, hence the factors; level by level every
-    # member's array is gathered anew.
-    [
-        (dict(num_agents=4), 2),
-        (dict(num_agents=7), 3),
-        (dict(num_agents=12), 3),
-        (dict(similarity="cosine"), 2),
-    ],
-)
-def test_temporary_arrays_keep_to_max_bytes(settings, times, monkeypatch):
-    prototypes, classes, rows = (jnp.asarray(part) for part in features(3, 4000, 20, 64))
-    bank = replace(
-        make_bank(classes=20),
-        prototypes=prototypes,
-        classes=classes,
-        owners=jnp.arange(4000, dtype=jnp.int32) % 20,
-    )
-    limit = 1_000_000
-
-    def measured(*arguments):
-        compiled = classify_regions.lower(*arguments).compile()
-        raise Measured(compiled.memory_analysis().temp_size_in_bytes)
-
-    monkeypatch.setattr(m, "classify_regions", measured)
-    with pytest.raises(Measured) as stop:
-        m.match(rows, bank, max_bytes=limit, **settings)
-    assert 0 < stop.value.args[0] <= times * limit
+@contextmanager
+def stricter(setting):
+    """Switch on settings of JAX that belong to the user."""
+    promotions = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
+    with promotions[0], promotions[1], enable_x64(setting == "x64"):
+        yield
 
 
-def strict(name):
-    """Return one of the settings of JAX that are the user's."""
-    if name == "x64":
-        return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-    if name == "dtype promotion":
-        return jax.numpy_dtype_promotion("strict")
-    return jax.numpy_rank_promotion("raise")
-
-
-@pytest.mark.parametrize("setting", ["dtype promotion", "rank promotion", "x64"])
+@pytest.mark.parametrize("setting", ["promotion", "x64"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -268,34 +256,34 @@ def strict(name):
         dict(top_k=2),
         dict(num_agents=7),
         dict(score_map="exp", measure="kl"),
-        dict(score_map="shift", measure="pearson"),
-        dict(measure="bhattacharyya", method="enumerate"),
         dict(similarity="cosine"),
-        dict(candidates="agents", allowed=np.arange(6) != 0),
+        dict(score_map="shift", measure="pearson", candidates="agents", allowed=np.arange(6) != 0),
         dict(agent_policy="random", key=jax.random.PRNGKey(0)),
     ],
 )
 def test_stricter_types_change_nothing(settings, setting):
-    """Banks with fewer and with more prototypes than a block holds, and with a whitening."""
-    rows, banks = features(2, 64)[0], [make_bank(), make_bank(3, per_class=400)]
-    banks.append(replace(banks[0], whitening=make_whitening(4, 16)))
+    """Banks with fewer and with more prototypes than a block holds."""
+    rows, banks = features(2, 64)[0], (make_bank(), make_bank(3, per_class=400))
     plain = [m.match(rows, bank, **settings) for bank in banks]
-    with strict(setting):
+    with stricter(setting):
         for bank, expected in zip(banks, plain, strict=True):
             result = m.match(rows, bank, **settings)
             np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-6, atol=1e-6)
             assert result.scores.dtype == np.float32
 
 
-@pytest.mark.parametrize("setting", ["dtype promotion", "rank promotion", "x64"])
-def test_stricter_types_change_no_similarity(setting):
-    arrays = features(2, 64, 2400, 6)
-    weights = np.random.default_rng(5).uniform(0.1, 1, (2, 4))
-    with strict(setting):
-        for n in (4, 7):
-            assert m.relation_aware_similarity(*arrays, num_agents=n).dtype == np.float32
+@pytest.mark.parametrize("setting", ["promotion", "x64"])
+def test_stricter_types_everywhere_else(setting):
+    arrays, whitening = features(2, 16, 2400, 6), make_whitening(4, 16)
+    s, r = np.random.default_rng(5).uniform(0.1, 1, (2, 4))
+    with stricter(setting):
+        assert m.relation_aware_similarity(*arrays).dtype == np.float32
+        bank = replace(make_bank(), whitening=whitening)
+        assert m.match(arrays[0], bank, similarity="cosine").scores.dtype == np.float32
         for measure in m.CHOICES["measure"]:
             for method in m.CHOICES["method"]:
-                assert m.permutation_similarity(*weights, method, measure=measure).shape == ()
-        assert m.permutation_probabilities(weights[0]).shape == (24,)
-        jax.grad(lambda rows: m.relation_aware_similarity(rows, *arrays[1:]).sum())(arrays[0])
+                similarity = m.permutation_similarity(s, r, method, measure=measure)  # pyright: ignore[reportArgumentType]
+                assert similarity.shape == () and similarity.dtype == np.float32
+        assert m.permutation_probabilities(s).dtype == np.float32
+        slope = jax.grad(lambda rows: m.relation_aware_similarity(rows, *arrays[1:]).sum())
+        assert slope(jnp.asarray(arrays[0])).shape == (16, 16)

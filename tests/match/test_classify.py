@@ -7,7 +7,6 @@ import pytest
 from jax.test_util import check_grads
 from oracle import (
     TOLERANCE,
-    assert_same,
     cosine_similarity,
     features,
     make_bank,
@@ -16,9 +15,8 @@ from oracle import (
 )
 
 from rimjax import match as m
-from rimjax.match.classify import MatchOptions, classify_regions
-from rimjax.match.tiling import Tiling
-from rimjax.types import ReferenceBank, Regions
+from rimjax.match.readings import READINGS, Reading
+from rimjax.types import ReferenceBank
 
 
 @pytest.mark.parametrize("method", ["lattice", "enumerate"])
@@ -91,88 +89,6 @@ def test_low_precision_inputs_are_computed_in_float32():
     np.testing.assert_array_equal(got.labels, expected.labels)
 
 
-def large_bank(classes=150, prototypes=400):
-    """Make a bank larger than a block, with unordered owners and two classes without prototypes."""
-    rows, more, (owners,) = (
-        *features(31, classes, prototypes),
-        np.random.default_rng(32).integers(1, classes - 1, (1, prototypes)),
-    )
-    return ReferenceBank(jnp.asarray(more), jnp.asarray(owners), jnp.asarray(rows), ())
-
-
-LITTLE = (
-    4 * (50 * 400 + 150 * 16) + 4 * 4 * 8 * 150
-)  # bytes: room for the largest result below, and for eight regions at a time
-
-
-@pytest.mark.parametrize("num_agents", [4, 7])
-def test_blocks_change_no_similarity(num_agents):
-    bank = large_bank()
-    (regions,) = features(33, 50)
-    whole, blocked = (
-        m.relation_aware_similarity(
-            regions, bank.prototypes, bank.classes, num_agents=num_agents, max_bytes=limit
-        )
-        for limit in (1 << 30, LITTLE)
-    )
-    np.testing.assert_allclose(blocked, whole, atol=1e-6)
-
-
-@pytest.mark.parametrize("candidates", ["all", "agents"])
-@pytest.mark.parametrize("similarity", ["relation", "cosine"])
-def test_blocks_change_no_class_scores(similarity, candidates):
-    bank = large_bank()
-    (regions,) = features(34, 50)
-    settings = dict(similarity=similarity, candidates=candidates)
-    whole, blocked = (
-        m.match(regions, bank, max_bytes=limit, **settings) for limit in (1 << 30, LITTLE)
-    )
-    assert_same(whole, blocked)
-    assert (np.asarray(whole.scores)[:, [0, -1]] == -1).all(), (
-        "classes without prototypes can't win"
-    )
-    if similarity == "cosine" and candidates == "all":
-        cosines, owners = cosine_similarity(regions, bank.prototypes), np.asarray(bank.owners)
-        expected = np.stack(
-            [cosines[:, owners == c].mean(axis=1) for c in sorted(set(owners.tolist()))], axis=1
-        )
-        np.testing.assert_allclose(
-            np.asarray(whole.scores)[:, sorted(set(owners.tolist()))], expected, atol=1e-6
-        )
-
-
-def test_the_compiled_program_keeps_to_its_blocks():
-    options, tiling = MatchOptions(top_k=5), Tiling(elements=8 * 400)
-    lowered = classify_regions.lower(
-        jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), None, 0.1, None, options, tiling
-    )
-    assert lowered.compile().memory_analysis().temp_size_in_bytes < 1 << 20, (
-        "P x R would be 6.4 MB, P x C 2.4 MB"
-    )
-
-
-@pytest.mark.parametrize("candidates", ["all", "agents"])
-def test_top_k_are_the_best_of_all_the_winner_first(candidates):
-    bank = large_bank()
-    (regions,) = features(35, 50)
-    valid = np.arange(50) != 3
-    full = m.match(Regions(regions, None, valid), bank, candidates=candidates)
-    for limit in (1 << 30, LITTLE):
-        best = m.match(
-            Regions(regions, None, valid), bank, candidates=candidates, top_k=6, max_bytes=limit
-        )
-        np.testing.assert_array_equal(best.labels, full.labels)
-        np.testing.assert_array_equal(
-            np.asarray(best.classes)[valid, 0], np.asarray(full.labels)[valid]
-        )
-        picked = np.take_along_axis(np.asarray(full.scores), np.asarray(best.classes), axis=1)
-        np.testing.assert_allclose(best.scores, picked, atol=1e-6)
-        np.testing.assert_allclose(
-            np.sort(best.scores)[:, ::-1], np.sort(full.scores)[:, :-7:-1], atol=1e-6
-        )
-    assert m.match(regions, make_bank(), top_k=99).scores.shape == (50, 6)
-
-
 def test_top_k_starts_with_the_label_where_scores_tie():
     classes = np.eye(4, dtype=np.float32)
     bank = ReferenceBank.create(
@@ -235,7 +151,7 @@ def test_ties_go_to_the_lowest_index():
     assert m.match(classes[2:3], twin).labels.tolist() == [2]
     assert m.match(*[classes[3:], bank], num_agents=1).labels.tolist() == [
         0
-    ]  # one agent, one ranking: everything ties
+    ]  # a single agent has a single ranking: everything ties
 
 
 def test_zero_vectors_have_finite_gradients():
@@ -267,30 +183,6 @@ def test_gradients_through_features(score_map):
         atol=1e-2,
         rtol=1e-2,
     )
-
-
-def test_gradients_through_blocks():
-    bank = large_bank(classes=140, prototypes=200)
-    (regions,) = features(39, 20)
-    weights = jnp.asarray(np.random.default_rng(40).normal(size=(20, 200)))
-
-    def gradients(limit):
-        def total(*arrays):
-            scores = m.relation_aware_similarity(*arrays, num_agents=2, max_bytes=limit)
-            return (weights * scores).sum()
-
-        return jax.grad(total, argnums=(0, 1, 2))(
-            jnp.asarray(regions), bank.prototypes, bank.classes
-        )
-
-    little = (
-        4 * (20 * 200 + 140 * 16) + 4 * 4 * 8 * 140
-    )  # eight regions, and 128 prototypes, at a time
-    for whole, blocked in zip(gradients(1 << 30), gradients(little), strict=True):
-        np.testing.assert_allclose(
-            blocked, whole, atol=1e-4
-        )  # sums of up to 4000 gradients, in another order
-        assert np.abs(whole).max() > 1e-2
 
 
 def test_cosine_mode_is_plain_cosine_matching():
@@ -358,3 +250,15 @@ def test_random_agents_differ_within_and_between_regions_and_repeat_with_the_key
     np.testing.assert_allclose(
         first.scores[0], np.reshape(expected, (6, 3)).mean(axis=1), atol=1e-4
     )
+
+
+def test_a_reading_may_use_features_and_rankings(monkeypatch):
+    """The product of both, as an entry of the table would be."""
+    product = Reading(lambda cosines, rankings: cosines() * rankings())
+    monkeypatch.setitem(READINGS, "product", product)
+    monkeypatch.setitem(m.CHOICES, "similarity", tuple(READINGS))
+    bank, (regions,) = make_bank(41), features(42, 9)
+    relation = m.relation_aware_similarity(regions, bank.prototypes, bank.classes)
+    pairs = cosine_similarity(regions, bank.prototypes) * np.asarray(relation)
+    result = m.match(regions, bank, similarity="product")
+    np.testing.assert_allclose(result.scores, pairs.reshape(9, 6, 3).mean(axis=2), atol=1e-6)

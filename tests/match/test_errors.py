@@ -162,7 +162,7 @@ def test_what_is_no_array_or_bank_is_named():
     with pytest.raises(ValueError, match="regions must be an array of floats, got a list"):
         m.match(rows.tolist(), bank)
     with pytest.raises(ValueError, match="bank must be a ReferenceBank, got a tuple"):
-        m.match(rows, (bank.prototypes, bank.classes))
+        m.match(rows, (bank.prototypes, bank.classes))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"bank.owners must lie in \[0, C="):
         m.match(rows, replace(bank, owners=bank.owners - 1))
     for weights in (np.array([1 + 1j, 2]), np.array([True, False])):
@@ -170,8 +170,9 @@ def test_what_is_no_array_or_bank_is_named():
             m.permutation_similarity(weights, np.array([1.0, 2.0]))
     for most in (np.nan, None, "a", -1):
         with pytest.raises(ValueError, match="max_bytes must be a positive number of bytes"):
-            m.match(rows, bank, max_bytes=most)
-    assert m.match(Regions(rows, None, [True] * 5), bank).labels.shape == (5,)
+            m.match(rows, bank, max_bytes=most)  # pyright: ignore[reportArgumentType]
+    flags: Any = [True] * 5
+    assert m.match(Regions(rows, None, flags), bank).labels.shape == (5,)
 
 
 @pytest.mark.parametrize(
@@ -197,27 +198,29 @@ def test_what_is_no_random_key_is_named(key):
 def test_masks_that_allow_nothing_or_dont_fit_are_named(allowed, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         m.match(features(2, 5)[0], make_bank(), allowed=allowed)
-    assert m.match(features(2, 5)[0], make_bank(), allowed=[True] * 6).labels.shape == (5,)
+    flags: Any = [True] * 6
+    assert m.match(features(2, 5)[0], make_bank(), allowed=flags).labels.shape == (5,)
 
 
 MEAN, MATRIX = np.zeros(16, np.float32), np.eye(16, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
-    ("whitening", "message"),
+    ("parts", "message"),
     [
-        ((MEAN, MATRIX), "bank.whitening must be None or a Whitening, got a tuple"),
-        (Whitening(MEAN[:3], MATRIX), r"bank.whitening.mean must have shape \[16\]"),
-        (Whitening(MEAN, MATRIX[:3]), r"bank.whitening.matrix must have shape \[16, 16\]"),
-        (Whitening(MEAN, MATRIX * np.nan), "bank.whitening.matrix must be finite"),
-        (Whitening(MEAN + np.inf, MATRIX), "bank.whitening.mean must be finite"),
+        ((MEAN[:3], MATRIX), r"bank.whitening.mean must have shape \[16\]"),
+        ((MEAN, MATRIX[:3]), r"bank.whitening.matrix must have shape \[16, 16\]"),
+        ((MEAN, MATRIX * np.nan), "bank.whitening.matrix must be finite"),
+        ((MEAN + np.inf, MATRIX), "bank.whitening.mean must be finite"),
     ],
 )
-def test_whitenings_that_dont_fit_are_named(whitening, message):
-    rows, bank = features(2, 5)[0], make_bank()
+def test_whitenings_that_dont_fit_are_named(parts, message):
+    rows, bank, whitening = features(2, 5)[0], make_bank(), Whitening(*parts)
     with pytest.raises(ValueError, match=message):
         m.match(rows, replace(bank, whitening=whitening))
-    if isinstance(whitening, Whitening):
-        parts = (bank.prototypes, bank.owners, bank.classes, bank.names)
-        with pytest.raises(ValueError, match=r"^whitening must .*; "):
-            ReferenceBank.create(*parts, whitening=whitening)
+    with pytest.raises(ValueError, match=r"^whitening must .*; "):
+        ReferenceBank.create(
+            bank.prototypes, bank.owners, bank.classes, bank.names, whitening=whitening
+        )
+    with pytest.raises(ValueError, match=r"bank.whitening must be None or a Whitening, got a tup"):
+        m.match(rows, replace(bank, whitening=parts))

@@ -64,7 +64,7 @@ def test_similarity_equals_the_oracle(n, method, measure):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_nearly_equal_weights(measure):
-    """Pearson divides by the weights' spread: differences of 1e-5 count, roundings and ties don't."""
+    """Pearson divides by the weights' spread: differences of 1e-5 count, rounding doesn't."""
     s, r = (1 + np.random.default_rng(3).uniform(0, 1e-5, (2, 4))).astype(np.float32)
     assert float(m.permutation_similarity(s, r, measure=measure)) == pytest.approx(
         oracle_similarity(s, r, measure), abs=TOLERANCE
@@ -149,18 +149,15 @@ def test_sixteen_agents_hold_in_float32():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_unrolled_and_by_level_are_one_function(measure, monkeypatch):
+def test_unrolled_and_by_level_are_the_same_function(measure, monkeypatch):
     s, r = (
-        np.random.default_rng(1).uniform(0.01, 1, (5, count)).astype(np.float32) for count in (1, 3)
+        list(jnp.asarray(np.random.default_rng(1).uniform(0.01, 1, (5, count)), jnp.float32))
+        for count in (1, 3)
     )
-    unrolled = rankings.compare_weights(list(s), list(r), measure, "lattice")
+    unrolled = rankings.compare_weights(s, r, measure, "lattice")
     monkeypatch.setattr(rankings, "UNROLLED", 0)
-    np.testing.assert_allclose(
-        rankings.compare_weights(list(s), list(r), measure, "lattice"),
-        unrolled,
-        atol=1e-6,
-        rtol=TOLERANCE,
-    )
+    by_level = rankings.compare_weights(s, r, measure, "lattice")
+    np.testing.assert_allclose(by_level, unrolled, atol=1e-6, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("unrolled", [6, 0])
@@ -173,8 +170,8 @@ def test_gradients_match_finite_differences(measure, unrolled, monkeypatch):
             list(s[:, None]), list(r[:, None]), measure, "lattice"
         )
     )
-    # Float32 differences over a step of 1e-2 carry about 1e-5 / 1e-2 of noise and as much curvature,
-    # Pearson's more.
+    # Float32 differences over a step of 1e-2 carry about 1e-5 / 1e-2 of noise and as much
+    # curvature, Pearson's more.
     tolerance = 3e-2 if measure == "pearson" else 5e-3
     check_grads(
         function, (s, r), order=1, modes=("fwd", "rev"), eps=1e-2, atol=tolerance, rtol=tolerance
@@ -189,8 +186,8 @@ def test_gradients_are_finite_at_the_edges(s, measure):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-# From 1e-6 to 1: uniform, uniform in the exponent so that small weights are as likely as large ones,
-# and a few values that make ties.
+# From 1e-6 to 1: uniform; uniform in the exponent, so that small weights are as likely as large
+# weights; and a few values that make ties.
 numbers = (
     st.floats(1e-6, 1)
     | st.floats(-6, 0).map(lambda exponent: 10**exponent)

@@ -1,6 +1,7 @@
 """Whitening of features, and that `match` applies a bank's whitening to its regions."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def test_match_whitens_the_regions(similarity, place):
     bank, plain = whitened_bank()
     (rows,) = features(6, 40)
     rows[3] = 0
-    settings = dict(similarity=similarity, score_map="shift")
+    settings: dict[str, Any] = dict(similarity=similarity, score_map="shift")
     expected = m.match(oracle_whitened(rows, bank.whitening), plain, **settings)
     assert_same(m.match(place(rows), bank, **settings), expected)
     assert (np.asarray(m.match(rows, plain, **settings).labels) != expected.labels).any()
@@ -86,6 +87,7 @@ def test_invalid_regions_may_hold_anything():
 
 def test_it_is_part_of_the_banks_pytree():
     bank, _ = whitened_bank()
+    assert bank.whitening is not None
     assert len(jax.tree.leaves(bank)) == 5
     halved = jax.tree.map(lambda leaf: leaf / 2, bank)
     np.testing.assert_allclose(halved.whitening.mean, np.asarray(bank.whitening.mean) / 2)

@@ -1,0 +1,1 @@
+"""Benchmarks: the kernels beside their peers, checked for correctness before anything is timed."""
