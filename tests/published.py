@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-from commands import run
+import diffusers
+import safetensors.torch as safetensors_torch
+import torch
+import transformers
 
-from rimjax.models.random_weights import byte_tokenizer
+from rimjax.models.random_weights import make_byte_tokenizer
 
-torch = pytest.importorskip("torch", reason="published weights are PyTorch's")
-diffusers = pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")
-transformers = pytest.importorskip(
-    "transformers", reason="DINOv2's published model is transformers'"
-)
-safetensors_torch = pytest.importorskip(
-    "safetensors.torch", reason="published weights are in its format"
-)
-
-VIT = {
+VIT: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 1,
@@ -29,13 +22,16 @@ VIT = {
 
 
 def dinov2_state() -> dict[str, Any]:
-    """Of transformers' Dinov2Model, tiny."""
+    """Return the state dict of a tiny Dinov2Model of transformers."""
     torch.manual_seed(0)
     return transformers.Dinov2Model(transformers.Dinov2Config(**VIT)).state_dict()
 
 
 def write_stable_diffusion(folder: Path) -> None:
-    """A tiny diffusers folder with the published one's quirks: float32 safetensors, position ids, the VAE's old attention names."""
+    """Write a tiny diffusers folder with the quirks of the published folder.
+
+    These are float32 safetensors, position ids, and the VAE's old attention names.
+    """
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -47,7 +43,7 @@ def write_stable_diffusion(folder: Path) -> None:
         attention_head_dim=4,
     )
     vae = diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, sample_size=8)
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 1,
@@ -59,7 +55,7 @@ def write_stable_diffusion(folder: Path) -> None:
     for name, model in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         model.save_pretrained(folder / name)
     diffusers.PNDMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
-    byte_tokenizer(300, 10).save_pretrained(folder / "tokenizer")
+    make_byte_tokenizer(300, 10).save_pretrained(folder / "tokenizer")
     text_state = safetensors_torch.load_file(folder / "text_encoder/model.safetensors")
     text_state["text_model.embeddings.position_ids"] = torch.arange(10)[None]
     safetensors_torch.save_file(text_state, folder / "text_encoder/model.safetensors")
@@ -76,7 +72,7 @@ def write_stable_diffusion(folder: Path) -> None:
 
 
 def write_maskformer(folder: Path) -> None:
-    """A tiny MaskFormer of three classes, whose 24 queries differ: in what they find, how sure they are of it, and where."""
+    """Write a tiny MaskFormer of 3 classes; its 24 queries differ in class, score and place."""
     torch.manual_seed(0)
     backbone = {
         "embedding_size": 8,
@@ -84,7 +80,7 @@ def write_maskformer(folder: Path) -> None:
         "depths": [1] * 4,
         "out_features": [f"stage{i}" for i in (1, 2, 3, 4)],
     }
-    decoder = {
+    decoder: dict[str, Any] = {
         "d_model": 16,
         "encoder_layers": 0,
         "decoder_layers": 1,
@@ -112,9 +108,12 @@ def write_maskformer(folder: Path) -> None:
 
 
 def write_clip(folder: Path) -> None:
-    """A tiny CLIP, both towers, norms and biases shaken, with a byte tokenizer padded on the right as the published one is."""
+    """Write a tiny CLIP with both towers, norms and biases shaken.
+
+    Its byte tokenizer pads on the right, as the published tokenizer does.
+    """
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -132,18 +131,4 @@ def write_clip(folder: Path) -> None:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
-    byte_tokenizer(300, 16).save_pretrained(folder)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert stop.value.code == 2
-    done = capsys.readouterr()
-    lines = done.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("rimjax: ") and "code ran" not in done.out, (
-        lines,
-        done.out,
-    )
-    return lines[0]
+    make_byte_tokenizer(300, 16).save_pretrained(folder)

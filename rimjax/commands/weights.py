@@ -27,9 +27,11 @@ from rimjax.weights.sources import Source, check_file, sources
 class WeightsOptions:
     """Where the published weights lie."""
 
-    weights_dir: Path | None = None
-    """Folder with the published weights in its subfolder `paper` (default: the environment variable
-    RIMJAX_WEIGHTS, or the user's data folder)."""
+    weights_dir: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the user's data folder)"),
+    ] = None
+    """Folder whose subfolder `paper` holds the weights; RIMJAX_WEIGHTS sets it too."""
 
     @property
     def folder(self) -> Path:
@@ -65,9 +67,13 @@ class WeightsDownload(WeightsOptions):
     Example: rimjax weights download sd-1.4 sam-vit-b dinov2-base --yes
     """
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ("sd-1.4", "sam-vit-b", "dinov2-base")
-    """Names from `rimjax weights list` (default: the three models that the paper preset needs)."""
-    yes: bool = False
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = (
+        "sd-1.4",
+        "sam-vit-b",
+        "dinov2-base",
+    )
+    """Names from `rimjax weights list`; the default is all that the paper preset needs."""
+    yes: tyro.conf.FlagCreatePairsOff[bool] = False
     """Agree to the licences without being asked."""
 
     def run(self) -> None:
@@ -105,15 +111,16 @@ class WeightsDownload(WeightsOptions):
 class WeightsPort:
     """Convert weights that you downloaded yourself; files that hold code are refused.
 
+    SAM's checkpoints need no conversion: they are used as published.
+
     Example: rimjax weights port dinov2 dinov2_vitb14_pretrain.pth dinov2-vitb14.safetensors
     """
 
     kind: tyro.conf.Positional[Literal["stable-diffusion", "dinov2", "clip", "mae", "transformers"]]
-    """The model; transformers: a folder that transformers wrote, such as MaskFormer's. SAM's
-    checkpoints are used as published."""
-    source: tyro.conf.Positional[Path]
+    """The model; "transformers" is for a folder that stays in torch, such as MaskFormer's."""
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """A diffusers or transformers folder; for the others a .safetensors, .pth or .bin file."""
-    destination: tyro.conf.Positional[Path]
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
     """File or folder to write; `rimjax weights list` shows where the paper preset looks."""
 
     def run(self) -> None:

@@ -142,7 +142,7 @@ def check_image(image: np.ndarray) -> None:
 def encode_in_batches(
     encode: Callable[[np.ndarray], AnyArray],
     read_pixels: Callable[[np.ndarray], np.ndarray],
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
     batch_size: int,
 ) -> Float32[np.ndarray, "B h w D"]:
     """Encode images in batches; the last batch is padded, so that one shape is compiled.

@@ -89,11 +89,13 @@ class ViT(nn.Module):
         c = self.config
         patch, native = (c.patch_size, c.patch_size), c.image_size // c.patch_size
         normal = nn.initializers.normal(0.02)
-        new = partial(self.param, init_fn=normal, dtype=jnp.float32)
-        position = new("position_embedding", shape=(1 + native**2, c.hidden_size))
-        leading = new("class_token", shape=(1, c.hidden_size)) + position[:1]
+        shape = (1 + native**2, c.hidden_size)
+        position = self.param("position_embedding", normal, shape, jnp.float32)
+        token = self.param("class_token", normal, (1, c.hidden_size), jnp.float32)
+        leading = token + position[:1]
         if c.num_registers:
-            registers = new("register_tokens", shape=(c.num_registers, c.hidden_size))
+            shape = (c.num_registers, c.hidden_size)
+            registers = self.param("register_tokens", normal, shape, jnp.float32)
             leading = jnp.concatenate([leading, registers])
 
         embed = nn.Conv(
@@ -111,7 +113,7 @@ class ViT(nn.Module):
         if (h, w) != (native, native):  # at the native size no source resizes the embedding
             rows, columns = (build_resize_matrix(native, n, c.position_rule) for n in (h, w))
             grid = jnp.einsum("hi,wj,ijd->hwd", rows, columns, grid, precision="highest")
-        x = (x + grid).reshape(batch, h * w, -1)
+        x = (x + grid[None]).reshape(batch, h * w, -1)
         x = jnp.concatenate([jnp.broadcast_to(leading, (batch, *leading.shape)), x], axis=1)
 
         if c.pre_norm:
@@ -156,7 +158,8 @@ class Layer(nn.Module):
         branch = branch.astype(jnp.float32)
         if not self.config.layer_scale:
             return branch
-        return branch * self.param(name, nn.initializers.ones, branch.shape[-1:], jnp.float32)
+        scale = self.param(name, nn.initializers.ones, branch.shape[-1:], jnp.float32)
+        return branch * scale[None, None]
 
 
 def _list_numerics(config: ViTConfig) -> dict[str, Any]:

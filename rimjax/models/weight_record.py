@@ -8,6 +8,7 @@ identifies gigabytes of weights without opening them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -76,16 +77,19 @@ def _find_record(path: Path) -> Path | None:
 
 def _read_record(record: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    size = None
+    size, advice = None, "delete it, or port the weights again"
     for line in record.read_text().splitlines():
-        if line.startswith("#"):
-            size = int(line.split()[1])
-            continue
         digest, _, name = line.partition("  ")
-        if not name or ".." in Path(name).parts:
-            raise ValueError(f"{record}: damaged at {line!r}; delete it, or port the weights again")
-        entries["/".join(Path(name).parts[1:])] = Entry(digest, size)
-        size = None
+        if line.startswith("#"):
+            match = re.fullmatch(r"# (\d+) bytes", line)
+            size = int(match[1]) if match else None
+        elif not name or ".." in Path(name).parts:
+            raise ValueError(f"{record}: damaged at {line!r}; {advice}")
+        else:
+            entries["/".join(Path(name).parts[1:])] = Entry(digest, size)
+            size = None
+    if not entries:
+        raise ValueError(f"{record}: damaged, because it is empty; {advice}")
     return entries
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32
 
 COLLECTION = "attention"
@@ -85,7 +86,7 @@ def match_torch(num_groups: int) -> Interceptor:
     return intercept
 
 
-def capture_attention(weights: Float32[Array, " L"] | None, first: Any) -> Interceptor:
+def capture_attention(weights: Float32[Array | np.ndarray, " L"] | None, first: int) -> Interceptor:
     """Return an interceptor that sows each cross-attention layer's map, float32[K, side, side].
 
     The map is softmax(Q K^T / sqrt(d)) over the L text tokens (Eq. 1, 2), averaged over the heads,
@@ -115,7 +116,7 @@ def _compute_map(
     module: Any,
     pixels: Float[Array, "K n d"],
     text: Float[Array, "K L e"],
-    weights: Float32[Array, " L"],
+    weights: Float32[Array | np.ndarray, " L"],
 ) -> Float32[Array, "K side side"]:
     queries, keys = module.query(pixels), module.key(text)
     queries, keys = (a.reshape(*a.shape[:2], module.heads, -1) for a in (queries, keys))

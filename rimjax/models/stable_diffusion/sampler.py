@@ -14,7 +14,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from ported_weights.rules import flatten_tree
@@ -181,17 +180,13 @@ class StableDiffusion:
         ids, weights = self.prompts.encode(class_name)
         key = jax.random.fold_in(make_key(seed), zlib.crc32(class_name.encode()))
         size = min(self.config.batch_size, num_images)
-        images, attention = [], []
+        batches = []
         for start in range(0, num_images, size):
             indices = jnp.arange(start, start + size, dtype=jnp.uint32)
             keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
-            for kept, drawn in zip(
-                (images, attention), self._draw(self.params, ids, weights, keys), strict=True
-            ):
-                kept.append(np.asarray(drawn))
-        return Generated(
-            np.concatenate(images)[:num_images], np.concatenate(attention)[:num_images]
-        )
+            batches.append(tuple(map(np.asarray, self._draw(self.params, ids, weights, keys))))
+        images, attention = map(np.concatenate, zip(*batches, strict=True))
+        return Generated(images[:num_images], attention[:num_images])
 
     def denoise(
         self,
@@ -216,11 +211,17 @@ class StableDiffusion:
         text = jnp.repeat(text, batch, axis=0)  # the unconditional half, then the conditional
         state = self.scheduler.create_state()
         state = self.scheduler.set_timesteps(state, self.config.steps, noise.shape)
+        # The scheduler selects between these and Python integers: under x64 they must be 64-bit.
+        integers = {
+            name: getattr(state, name).astype(int) for name in ("timesteps", "prev_timestep")
+        }
+        state = state.replace(**integers)
 
         def step(carry: Any, timestep: Any) -> tuple[Any, None]:
             latents, state, attention = carry
             twice = jnp.concatenate([latents, latents])
-            predicted, maps = self._predict_noise(params["unet"], twice, timestep, text, weights)
+            time = timestep.astype(jnp.int32)
+            predicted, maps = self._predict_noise(params["unet"], twice, time, text, weights)
             unconditional, conditional = jnp.split(predicted, 2)
             guided = unconditional + self.config.guidance * (conditional - unconditional)
             latents, state = self.scheduler.step(
@@ -264,15 +265,17 @@ class StableDiffusion:
     def _predict_noise(
         self,
         params: Params,
-        latents: Float32[Array, "N c s s"],
+        latents: Float32[Array | np.ndarray, "N c s s"],
         timestep: Int32[Array, ""],
-        text: Float[Array, "N L e"],
-        weights: Float32[Array, " L"] | None,
+        text: Float[Array | np.ndarray, "N L e"],
+        weights: Float32[Array | np.ndarray, " L"] | None,
     ) -> tuple[Float32[Array, "N c s s"], list[Any]]:
         """Return the UNet's output, and each cross-attention layer's map, in no fixed order.
 
         The maps, float32[K, h, h], are those of the conditional half of the batch.
         """
+        from flax import linen as nn
+
         capture = capture_attention(weights, len(latents) // 2)
         with nn.intercept_methods(match_torch(self.num_groups)), nn.intercept_methods(capture):
             variables = {"params": params}

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float32
 from PIL import Image
 
@@ -85,6 +84,8 @@ class UNetEncoder:
         self, params: Params, pixels: Float32[Array | np.ndarray, "B S S 3"]
     ) -> Float32[Array, "B h w D"]:
         """Compute features of pixels in -1..1."""
+        from flax import linen as nn
+
         model = self.generator.model
         with jax.default_matmul_precision(model.config.precision):
             x = jnp.moveaxis(jnp.asarray(pixels), -1, 1).astype(model.vae.dtype)

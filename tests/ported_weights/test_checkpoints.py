@@ -1,4 +1,4 @@
-"""Reading PyTorch's checkpoint files: what was written comes back, and damaged, foreign and malicious files are refused."""
+"""PyTorch's checkpoint files: read as written; damaged, foreign and malicious files refused."""
 
 import os
 import pickle
@@ -9,14 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import safetensors.torch as safetensors_torch
+import torch
 
-from ported_weights.files import read_state_dict
+from ported_weights.checkpoints import read_state_dict
 from ported_weights.rules import Rule, apply
-
-torch = pytest.importorskip("torch", reason="PyTorch's files are written by torch here")
-safetensors_torch = pytest.importorskip(
-    "safetensors.torch", reason="safetensors files are written by safetensors here"
-)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +37,10 @@ def test_files_are_read_as_they_were_written(tmp_path, name, wrapper):
         safetensors_torch.save_file(state, path)
     else:
         torch.save(state if wrapper is None else {wrapper: state, "epoch": 799}, path)
-    found = read_state_dict(path)
-    assert found.keys() == state.keys()
+    read = read_state_dict(path)
+    assert read.keys() == state.keys()
     assert all(
-        torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype
-        for key in state
+        torch.equal(read[key], state[key]) and read[key].dtype == state[key].dtype for key in state
     )
 
 
@@ -52,7 +48,7 @@ def test_parameters_and_bfloat16_can_be_ported_from_files(tmp_path):
     torch.save({"a": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}, tmp_path / "a.pth")
     state = read_state_dict(str(tmp_path / "a.pth"))
     shapes = {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    assert apply([Rule("a", ("a",))], state, shapes, widen=True)["a"].tolist() == [1.0, 1.0]
+    assert apply([Rule("a", ("a",))], state, shapes, widen_halves=True)["a"].tolist() == [1.0, 1.0]
 
 
 class Malicious:
@@ -103,11 +99,12 @@ def test_truncated_files_are_refused(tmp_path, form):
 
 def test_other_things_are_refused(tmp_path):
     path = tmp_path / "a.pth"
-    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(path))
-    assert "TorchScript archive" in refusal(path) and "state_dict() first" in refusal(path)
+    traced: Any = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    traced.save(str(path))
+    assert "is a TorchScript archive" in refusal(path) and "state_dict() first" in refusal(path)
     contents = {
-        "got list, not a mapping": [1, 2],
-        "got dict, not a mapping or empty": {},
+        "got a list": [1, 2],
+        "got a dict without entries": {},
         "got int at 'epoch'": {"epoch": 3},
         "got Tensor at 3": {3: torch.ones(1)},
         "could run code": {"model": {"a": torch.ones(1)}, "args": Namespace(lr=1)},
@@ -116,8 +113,8 @@ def test_other_things_are_refused(tmp_path):
         torch.save(content, path)
         assert reason in refusal(path)
     path.write_text("<html>404 not found</html>")
-    assert "no file of PyTorch's" in refusal(path) or "damaged" in refusal(path)
+    assert "not a PyTorch file" in refusal(path) or "damaged" in refusal(path)
     (tmp_path / "a.npz").write_bytes(b"")
-    assert "expected a .safetensors, .pth, .pt or .bin file" in refusal(tmp_path / "a.npz")
+    assert "must end in .safetensors, .pth, .pt, .bin" in refusal(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
         read_state_dict(tmp_path / "b.safetensors")

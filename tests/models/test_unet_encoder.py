@@ -1,38 +1,40 @@
-"""Stable Diffusion's UNet as an encoder, against PyTorch's with a hook on the same block; tiny random weights."""
+"""Stable Diffusion's UNet as an encoder, against PyTorch's with a hook on the same block."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import jax
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from test_diffusion import SCHEDULE, tiny_stable_diffusion, tiny_tokenizer
+from tiny_diffusion import SCHEDULE, relaxed, tiny_checkpoint, tiny_stable_diffusion, tiny_tokenizer
 
-from ported_weights import stable_diffusion
-from rimjax.models.deferred import DeferredGenerator
-from rimjax.models.diffusion import DiffusionConfig
 from rimjax.models.protocols import Encoder
-from rimjax.models.unet_features import UNetEncoder
+from rimjax.models.stable_diffusion import (
+    DeferredGenerator,
+    DiffusionConfig,
+    StoredWeights,
+    UNetEncoder,
+)
+from rimjax.models.stable_diffusion import generator as generator_module
+from rimjax.models.stable_diffusion.checkpoint import Checkpoint, read, save
 
-torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
-diffusers = pytest.importorskip("diffusers", reason="Stable Diffusion needs diffusers")
-
-TOLERANCE = 1e-4  # float32 rounding through VAE, text encoder and UNet, relative to the largest value; typically 3e-6
+TOLERANCE = 1e-4
+"""Float32 rounding through three models, relative to the largest value; typically 3e-6."""
 CONFIG = DiffusionConfig(steps=3)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly() -> Iterator[None]:
-    """Models this small lose time to torch's threads and to XLA's optimisations."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def relax() -> Iterator[None]:
+    """Models this small lose time to XLA's optimisations, too."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with relaxed():
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +45,13 @@ def originals() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(originals, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("diffusion")
-    stable_diffusion.port(
-        **originals,
-        tokenizer=tiny_tokenizer(),
-        scheduler=diffusers.DDPMScheduler(**SCHEDULE),
-        directory=directory,
-    )
+    save(tiny_checkpoint(originals), directory)
     return directory
 
 
 @pytest.fixture(scope="module")
 def generator(folder) -> DeferredGenerator:
-    return DeferredGenerator(folder, CONFIG)
+    return DeferredGenerator(StoredWeights(folder), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +80,8 @@ def reference(
     noise = torch.from_numpy(np.array(jax.random.normal(jax.random.key(0), latents.shape[1:])))[
         None
     ]
-    noised = diffusers.DDPMScheduler(**SCHEDULE).add_noise(latents, noise, torch.tensor([timestep]))
+    times: Any = torch.tensor([timestep])
+    noised = diffusers.DDPMScheduler(**SCHEDULE).add_noise(latents, noise, times)
     empty = tiny_tokenizer()("", padding="max_length", return_tensors="pt")["input_ids"]
     text = originals["text_encoder"](empty).last_hidden_state
     kept = []
@@ -94,8 +92,8 @@ def reference(
     )
     originals["unet"](noised, timestep, text)
     handle.remove()
-    (found,) = kept
-    return found[0].permute(1, 2, 0).numpy()
+    (features,) = kept
+    return features[0].permute(1, 2, 0).numpy()
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -125,7 +123,7 @@ def test_size_time_and_block_are_the_settings(originals, generator):
 
 
 def test_the_reference_tells_images_blocks_and_times_apart(originals):
-    """So that agreement above means something: what differs moves it a hundred times the tolerance."""
+    """Agreement means something: any difference moves features 100 times the tolerance."""
     image = random_image(16, 16)
     base = reference(originals, image, 16, 261, 1)
     scale = 100 * TOLERANCE * np.abs(base).max()
@@ -165,26 +163,26 @@ def test_an_array_of_images_is_a_batch_too(encoder):
     ],
 )
 def test_what_is_no_image_is_refused(encoder, image):
-    with pytest.raises(ValueError, match="image: expected uint8"):
+    with pytest.raises(ValueError, match="image must be uint8"):
         encoder.encode(image)
-    with pytest.raises(ValueError, match="image: expected uint8"):
+    with pytest.raises(ValueError, match="image must be uint8"):
         encoder.encode_batch([random_image(16, 16), image])
 
 
 def test_an_empty_batch_is_refused(encoder):
-    with pytest.raises(ValueError, match="images: expected at least one"):
+    with pytest.raises(ValueError, match="images must hold at least one"):
         encoder.encode_batch([])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"up_block": 2}, r"up_block: expected 0 to 1, got 2"),
-        ({"up_block": -1}, r"up_block: expected 0 to 1, got -1"),
-        ({"timestep": 1000}, r"timestep: expected 0 to 999, got 1000"),
-        ({"timestep": -1}, r"timestep: expected 0 to 999, got -1"),
-        ({"input_size": 18}, r"input_size: expected a multiple of 4, got 18"),
-        ({"input_size": 0}, r"input_size: expected a multiple of 4, got 0"),
+        ({"up_block": 2}, r"up_block must be 0 to 1, got 2"),
+        ({"up_block": -1}, r"up_block must be 0 to 1, got -1"),
+        ({"timestep": 1000}, r"timestep must be 0 to 999, got 1000"),
+        ({"timestep": -1}, r"timestep must be 0 to 999, got -1"),
+        ({"input_size": 18}, r"input_size must be a multiple of 4, got 18"),
+        ({"input_size": 0}, r"input_size must be a multiple of 4, got 0"),
     ],
 )
 def test_settings_the_model_lacks_are_refused(encoder, change, message):
@@ -194,23 +192,54 @@ def test_settings_the_model_lacks_are_refused(encoder, change, message):
 
 def test_bfloat16_is_the_models_only(folder, encoder):
     rounded = replace(
-        encoder, generator=DeferredGenerator(folder, replace(CONFIG, dtype="bfloat16"))
+        encoder,
+        generator=DeferredGenerator(StoredWeights(folder), replace(CONFIG, dtype="bfloat16")),
     )
     pixels = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32)
-    shape = jax.eval_shape(rounded.features, rounded.generator.model.params, pixels)
+    shape = jax.eval_shape(rounded.compute_features, rounded.generator.model.params, pixels)
     assert (shape.shape, shape.dtype) == ((2, 8, 8, 32), np.float32)
     assert rounded.fingerprint != encoder.fingerprint
 
 
 def test_fingerprint_follows_weights_and_settings_and_loads_nothing(folder, encoder, tmp_path):
-    generator = DeferredGenerator(folder, CONFIG)
+    generator = DeferredGenerator(StoredWeights(folder), CONFIG)
     changes = [{}, {"input_size": 32}, {"timestep": 1}, {"up_block": 0}]
     prints = {replace(encoder, generator=generator, **change).fingerprint for change in changes}
     assert len(prints) == 4 and encoder.fingerprint in prints
     assert replace(encoder, batch_size=7).fingerprint == encoder.fingerprint
     assert "model" not in vars(generator)
     (tmp_path / "other").mkdir()
-    assert (
-        replace(encoder, generator=DeferredGenerator(tmp_path / "other", CONFIG)).fingerprint
-        not in prints
-    )
+    other = DeferredGenerator(StoredWeights(tmp_path / "other"), CONFIG)
+    assert replace(encoder, generator=other).fingerprint not in prints
+
+
+def test_drawing_settings_dont_count_and_load_nothing_again(folder, monkeypatch):
+    """As with `--encoder sd-unet --steps N`: the generator changes after the encoder has it."""
+    reads = []
+
+    def count(directory: Path) -> Checkpoint:
+        reads.append(directory)
+        return read(directory)
+
+    monkeypatch.setattr(generator_module, "read", count)
+    generator = DeferredGenerator(StoredWeights(folder), CONFIG)
+    encoder = UNetEncoder(generator, input_size=16)
+    faster = replace(generator, config=replace(CONFIG, steps=1))
+    assert faster.fingerprint != generator.fingerprint
+    assert replace(encoder, generator=faster).fingerprint == encoder.fingerprint
+    encoder.encode(random_image(16, 16))
+    faster.generate("bag", 1, seed=0)
+    assert reads == [folder]
+    assert faster.model.params is generator.model.params
+
+
+def test_64_bit_mode_changes_nothing(folder, encoder):
+    image = random_image(30, 21)
+    features = encoder.encode(image)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        generator = DeferredGenerator(StoredWeights(folder), CONFIG)
+        again = replace(encoder, generator=generator).encode(image)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert relative_error(again, features) <= 1e-6  # float32 rounding

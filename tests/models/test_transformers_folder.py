@@ -1,4 +1,4 @@
-"""Folders of transformers' models that are missing, damaged or hostile: one line that names the folder, and no code is run."""
+"""Missing, damaged or hostile folders of transformers' models: a line names the folder."""
 
 import json
 import pickle
@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeMasker
+import safetensors.torch as safetensors_torch
+import torch
 from published import write_clip, write_maskformer
 
 from rimjax.models.image_text import ImageTextMatcher
-from rimjax.models.proposers import MaskFormerConfig, MaskFormerMasker
-
-torch = pytest.importorskip("torch", reason="the models run in torch")
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="weights are in its format")
+from rimjax.models.maskformer import MaskFormerConfig, MaskFormerProposer
 
 HALF = (0.5, 0.5, 0.5)
 
 
 def load_maskformer(path: Path) -> Any:
-    return MaskFormerMasker(FakeMasker(), path, MaskFormerConfig(64, threshold=0.35), device="cpu")
+    return MaskFormerProposer(path, MaskFormerConfig(64, threshold=0.35), device="cpu")
 
 
 def load_clip(path: Path) -> Any:
@@ -35,10 +33,10 @@ A_WEIGHT = {"MaskFormer": "class_predictor.bias", "CLIP": "text_projection.weigh
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    made = {name: tmp_path_factory.mktemp(name) for name in LOADERS}
-    write_maskformer(made["MaskFormer"])
-    write_clip(made["CLIP"])
-    return made
+    paths = {name: tmp_path_factory.mktemp(name) for name in LOADERS}
+    write_maskformer(paths["MaskFormer"])
+    write_clip(paths["CLIP"])
+    return paths
 
 
 @pytest.fixture(params=LOADERS)
@@ -106,7 +104,7 @@ def refused(name: str, path: Path, capfd: pytest.CaptureFixture[str]) -> str:
         LOADERS[name](path)
     message, printed = str(stop.value), capfd.readouterr()
     assert (
-        message.startswith(f"{path}: no {name}")
+        message.startswith(f"{path}: not a {name}")
         and " as transformers writes it, or damaged (" in message
     )
     assert "\n" not in message and (printed.out, printed.err) == ("", "")
@@ -156,14 +154,14 @@ def test_a_missing_folder_is_named(name, tmp_path):
 def test_a_published_pickle_loads_as_safetensors_do(case, folders):
     name, path = case
     as_pickle(path)
-    ours, theirs = (LOADERS[name](one) for one in (path, folders[name]))
+    ours, theirs = (LOADERS[name](folder) for folder in (path, folders[name]))
     for key, tensor in theirs.model.state_dict().items():
         np.testing.assert_array_equal(ours.model.state_dict()[key].numpy(), tensor.numpy())
     assert not ours.model.training
 
 
 def test_published_quirks_are_forgiven(case):
-    """Buffers that inference never reads: some files lack what newer versions save, others have what newer versions don't."""
+    """Inference never reads some buffers, which some files lack and other files have."""
     name, path = case
 
     def quirk(state: dict[str, Any]) -> None:
@@ -186,7 +184,7 @@ def test_garbage_for_a_tokenizer_is_refused(folders, tmp_path, part, capfd):
     path = tmp_path / "clip"
     shutil.copytree(folders["CLIP"], path)
     (path / part).write_text("garbage")
-    assert "no CLIP tokenizer as" in refused("CLIP", path, capfd)
+    assert "not a CLIP tokenizer as" in refused("CLIP", path, capfd)
 
 
 def test_a_lacking_tokenizer_is_refused(folders, tmp_path, capfd):
@@ -194,7 +192,7 @@ def test_a_lacking_tokenizer_is_refused(folders, tmp_path, capfd):
     shutil.copytree(folders["CLIP"], path)
     for part in path.glob("*token*"):
         part.unlink()
-    assert "no CLIP tokenizer as" in refused("CLIP", path, capfd)
+    assert "not a CLIP tokenizer as" in refused("CLIP", path, capfd)
 
 
 def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
@@ -206,8 +204,8 @@ def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
     config = json.loads((path / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever asks is told yes
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # any question gets a yes
     with pytest.raises(ValueError) as stop:
         load_clip(path)
-    assert str(stop.value).startswith(f"{path}: no CLIP tokenizer as")
+    assert str(stop.value).startswith(f"{path}: not a CLIP tokenizer as")
     assert capfd.readouterr().out == ""

@@ -1,25 +1,22 @@
-"""Porting CLIP and MAE from all their layouts, against transformers' PyTorch models on tiny random weights."""
+"""CLIP and MAE ported from all their layouts, against transformers' PyTorch models."""
 
 import re
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
-import ported_weights.layouts
 from ported_weights import clip, dinov2, mae
 from ported_weights.rules import Rule, apply
 from rimjax.models import vit
 
-torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
-transformers = pytest.importorskip("transformers", reason="parity with PyTorch needs transformers")
-
 PORTS = {"clip": clip.port, "mae": mae.port}
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 3,
@@ -33,7 +30,7 @@ TOLERANCE = (
 
 
 def randomised(model: Any) -> Any:
-    """Weights that leave nothing out unnoticed, and that float16 holds exactly, so that rounding to it changes nothing."""
+    """Set weights that can't be left out unnoticed and that float16 holds exactly."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -47,7 +44,7 @@ def randomised(model: Any) -> Any:
 def build(name: str) -> Any:
     """A tiny model of transformers' class of that name."""
     if name.startswith("ViTMAE"):
-        decoder = {
+        decoder: dict[str, Any] = {
             "decoder_hidden_size": 16,
             "decoder_num_hidden_layers": 1,
             "decoder_num_attention_heads": 2,
@@ -143,7 +140,10 @@ def fused(hub: dict, prefix: str, names: tuple[str, str, str], leaf: str) -> Any
 
 
 def openai_layout(hub: dict) -> dict:
-    """A CLIPModel's weights as OpenAI's archive holds them: fused, the products' weights float16, its settings beside them."""
+    """Return a CLIPModel's weights as in OpenAI's archive.
+
+    Queries, keys and values are fused, matrices are float16, and settings stand beside them.
+    """
     vision = "vision_model."
     moved = {
         "visual.class_embedding": hub[vision + "embeddings.class_embedding"],
@@ -223,8 +223,8 @@ def layouts(models) -> dict[str, dict]:
     return states
 
 
-def assert_same(one: dict, other: dict) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def assert_same(ours: dict, theirs: dict) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_openais_layout_gives_the_same_params(layouts):
@@ -259,7 +259,7 @@ def test_the_vision_tower_alone_gives_the_same_params_as_the_whole_model(models,
 
 def test_heads_of_64_features_unless_the_published_model_has_others(layouts):
     def widths(hidden: int) -> dict:
-        """Just enough of a facebookresearch checkpoint for its config; the rest is what the error then lists."""
+        """Return a whole facebookresearch checkpoint of a single layer."""
         return {
             "cls_token": np.zeros((1, 1, hidden), np.float32),
             "pos_embed": np.zeros((1, 5, hidden), np.float32),
@@ -272,11 +272,12 @@ def test_heads_of_64_features_unless_the_published_model_has_others(layouts):
         }
 
     assert [mae.port(widths(hidden))[1].num_heads for hidden in (64, 128, 1280)] == [1, 2, 16]
-    with pytest.raises(ValueError, match="num_heads: must be given"):
+    with pytest.raises(ValueError, match="num_heads must be given"):
         clip.port(layouts["clip hub"])
 
 
-BROKEN = {  # layout: a key of an early layer that a leaf depends on alone, that leaf, a key whose first axis loses one
+# Layout: a key to remove, the leaf that depends on it alone, and a key to shorten.
+BROKEN = {
     "clip hub": (
         "vision_model.encoder.layers.1.layer_norm2.bias",
         "layers_1/norm2/bias",
@@ -301,13 +302,11 @@ def test_missing_and_unknown_keys_and_shapes_off_by_one_are_listed(layouts, layo
     gone, leaf, short = BROKEN[layout]
     port, state = PORTS[layout.split()[0]], layouts[layout]
     problems = {
-        f"{leaf}: no source key fills it": {
-            key: value for key, value in state.items() if key != gone
-        },
-        "head.weight: no rule knows this key": state | {"head.weight": torch.zeros(2, 2)},
-        f"{short}: float32[95] for layers_0/fc1/bias, expected float32[96]": state
+        f"{leaf}: missing": {key: value for key, value in state.items() if key != gone},
+        "head.weight: no rules match this key": state | {"head.weight": torch.zeros(2, 2)},
+        f"{short} for layers_0/fc1/bias: must be float32[96], got float32[95]": state
         | {short: state[short][:-1]},
-        f"{short}: float64[96] for layers_0/fc1/bias, expected float32[96]": state
+        f"{short} for layers_0/fc1/bias: must be float32[96], got float64[96]": state
         | {short: state[short].double()},
     }
     for problem, broken in problems.items():
@@ -317,23 +316,21 @@ def test_missing_and_unknown_keys_and_shapes_off_by_one_are_listed(layouts, layo
 
 
 @pytest.mark.parametrize("layout", BROKEN)
-def test_every_key_that_matters_is_needed_and_no_other(layouts, layout, monkeypatch):
-    """Without a key, porting raises, or changes nothing where the last layer's keys don't depend on it."""
+def test_every_key_that_matters_is_needed_and_no_other(layouts, layout):
+    """Without a key porting raises, or the last layer's keys don't depend on it."""
     port, state = PORTS[layout.split()[0]], layouts[layout]
-    shapes = cache(vit.param_shapes)  # seconds less
-    monkeypatch.setattr(ported_weights.layouts, "param_shapes", shapes)
     params = port(state, num_heads=3)[0]
     needless = 0
     for key in state:
         rest = {name: value for name, value in state.items() if name != key}
         try:
-            found = port(rest, num_heads=3)[0]
+            others = port(rest, num_heads=3)[0]
         except ValueError as error:
-            assert "no source key fills it" in str(error) or key in str(error)
+            assert ": missing" in str(error) or key in str(error)
         else:
-            assert_same(found, params)
+            assert_same(others, params)
             needless += 1
-    # The last norm, and beside it in CLIP the position_ids or the projection, and all that stands beside the tower.
+    # The last norm, in CLIP the position_ids or the projection, and all outside of the tower.
     beside = (
         sum(not key.startswith(("visual.", "vision_model.")) for key in state)
         if "clip" in layout
@@ -351,9 +348,9 @@ def test_the_last_layer_is_whole_though_little_of_it_is_used(layouts, layout):
     assert len(names) >= 12
     for key in names:
         wanted = list(state[key].shape)
-        with pytest.raises(ValueError, match=re.escape(key) + "|no source key fills it"):
+        with pytest.raises(ValueError, match=re.escape(key) + "|: missing"):
             port({name: value for name, value in state.items() if name != key}, num_heads=3)
-        with pytest.raises(ValueError, match=re.escape(f"{key}: ")):
+        with pytest.raises(ValueError, match=re.escape(key) + "(:| for )"):
             port(state | {key: np.zeros([wanted[0] + 1, *wanted[1:]], np.float32)}, num_heads=3)
 
 
@@ -365,18 +362,17 @@ def test_another_architecture_is_refused(layouts, models):
     for state in (resnet, layouts["mae hub"]):
         with pytest.raises(
             ValueError,
-            match=r"expected a ViT of CLIP .*missing: vision_model\.embeddings\.patch_embedding\.weight",
+            match=r"must be a ViT of CLIP .* without vision_model\.embeddings\.patch_embedding",
         ):
             clip.port(state)
     with pytest.raises(
-        ValueError,
-        match=r"expected MAE .*missing: embeddings\.patch_embeddings\.projection\.weight",
+        ValueError, match=r"must be MAE .* without embeddings\.patch_embeddings\.projection\.weight"
     ):
         mae.port(layouts["clip hub"])
     scales = {f"blocks.{i}.ls{n}.gamma": torch.ones(48) for i in range(3) for n in (1, 2)}
-    with pytest.raises(ValueError, match=r"blocks\.0\.ls1\.gamma: no rule knows this key"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.ls1\.gamma: no rules match this key"):
         mae.port(layouts["mae facebookresearch"] | scales, num_heads=3)  # DINOv2, by its keys
-    with pytest.raises(ValueError, match="layers_0/scale1: no source key fills it"):
+    with pytest.raises(ValueError, match="layers_0/scale1: missing"):
         dinov2.port(layouts["mae facebookresearch"], num_heads=3)
 
 
@@ -403,7 +399,24 @@ def test_half_precision_is_widened_only_where_asked(value, dtype):
         else value.astype(jnp.dtype(dtype))
     )
     shapes = {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    widened = apply([Rule("a", ("a",))], {"a": half}, shapes, widen=True)["a"]
+    widened = apply([Rule("a", ("a",))], {"a": half}, shapes, widen_halves=True)["a"]
     assert widened.dtype == np.float32 and widened.tolist() == [1.5, -3.0]
     with pytest.raises(ValueError, match="a: "):
         apply([Rule("a", ("a",))], {"a": half}, shapes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"num_registers": 2, "position_rule": "registers"},
+        {"pre_norm": True, "patch_bias": False, "layer_scale": False},
+        {"qkv_bias": False, "num_layers": 1, "mlp_ratio": 2.5},
+    ],
+)
+def test_shapes_are_those_of_the_flax_module(change):
+    sizes = {"hidden_size": 48, "num_layers": 3, "num_heads": 3, "patch_size": 4, "image_size": 20}
+    config = vit.ViTConfig(**sizes | change)
+    pixels = jax.ShapeDtypeStruct((1, 20, 20, 3), np.float32)
+    module = jax.eval_shape(vit.ViT(config).init, jax.random.key(0), pixels)
+    assert vit.param_shapes(config) == module["params"]

@@ -1,11 +1,14 @@
-"""Published weights converted from tiny models in the published formats, or refused in one line with nothing left behind."""
+"""Tiny models in the published formats are converted, or refused with nothing left behind."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +17,35 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from commands import run
-from published import dinov2_state, refused, safetensors_torch, torch, write_stable_diffusion
+import safetensors.torch as safetensors_torch
+import torch
+from cli import refused, run
+from published import dinov2_state, write_stable_diffusion
 from safetensors.numpy import load_file, save_file
+from tiny_diffusion import relaxed
 
-import ported_weights
-from ported_weights import convert, dinov2
-from rimjax.console import one_line
+from ported_weights import dinov2
 from rimjax.models import diffusion
-from rimjax.models.mapped import load_mapped, save_mapped
+from rimjax.models.stable_diffusion.checkpoint import map_safetensors, write_safetensors
+from rimjax.models.vit_encoder import load_vit
+from rimjax.models.weight_record import find_damaged
+from rimjax.weights import convert
 
 
 class Evil:
-    """A pickle of it runs code."""
+    """Unpickling it makes a folder."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = str(witness)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (print, ("code ran",))
+        return (os.mkdir, (self.witness,))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def relax() -> Iterator[None]:
+    with relaxed():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +79,33 @@ def test_mapped_files_are_the_librarys(tmp_path: Path) -> None:
         "empty": np.zeros((0, 3), np.float32),
         "scalar": np.float32(3).reshape(()),
     }
-    save_mapped(arrays, tmp_path / "ours.safetensors")
+    write_safetensors(arrays, tmp_path / "ours.safetensors")
     theirs = load_file(tmp_path / "ours.safetensors")
     save_file(
         {key: np.array(array, order="C") for key, array in arrays.items()},
         tmp_path / "theirs.safetensors",
         {"about": "x"},
     )
-    for found in (
+    for read in (
         theirs,
-        load_mapped(tmp_path / "ours.safetensors"),
-        load_mapped(tmp_path / "theirs.safetensors"),
+        map_safetensors(tmp_path / "ours.safetensors"),
+        map_safetensors(tmp_path / "theirs.safetensors"),
     ):
-        assert found.keys() == arrays.keys()
+        assert read.keys() == arrays.keys()
         for key, array in arrays.items():
-            np.testing.assert_array_equal(found[key], array, strict=True)
+            np.testing.assert_array_equal(read[key], array, strict=True)
     bfloat = jax.numpy.arange(5, dtype=jax.numpy.bfloat16)
-    save_mapped({"x": bfloat}, tmp_path / "b.safetensors")
-    assert (load_mapped(tmp_path / "b.safetensors")["x"] == bfloat).all()
+    write_safetensors({"x": bfloat}, tmp_path / "b.safetensors")
+    assert (map_safetensors(tmp_path / "b.safetensors")["x"] == bfloat).all()
     whole = (tmp_path / "ours.safetensors").read_bytes()
     for count in (0, 5, 30, len(whole) - 1):
         (tmp_path / "cut.safetensors").write_bytes(whole[:count])
         with pytest.raises(
-            ValueError, match=r"cut\.safetensors: truncated, or no safetensors file"
+            ValueError, match=r"cut\.safetensors: truncated, or not a safetensors file"
         ):
-            load_mapped(tmp_path / "cut.safetensors")
-    with pytest.raises(ValueError, match="x: expected one of"):
-        save_mapped({"x": np.zeros(2, np.complex64)}, tmp_path / "no.safetensors")
+            map_safetensors(tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match="x must be one of"):
+        write_safetensors({"x": np.zeros(2, np.complex64)}, tmp_path / "no.safetensors")
 
 
 # ---- porting
@@ -103,7 +119,7 @@ def test_a_vit_is_ported_from_a_file_or_its_folder(
     source.parent.mkdir()
     (safetensors_torch.save_file if name.endswith("safetensors") else torch.save)(state, source)
     run("weights", "port", "dinov2", source if name == "weights.pth" else source.parent, out)
-    params, config = ported_weights.load_vit(out)
+    params, config = load_vit(out)
     wanted, wanted_config = dinov2.port(state)
     assert config == wanted_config
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
@@ -111,16 +127,16 @@ def test_a_vit_is_ported_from_a_file_or_its_folder(
         "vit.safetensors",
         "vit.safetensors.sha256",
     ]
-    assert convert.damaged(out) == []
+    assert find_damaged(out) == []
     out.write_bytes(out.read_bytes()[:-1] + b"x")
-    assert convert.damaged(out) == ["vit.safetensors"]
+    assert find_damaged(out) == ["vit.safetensors"]
 
 
 def test_a_stable_diffusion_is_the_same_from_every_format(stable: Path, tmp_path: Path) -> None:
     run("weights", "port", "stable-diffusion", stable, tmp_path / "made" / "sd")
     first = diffusion.load(tmp_path / "made" / "sd")
     assert (
-        convert.damaged(tmp_path / "made" / "sd") == []
+        find_damaged(tmp_path / "made" / "sd") == []
         and len(list((tmp_path / "made").iterdir())) == 2
     )
     state = safetensors_torch.load_file(stable / "unet/diffusion_pytorch_model.safetensors")
@@ -195,28 +211,28 @@ def _configured(path: Path, **changes: object) -> None:
         (_cut, "truncated"),
         (
             lambda path: _changed(path, embeddings__patch_embeddings__projection__weight=None),
-            "expected DINOv2",
+            "must be DINOv2",
         ),
         (
             lambda path: _changed(
                 path, embeddings__mask_token=None, encoder__layer__0__norm2__bias=None
             ),
-            "layers_0/norm2/bias: no source key",
+            "layers_0/norm2/bias: missing",
         ),
-        (lambda path: _changed(path, extra=torch.zeros(2)), "extra: no rule knows this key"),
+        (lambda path: _changed(path, extra=torch.zeros(2)), "extra: no rules match this key"),
         (
             lambda path: _changed(path, encoder__layer__0__norm2__bias=torch.zeros(65)),
-            "float32[65] for layers_0/norm2/bias",
+            "layers_0/norm2/bias: must be float32[64], got float32[65]",
         ),
         (
             lambda path: _changed(path, embeddings__register_tokens=torch.zeros(64)),
-            "register_tokens: expected 3 axes",
+            "register_tokens must have 3 axes",
         ),
         (
             lambda path: _changed(
                 path, encoder__layer__0__norm2__bias=torch.full((64,), torch.inf)
             ),
-            "norm2.bias: holds NaN or infinity",
+            "norm2/bias: holds NaN or infinity",
         ),
         (lambda path: path.write_bytes(b""), "truncated"),
         (lambda path: path.unlink(), "holds neither model.safetensors nor pytorch_model.bin"),
@@ -237,18 +253,19 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
 ) -> None:
     out = tmp_path / "made" / "vit.safetensors"
     with (tmp_path / "evil.pth").open("wb") as file:
-        pickle.dump({"weight": Evil()}, file, protocol=2)
+        pickle.dump({"weight": Evil(tmp_path / "ran")}, file, protocol=2)
     assert "run code" in refused(capsys, "weights", "port", "dinov2", tmp_path / "evil.pth", out)
-    torch.save({"model": state, "optimizer": Evil()}, tmp_path / "evil.bin")
+    torch.save({"model": state, "optimizer": Evil(tmp_path / "ran")}, tmp_path / "evil.bin")
     assert "run code" in refused(capsys, "weights", "port", "dinov2", tmp_path / "evil.bin", out)
+    assert not (tmp_path / "ran").exists()
     unet = stable / "unet/diffusion_pytorch_model.safetensors"
-    assert "expected MAE" in refused(capsys, "weights", "port", "mae", unet, out)
+    assert "must be MAE" in refused(capsys, "weights", "port", "mae", unet, out)
     assert "no such file" in refused(
         capsys, "weights", "port", "dinov2", tmp_path / "none.pth", out
     )
     assert not list(out.parent.iterdir())
     out.write_text("mine")
-    assert "is there already" in refused(capsys, "weights", "port", "mae", unet, out)
+    assert "exists already" in refused(capsys, "weights", "port", "mae", unet, out)
     assert out.read_text() == "mine"
 
 
@@ -268,8 +285,8 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
                 conv_in__bias=None,
                 more=torch.zeros(2),
             ),
-            "unet/diffusion_pytorch_model.safetensors: state_dict: doesn't fit the Flax model: more: the model has no such weight; "
-            "conv_in/bias: no source key fills it",
+            "unet/diffusion_pytorch_model.safetensors: state_dict must fit the model, got: "
+            "more: the model has no such weight; conv_in/bias: missing",
         ),
         (
             lambda folder: _changed(
@@ -277,21 +294,21 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
                 decoder__mid_block__attentions__0__query__weight=None,
                 decoder__mid_block__attentions__0__to_q__weight=torch.zeros(32, 33),
             ),
-            "decoder.mid_block.attentions.0.to_q.weight has the wrong shape, [32, 33]",
+            "decoder.mid_block.attentions.0.to_q.weight: has the wrong shape, [32, 33]",
         ),
         (
             lambda folder: _changed(
                 folder / "vae/diffusion_pytorch_model.safetensors",
                 decoder__mid_block__attentions__0__to_q__weight=torch.zeros(32, 32),
             ),
-            "is the second key that fills decoder/mid_block/attentions_0/query/kernel",
+            "is the second key for decoder/mid_block/attentions_0/query/kernel",
         ),
         (
             lambda folder: _changed(
                 folder / "text_encoder/model.safetensors",
                 text_model__final_layer_norm__gamma=torch.zeros(32),
             ),
-            "1 keys too many; they name a weight a second time",
+            "1 keys too many: they name a weight twice",
         ),
         (
             lambda folder: _changed(
@@ -312,21 +329,21 @@ def test_code_another_architecture_and_a_taken_name_are_refused(
         ),
         (
             lambda folder: _configured(folder / "unet/config.json", block_out_channels=5),
-            "unet/config.json: no config of such a model",
+            "unet/config.json: not a config of such a model",
         ),
         (
             lambda folder: _configured(folder / "text_encoder/config.json", hidden_act="nope"),
-            "text_encoder/config.json: no config of such",
+            "text_encoder/config.json: not a config of such",
         ),
         (
             lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{}"),
-            "num_train_timesteps: expected a positive number",
+            "num_train_timesteps must be a positive number",
         ),
         (
             lambda folder: _configured(
                 folder / "scheduler/scheduler_config.json", beta_schedule="nope"
             ),
-            "beta_schedule: expected one of linear, scaled_linear, squaredcos_cap_v2, got 'nope'",
+            "beta_schedule must be one of linear, scaled_linear, squaredcos_cap_v2, got 'nope'",
         ),
     ],
 )
@@ -351,7 +368,10 @@ def test_a_damaged_config_of_ported_weights_is_named(stable: Path, tmp_path: Pat
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow past 4 KiB: writing fails half-way, as on a full disk. Only within a test, since pytest writes files too."""
+    """Let no file grow past 4 KiB: writing fails half-way, as on a full disk.
+
+    Only within a test, because pytest writes files too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -374,7 +394,41 @@ def test_a_disk_that_fills_while_porting_leaves_nothing(
     assert not list((tmp_path / "made").iterdir())
 
 
-def test_a_long_list_becomes_one_line() -> None:
-    assert one_line(ValueError("a:\n  b\n  c")) == "a: b; c"
-    assert one_line(ValueError("a:\n  b\n  c\n d\n\n e\n f")) == "a: b; c; d; and 2 more"
-    assert one_line(ValueError("alone")) == "alone" and one_line(ValueError()) == "ValueError"
+KILLED = """
+import os, sys
+from pathlib import Path
+from rimjax.weights.convert import convert
+
+rename, destination = Path.replace, Path(sys.argv[2])
+
+def die_before(self, target):
+    if Path(target) == destination:
+        os._exit(9)
+    return rename(self, target)
+
+Path.replace = die_before
+convert("dinov2", sys.argv[1], destination)
+"""
+
+
+def test_a_killed_conversion_leaves_no_record_of_other_weights(
+    source: Path, state: dict[str, Any], tmp_path: Path
+) -> None:
+    """The process dies between the record and the weights; then other weights are converted."""
+    out = tmp_path / "made" / "vit.safetensors"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(source), str(out)])
+    assert done.returncode == 9 and not out.exists() and find_damaged(out) == ["vit.safetensors"]
+    first = next(iter(state))
+    other = tmp_path / "model.safetensors"
+    safetensors_torch.save_file(state | {first: state[first] + 1}, other)
+    convert.convert("dinov2", other, out)
+    assert find_damaged(out) == []
+
+
+def test_a_failed_conversion_leaves_no_record(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "made" / "vit.safetensors"
+    convert.convert("dinov2", source, out)
+    out.unlink()
+    with pytest.raises(ValueError, match="must be MAE"):
+        convert.convert("mae", source, out)
+    assert not list(out.parent.iterdir())

@@ -1,4 +1,4 @@
-"""CLIP's image-text baseline on a tiny random CLIP, against transformers' own features of crops that a few lines of NumPy cut."""
+"""CLIP's image-text baseline on a tiny random CLIP, against transformers' features of crops."""
 
 import json
 import shutil
@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 from published import write_clip
 
 from rimjax.models.image_text import ImageTextMatcher
-
-torch = pytest.importorskip("torch", reason="CLIP runs in torch")
-transformers = pytest.importorskip("transformers", reason="CLIP is transformers'")
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.26, 0.25, 0.28)
 TOLERANCE = 1e-5  # float32 rounding, of unit vectors; typically 3e-7
@@ -48,7 +47,7 @@ def apart(features: np.ndarray) -> float:
 
 
 def scene(height: int = 40, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """An image, and masks: a blob, a ring, two pieces, one pixel, a row, a rectangle, everything."""
+    """Return an image, and masks: blob, ring, two pieces, pixel, row, rectangle, everything."""
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     y, x = np.mgrid[:height, :width]
     radius = np.hypot(y - height / 2, x - width / 2)
@@ -228,8 +227,8 @@ def test_fingerprint_follows_weights_architecture_and_colours(folder, matcher, t
             device="cpu",
         ),
     ]
-    prints = {one.fingerprint for one in (matcher, *others)}
-    assert len(prints) == 4 and {len(one) for one in prints} == {20}
+    prints = {other.fingerprint for other in (matcher, *others)}
+    assert len(prints) == 4 and set(map(len, prints)) == {20}
     moved = copied(folder, tmp_path / "moved", "config.json", transformers_version="4.0.0")
     assert (
         ImageTextMatcher(moved, MEAN, STD, device="cpu", batch_size=2).fingerprint
@@ -246,11 +245,11 @@ def test_fingerprint_follows_weights_architecture_and_colours(folder, matcher, t
     ],
 )
 def test_what_is_no_image_is_refused(matcher, image):
-    with pytest.raises(ValueError, match="image: expected uint8"):
+    with pytest.raises(ValueError, match="image must be uint8"):
         matcher.embed_regions(image, np.ones((1, *image.shape[:2]), bool))
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 30), (1, 60, 40), (40, 60)])
 def test_masks_of_another_size_than_the_image_are_refused(matcher, shape):
-    with pytest.raises(ValueError, match=r"masks: expected bool\[P, 40, 60\]"):
+    with pytest.raises(ValueError, match=r"masks must be bool\[P, 40, 60\]"):
         matcher.embed_regions(scene()[0], np.ones(shape, bool))

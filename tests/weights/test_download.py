@@ -1,4 +1,4 @@
-"""Downloading, listing and verifying published weights, against a hub and a web server that are fakes on this machine."""
+"""Download, list and verify published weights, with a local fake hub and web server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from commands import run
-from published import dinov2_state, refused, safetensors_torch, write_stable_diffusion
+import safetensors.torch as safetensors_torch
+from cli import refused, run
+from published import dinov2_state, write_stable_diffusion
+from tiny_diffusion import relaxed
 
 import ported_weights
-from ported_weights import sources
-from ported_weights.sources import Source, SourceFile
+from rimjax.files import sha256
 from rimjax.models import diffusion
+from rimjax.models.vit_encoder import load_vit
+from rimjax.weights.sources import Source, SourceFile
+
+
+@pytest.fixture(scope="module", autouse=True)
+def relax() -> Iterator[None]:
+    with relaxed():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +83,7 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def entry(path: str, root: str) -> SourceFile:
-        return SourceFile(
-            path, (folder / root / path).stat().st_size, sources.sha256(folder / root / path)
-        )
+        return SourceFile(path, (folder / root / path).stat().st_size, sha256(folder / root / path))
 
     files = tuple(
         SourceFile(str(path.relative_to(folder / "org/sd")))
@@ -98,7 +105,7 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         Source("sam", "sam", "Apache-2.0", "sam.pth", (entry("sam.pth", ""),), url=url),
     )
     everything = {source.name: source for source in known}
-    monkeypatch.setattr("rimjax.cli_weights.sources", lambda: everything)
+    monkeypatch.setattr("rimjax.commands.weights.sources", lambda: everything)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
     about = SimpleNamespace(
@@ -118,7 +125,7 @@ def test_download_says_what_comes_fetches_converts_and_verifies(
     folder = tmp_path / "weights" / "paper"
     refusal = refused(capsys, "weights", "download", "tiny", "sam", *where)
     assert (
-        "--yes agrees beforehand" in refusal
+        "--yes agrees to the licences" in refusal
         and "org/vit at revision aaaa" in refusal
         and not hub.requests
     )
@@ -135,13 +142,11 @@ def test_download_says_what_comes_fetches_converts_and_verifies(
         "vit.safetensors.sha256",
     ]
     assert ("org/vit", "model.safetensors", "a" * 40) in hub.requests
-    assert diffusion.load(folder / "sd").fingerprint and ported_weights.load_vit(
-        folder / "vit.safetensors"
-    )
+    assert diffusion.load(folder / "sd").fingerprint and load_vit(folder / "vit.safetensors")
 
     count = len(hub.requests)
     run("weights", "download", "tiny", "sd", "sam", "--yes", *where)
-    assert len(hub.requests) == count and "all there already" in capsys.readouterr().out
+    assert len(hub.requests) == count and "all present already" in capsys.readouterr().out
     run("weights", "list", *where)
     assert capsys.readouterr().out.count("present") == 3
 
@@ -170,7 +175,7 @@ def test_an_interrupted_download_goes_on_and_a_wrong_file_is_thrown_away(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(*words)
-    assert "its sha256 is" in capsys.readouterr().err and not list(folder.iterdir())
+    assert "must have sha256" in capsys.readouterr().err and not list(folder.iterdir())
     (hub.folder / "sam.pth").write_bytes(whole[:1500])
     with pytest.raises(SystemExit):
         run(*words)
@@ -182,7 +187,7 @@ def test_an_interrupted_download_goes_on_and_a_wrong_file_is_thrown_away(
     assert [path.name for path in folder.iterdir()] == [".sam.pth.part"]
 
 
-def test_offline_lists_the_files_wanted(
+def test_offline_lists_the_files_to_get_by_hand(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = ("--yes", "--weights-dir", tmp_path / "weights")
@@ -197,7 +202,7 @@ def test_offline_lists_the_files_wanted(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in refused(capsys, "weights", "download", "sam", *where)
     assert not (tmp_path / "weights/paper/sd").exists()
-    assert "expected some of tiny, sd, sam, got gpt" in refused(
+    assert "weights must be among tiny, sd, sam, got gpt" in refused(
         capsys, "weights", "download", "gpt", *where
     )
 

@@ -1,4 +1,4 @@
-"""The SAM adapter against segment-anything's own predictor and mask generator, on a tiny random Sam."""
+"""The SAM adapter against segment-anything's predictor and mask generator, on a tiny Sam."""
 
 import sys
 import warnings
@@ -7,16 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import segment_anything
+import torch
+from safetensors.torch import save_file
 
-from ported_weights.files import read_state_dict
+from ported_weights.checkpoints import read_state_dict
 from rimjax.models import sam as adapter
-from rimjax.models.protocols import Masker
-from rimjax.models.sam import ProposalConfig, SamConfig, SamMasker
-
-torch = pytest.importorskip("torch", reason="SAM runs on torch")
-segment_anything = pytest.importorskip(
-    "segment_anything", reason="the adapter is compared with segment-anything itself"
-)
+from rimjax.models.protocols import Masker, Proposer
+from rimjax.models.sam import ProposalConfig, Sam, SamConfig, SamMasker, SamProposer
 
 CONFIG = SamConfig(
     image_size=64,
@@ -50,14 +48,24 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def masker() -> SamMasker:
+def sam() -> Sam:
     torch.manual_seed(3)
-    sam = adapter.build(CONFIG)
+    model = adapter.build(CONFIG)
     for mlp in (
-        sam.mask_decoder.output_hypernetworks_mlps
+        model.mask_decoder.output_hypernetworks_mlps
     ):  # random logits are near 0: no mask would count as stable
         mlp.layers[-1].weight.data *= 100
-    return SamMasker(sam, CONFIG, LENIENT, device="cpu")
+    return Sam(model, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def masker(sam) -> SamMasker:
+    return SamMasker(sam)
+
+
+@pytest.fixture(scope="module")
+def proposer(sam) -> SamProposer:
+    return SamProposer(sam, LENIENT)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +74,10 @@ def image() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def generated(masker, image) -> list[dict]:
+def generated(sam, image) -> list[dict]:
     """What segment-anything itself proposes with the same settings."""
     generator = segment_anything.SamAutomaticMaskGenerator(
-        masker.sam,
+        sam.model,
         points_per_side=3,
         points_per_batch=64,
         pred_iou_thresh=-10.0,
@@ -80,8 +88,8 @@ def generated(masker, image) -> list[dict]:
 
 
 @pytest.mark.parametrize("points", [[[10.0, 20.0]], [[0.0, 0.0], [31.0, 23.0], [18.5, 7.25]]])
-def test_mask_is_the_predictors_best(masker, image, points):
-    predictor = segment_anything.SamPredictor(masker.sam)
+def test_mask_is_the_predictors_best(sam, masker, image, points):
+    predictor = segment_anything.SamPredictor(sam.model)
     predictor.set_image(image)
     masks, scores, _ = predictor.predict(
         np.array(points), np.ones(len(points)), multimask_output=True
@@ -94,38 +102,39 @@ def test_mask_is_the_predictors_best(masker, image, points):
     assert others, "all three masks are the same: the test couldn't tell a wrong choice"
 
 
-def test_proposals_are_the_generators_largest_first(masker, image, generated):
-    proposals = masker.propose_scored(image)
+def test_proposals_are_the_generators_largest_first(proposer, image, generated):
+    typed: Proposer = proposer
+    proposals = proposer.propose_scored(image)
     assert len(generated) > 3
     assert proposals.masks.shape == (len(generated), 24, 32) and proposals.masks.dtype == bool
     areas = proposals.masks.sum((1, 2))
     assert (np.diff(areas) <= 0).all()
     assert sorted(mask.tobytes() for mask in proposals.masks) == sorted(
-        one["segmentation"].tobytes() for one in generated
+        record["segmentation"].tobytes() for record in generated
     )
-    theirs = {one["segmentation"].tobytes(): one["predicted_iou"] for one in generated}
+    theirs = {record["segmentation"].tobytes(): record["predicted_iou"] for record in generated}
     for mask, score in zip(proposals.masks, proposals.scores, strict=True):
         assert score == pytest.approx(
             theirs[mask.tobytes()], abs=1e-5
         )  # decoded in batches of another size
-    np.testing.assert_array_equal(masker.propose(image), proposals.masks)
+    np.testing.assert_array_equal(typed.propose(image), proposals.masks)
 
 
-def test_small_proposals_are_dropped(masker, image, generated):
-    limit = int(np.median([one["area"] for one in generated])) + 1
-    strict = SamMasker(masker.sam, CONFIG, replace(LENIENT, min_area=limit), device="cpu")
-    expected = sum(one["area"] >= limit for one in generated)
+def test_small_proposals_are_dropped(sam, image, generated):
+    limit = int(np.median([record["area"] for record in generated])) + 1
+    strict = SamProposer(sam, replace(LENIENT, min_area=limit))
+    expected = sum(record["area"] >= limit for record in generated)
     assert 0 < expected < len(generated)
     assert len(strict.propose(image)) == expected
 
 
-def test_overlapping_boxes_are_suppressed(masker, image, generated):
-    strict = SamMasker(masker.sam, CONFIG, replace(LENIENT, box_nms_thresh=0.7), device="cpu")
+def test_overlapping_boxes_are_suppressed(sam, image, generated):
+    strict = SamProposer(sam, replace(LENIENT, box_nms_thresh=0.7))
     assert 0 < len(strict.propose(image)) < len(generated)
 
 
-def test_no_proposal_at_all_is_an_empty_stack(masker, image):
-    strict = SamMasker(masker.sam, CONFIG, replace(LENIENT, pred_iou_thresh=1e3), device="cpu")
+def test_no_proposal_at_all_is_an_empty_stack(sam, image):
+    strict = SamProposer(sam, replace(LENIENT, pred_iou_thresh=1e3))
     proposals = strict.propose_scored(image)
     assert (
         proposals.masks.shape == (0, 24, 32)
@@ -134,51 +143,54 @@ def test_no_proposal_at_all_is_an_empty_stack(masker, image):
     )
 
 
-def test_it_runs_without_warnings(masker, image):
+def test_it_runs_without_warnings(masker, proposer, image):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         masker.mask(image, np.array([[5.0, 5.0]], np.float32))
-        masker.propose(image)
+        proposer.propose(image)
 
 
-def test_bad_input_is_refused(masker, image):
-    with pytest.raises(ValueError, match=r"image: expected uint8\[H, W, 3\]"):
-        masker.propose(image.astype(np.float32))
-    with pytest.raises(ValueError, match="points: expected"):
+def test_bad_input_is_refused(masker, proposer, image):
+    with pytest.raises(ValueError, match=r"image must be uint8\[H, W, 3\]"):
+        proposer.propose(image.astype(np.float32))
+    with pytest.raises(ValueError, match="points must be"):
         masker.mask(image, np.zeros((0, 2), np.float32))
-    with pytest.raises(ValueError, match="points: expected"):
+    with pytest.raises(ValueError, match="points must be"):
         masker.mask(image, np.zeros(2, np.float32))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_checkpoints_round_trip(masker, image, tmp_path, suffix):
-    from safetensors.torch import save_file
-
+def test_checkpoints_round_trip(sam, proposer, image, tmp_path, suffix):
     path = tmp_path / f"sam{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(masker.sam.state_dict(), path)
-    loaded = adapter.load(read_state_dict(path), CONFIG, proposals=LENIENT, device="cpu")
-    assert loaded.fingerprint == masker.fingerprint
-    np.testing.assert_array_equal(loaded.propose(image), masker.propose(image))
+    (save_file if suffix == ".safetensors" else torch.save)(sam.model.state_dict(), path)
+    loaded = adapter.load(read_state_dict(path), CONFIG, device="cpu")
+    assert loaded.fingerprint == sam.fingerprint
+    np.testing.assert_array_equal(
+        SamProposer(loaded, LENIENT).propose(image), proposer.propose(image)
+    )
 
 
-def test_fingerprint_follows_weights_not_proposal_settings(masker):
-    other = SamMasker(masker.sam, CONFIG, replace(LENIENT, points_per_side=8), device="cpu")
-    assert other.fingerprint == masker.fingerprint
+def test_fingerprints_follow_weights_and_the_proposers_its_settings(sam, masker, proposer):
+    assert SamProposer(sam, replace(LENIENT, points_per_side=8)).fingerprint != proposer.fingerprint
+    assert (
+        SamProposer(sam, replace(LENIENT, points_per_batch=7)).fingerprint == proposer.fingerprint
+    )
     torch.manual_seed(4)
-    assert SamMasker(adapter.build(CONFIG), CONFIG, device="cpu").fingerprint != masker.fingerprint
+    other = Sam(adapter.build(CONFIG), CONFIG)
+    assert SamMasker(other).fingerprint != masker.fingerprint
+    assert SamProposer(other, LENIENT).fingerprint != proposer.fingerprint
 
 
-def test_load_says_what_is_wrong(masker):
-    state = masker.sam.state_dict()
+def test_load_says_what_is_wrong(sam):
+    state = sam.model.state_dict()
     with pytest.raises(
         ValueError,
-        match=r"(?s)not the weights of this SAM.*neck\.0\.weight: \[32, 32, 1, 1\], expected \[64, 32, 1, 1\]",
+        match=r"(?s)must fit the model.*neck\.0\.weight: must be float32\[64, 32, 1, 1\], got",
     ):
         adapter.load(state, replace(CONFIG, out_chans=64))
     state["extra"] = state.pop("mask_decoder.iou_token.weight")
     with pytest.raises(
-        ValueError,
-        match=r"(?s)iou_token\.weight: not in the file.*extra: this SAM has no such weight",
+        ValueError, match=r"(?s)extra: the model has no such weight.*iou_token\.weight: missing"
     ):
         adapter.load(state, CONFIG)
 
