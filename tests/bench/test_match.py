@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run
+from cli import run
 
 from rimjax.bench.roofline import count_operations
 

@@ -1,4 +1,4 @@
-"""The paper preset's choices, and its self-test with random weights, on a preset of the same make with tiny models."""
+"""The paper preset's choices, and its self-test with random weights, on tiny models."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from cli import run
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-import ported_weights
-import rimjax
-from ported_weights.sources import sources
-from rimjax.references import store
-from rimjax.presets.catalogue import PRESETS, EncoderChoice, MaskerChoice
-from rimjax.models import random_weights, sam
-from rimjax.models.deferred import DeferredGenerator
-from rimjax.models.sam import ProposalConfig, SamConfig
-from rimjax.models.vit import ViTConfig, ViTEncoder, param_shapes
+import torch
+from segment_anything import sam_model_registry as registry
 
-torch = pytest.importorskip("torch", reason="SAM runs on torch")
-registry = pytest.importorskip(
-    "segment_anything", reason="SAM is segment-anything's"
-).sam_model_registry
+import rimjax
+from rimjax.models import random_weights, sam
+from rimjax.models.random_weights import RandomWeights
+from rimjax.models.sam import ProposalConfig, SamConfig, SamMasker
+from rimjax.models.stable_diffusion import DeferredGenerator, UNetEncoder
+from rimjax.models.vit import ViTConfig, param_shapes
+from rimjax.models.vit_encoder import ViTEncoder, save_vit
+from rimjax.presets.catalogue import PRESETS, EncoderChoice, MaskerChoice
+from rimjax.references import store
+from rimjax.weights.sources import sources
 
 TINY_SAM = SamConfig(64, 8, 32, 2, 2, (1,), 4, 32, decoder_heads=4, decoder_mlp_dim=64)
 TINY_VIT = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 8, "image_size": 32}
@@ -64,7 +63,7 @@ TINY_DIFFUSION = {
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper preset with models that run in no time."""
+    """The paper preset with models that run in a moment."""
     paper = PRESETS["paper"]
     choice = EncoderChoice("vit.safetensors", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), TINY_VIT)
     small = replace(
@@ -80,35 +79,22 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_weights, "STABLE_DIFFUSION", TINY_DIFFUSION)
 
 
-SELF_TEST = (
-    "--preset",
-    "paper",
-    "--random-weights",
-    "--steps",
-    "1",
-    "--images",
-    "1",
-    "--classes",
-    "cat",
-)
+SELF_TEST = ("--preset", "paper", "--random-weights", "--steps", 1, "--images", 1)
 
 
 @pytest.mark.usefixtures("tiny")
 def test_both_commands_run_and_report_every_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("bank", "build", *SELF_TEST, "--cache-dir", tmp_path / "cache")
+    build = (*SELF_TEST, "--classes", "cat", "--cache-dir", tmp_path / "cache")
+    run("bank", "build", *build)
     done = capsys.readouterr()
     manifest = store.read_manifest(done.out.strip())
-    assert (
-        manifest.names == ("cat",)
-        and manifest.preset == "paper (random weights)"
-        and manifest.settings["num_images"] == 1
-    )
-    (shard,) = store.read_all_references(manifest, pictures=True)
-    assert (
-        shard.images is not None and shard.images.shape == (1, 16, 16, 3) and shard.images.std() > 1
-    )
+    assert manifest.names == ("cat",) and manifest.preset == "paper (random weights)"
+    assert manifest.settings["num_images"] == 1
+    (references,) = store.read_all_references(manifest, pictures=True)
+    assert references.images is not None and references.images.shape == (1, 16, 16, 3)
+    assert references.images.std() > 1
     assert "self-test: random weights: pictures, masks and labels mean nothing" in done.err
     for stage in (
         "load SAM and the encoder",
@@ -122,27 +108,16 @@ def test_both_commands_run_and_report_every_stage(
 
     run("bank", "add", manifest.path, "--classes", "dog", "--random-weights", "--steps", "1")
     done = capsys.readouterr()
-    assert (
-        store.read_manifest(done.out.strip()).names == ("cat", "dog")
-        and done.err.count("generator.generate") == 1
-    )
+    assert store.read_manifest(done.out.strip()).names == ("cat", "dog")
+    assert done.err.count("generator.generate") == 1
 
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(
-        tmp_path / "photo.png"
-    )
-    run(
-        "segment",
-        tmp_path / "photo.png",
-        *SELF_TEST,
-        "--cache-dir",
-        tmp_path / "cache",
-        "--output",
-        tmp_path / "out.png",
-    )
-    said = capsys.readouterr().err
-    assert "masker.propose" in said and "encoder.encode:" in said and re.search(r"match \d", said)
-    assert "photo.png: 0 regions" not in said, "nothing would have been matched"
-    assert "generator." not in said, "the bank was there: Stable Diffusion must not be built"
+    photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    run("segment", tmp_path / "photo.png", *build, "--output", tmp_path / "out.png")
+    report = capsys.readouterr().err
+    assert "proposer.propose" in report and "encoder.encode:" in report
+    assert re.search(r"match \d", report) and "photo.png: 0 regions" not in report
+    assert "generator." not in report, "with a stored bank Stable Diffusion isn't built"
     assert np.asarray(Image.open(tmp_path / "out_labels.png")).shape == (40, 60)
 
 
@@ -154,75 +129,70 @@ def test_choices_dtypes_and_fingerprints(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert isinstance(default.encoder, ViTEncoder) and isinstance(small.encoder, ViTEncoder)
     assert (default.encoder.config.hidden_size, small.encoder.config.hidden_size) == (32, 64)
-    assert isinstance(
-        default.generator, DeferredGenerator
-    ) and default.generator.fingerprint.startswith("random-0-")
-    assert "model" not in vars(default.generator)
-    other = replace(default.generator, config=replace(default.generator.config, steps=7))
-    assert (
-        other.fingerprint
-        != default.generator.fingerprint
-        != replace(default.generator, seed=1).fingerprint
-    )
+    generator = default.generator
+    assert isinstance(generator, DeferredGenerator) and "model" not in vars(generator)
+    faster = replace(generator, config=replace(generator.config, steps=7))
+    other = replace(generator, weights=RandomWeights(1))
+    assert len({faster.fingerprint, generator.fingerprint, other.fingerprint}) == 3
 
-    def dtypes(**options: object) -> tuple[str, str]:
+    def load_dtypes(**options: object) -> tuple[str, str]:
         models = rimjax.load_preset("paper", random_weights=True, **options)  # pyright: ignore[reportArgumentType]
-        assert isinstance(models.encoder, ViTEncoder) and isinstance(
-            models.generator, DeferredGenerator
-        )
+        assert isinstance(models.encoder, ViTEncoder)
+        assert isinstance(models.generator, DeferredGenerator)
         return models.generator.config.dtype, models.encoder.config.dtype
 
-    assert dtypes() == ("float32", "float32") and dtypes(dtype="bfloat16") == (
-        "bfloat16",
-        "bfloat16",
-    )
+    full, half = ("float32", "float32"), ("bfloat16", "bfloat16")
+    assert load_dtypes() == full and load_dtypes(dtype="bfloat16") == half
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert dtypes() == ("bfloat16", "bfloat16") and dtypes(dtype="float32") == (
-        "float32",
-        "float32",
-    )
+    assert load_dtypes() == half and load_dtypes(dtype="float32") == full
     mini = rimjax.load_preset("mini")
     assert isinstance(mini.encoder, ViTEncoder) and mini.encoder.config.dtype == "float32"
 
-    with pytest.raises(
-        ValueError, match=r"encoder: preset 'paper' offers dinov2-base, dinov2-small, got 'dino'"
-    ):
+    with pytest.raises(ValueError, match=r"encoder must be one of dinov2-base, .* got 'dino'"):
         rimjax.load_preset("paper", encoder="dino")
-    with pytest.raises(ValueError, match="masker: preset 'mini' offers mini, got 'sam-vit-h'"):
+    with pytest.raises(ValueError, match="masker must be one of mini in 'mini', got 'sam-vit-h'"):
         rimjax.load_preset("mini", masker="sam-vit-h")
     with pytest.raises(ValueError, match="random_weights"):
         rimjax.load_preset("mini", random_weights=True)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        rimjax.load_preset("mini", steps=0)
+
+
+def test_the_unet_encoder_and_the_generator_share_their_weights() -> None:
+    """`--encoder sd-unet --steps N` loads Stable Diffusion once."""
+    models = rimjax.load_preset("mini", encoder="mini-unet", steps=3)
+    assert isinstance(models.generator, DeferredGenerator) and isinstance(
+        models.encoder, UNetEncoder
+    )
+    assert models.generator.config.steps == 3
+    assert models.encoder.generator.weights is models.generator.weights
+    default = rimjax.load_preset("mini", encoder="mini-unet")
+    assert models.encoder.fingerprint == default.encoder.fingerprint
 
 
 @pytest.mark.usefixtures("tiny")
 def test_weights_on_disk_are_loaded_and_checked(tmp_path: Path) -> None:
     folder = tmp_path / "paper"
     (folder / "stable-diffusion-v1-4").mkdir(parents=True)
-    config = ViTConfig(**TINY_VIT)
-    params = jax.tree.map(np.asarray, random_weights.vit(config, seed=3))
-    ported_weights.save_vit(params, config, folder / "vit.safetensors")
-    masker = sam.load(None, TINY_SAM, seed=5)
-    torch.save(masker.sam.state_dict(), folder / "sam.pth")
+    config, file = ViTConfig(**TINY_VIT), folder / "vit.safetensors"
+    params = jax.tree.map(np.asarray, random_weights.make_vit(config, seed=3))
+    save_vit(params, config, file)
+    original = sam.load(None, TINY_SAM, seed=5)
+    torch.save(original.model.state_dict(), folder / "sam.pth")
     models = rimjax.load_preset("paper", tmp_path)
-    assert models.name == "paper" and models.masker.fingerprint == masker.fingerprint
+    assert models.name == "paper"
+    assert models.masker.fingerprint == SamMasker(original).fingerprint
     assert isinstance(models.encoder, ViTEncoder)
     jax.tree.map(np.testing.assert_array_equal, models.encoder.params, params)
-    with pytest.raises(
-        ValueError,
-        match=r"vit\.safetensors: another model's weights: expected hidden_size 64, got 32",
-    ):
+    with pytest.raises(ValueError, match=r"vit\.safetensors: hidden_size must be 64, got 32"):
         rimjax.load_preset("paper", tmp_path, encoder="dinov2-small")
     registers = replace(config, num_registers=4)
-    ported_weights.save_vit(
-        jax.tree.map(np.asarray, random_weights.vit(registers)),
-        registers,
-        folder / "vit.safetensors",
-    )
-    with pytest.raises(ValueError, match="expected num_registers 0, got 4"):
+    save_vit(jax.tree.map(np.asarray, random_weights.make_vit(registers)), registers, file)
+    with pytest.raises(ValueError, match="num_registers must be 0, got 4"):
         rimjax.load_preset("paper", tmp_path)
-    ported_weights.save_vit(params, config, folder / "vit.safetensors")
+    save_vit(params, config, file)
     torch.save({"model": {"weight": torch.zeros(3)}}, folder / "sam.pth")
-    with pytest.raises(ValueError, match=r"sam\.pth: not the weights of this SAM"):
+    with pytest.raises(ValueError, match=r"sam\.pth: "):
         rimjax.load_preset("paper", tmp_path)
 
 
@@ -238,14 +208,12 @@ def test_sams_are_the_published_architectures(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dinov2-small", "dinov2-base", "dinov2-large"])
 def test_encoders_have_the_published_files_size(name: str) -> None:
-    """Ours, and what comes after the last layer's keys, in float32, are the published file but for its header."""
+    """Our parameters and what follows the last layer's keys fill the published file."""
     config = ViTConfig(**PRESETS["paper"].encoders[name].vit or {})
     size = config.hidden_size
     ours = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))
     query_value_out, mlp = 3 * (size * size + size), 8 * size * size + 5 * size
-    rest = (
-        query_value_out + mlp + 2 * size + 2 * size + 2 * size + size
-    )  # norm2, scales, final norm, mask token
+    rest = query_value_out + mlp + 7 * size  # norm2, scales, final norm, mask token
     published = sources()[name].files[0].bytes
     assert published is not None and 0 < published - 4 * (ours + rest) < 60_000
 
@@ -284,28 +252,28 @@ def test_every_choice_has_a_source_and_fits_its_patches() -> None:
 
 def test_random_leaves_have_the_right_size() -> None:
     config = ViTConfig(hidden_size=128, num_layers=2, num_heads=2, patch_size=8, image_size=64)
-    flat = flatten_dict(random_weights.vit(config), sep="/")
+    flat = flatten_dict(random_weights.make_vit(config), sep="/")
     assert flat["layers_0/fc2/kernel"].std() == pytest.approx(
         (4 * 128) ** -0.5, rel=0.02
     )  # 65,536 values: a standard error of 0.3 %
     assert flat["patch_embedding/kernel"].std() == pytest.approx((8 * 8 * 3) ** -0.5, rel=0.03)
     assert (flat["layers_0/norm1/scale"] == 1).all() and (flat["layers_0/key/bias"] == 0).all()
-    again = flatten_dict(random_weights.vit(config), sep="/")
+    again = flatten_dict(random_weights.make_vit(config), sep="/")
     assert all((flat[name] == again[name]).all() for name in flat)
-    assert (random_weights.vit(config, seed=1)["class_token"] != flat["class_token"]).any()
+    assert (random_weights.make_vit(config, seed=1)["class_token"] != flat["class_token"]).any()
 
 
 @pytest.mark.usefixtures("tiny")
 def test_random_cross_attention_is_not_flat() -> None:
     """Flat maps lie over half their maximum everywhere: no background, no bank."""
-    unet = flatten_dict(random_weights.stable_diffusion().params["unet"], sep="/")
+    unet = flatten_dict(random_weights.make_stable_diffusion().params["unet"], sep="/")
     part = "mid_block/attentions_0/transformer_blocks_0/attn2"
     assert unet[f"{part}/to_q/kernel"].std() == pytest.approx(9 / 32**0.5, rel=0.1)
     assert unet[f"{part}/to_v/kernel"].std() == pytest.approx(1 / 32**0.5, rel=0.1)
 
 
 def test_stand_in_tokenizer() -> None:
-    tokenizer = random_weights.byte_tokenizer(49408, 77)
+    tokenizer = random_weights.make_byte_tokenizer(49408, 77)
     encoded = tokenizer(
         "a cat, é", padding="max_length", max_length=77, return_offsets_mapping=True
     )

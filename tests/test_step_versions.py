@@ -1,0 +1,65 @@
+"""Whoever changes a step's output must raise the step's version, or caches serve stale results.
+
+If a test here fails because an output changed on purpose: raise the step's number in
+`rimjax.files.STEP_VERSIONS`, then record the new number and digest below.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import rimjax
+from rimjax.datasets import load
+from rimjax.files import STEP_VERSIONS
+from rimjax.models.protocols import Models
+from rimjax.steps.localise import cut_foreground
+from rimjax.steps.pool import pool_regions
+
+RECORDED: dict[str, tuple[int, list[float]]] = {
+    "draw": (1, [0.0078, 0.0627, 0.0471, 0.8314, 0.8275, 0.851, 0.2799, 0.4498, 0.7111, 0.7014]),
+    "localise": (1, [0.8177, 48.0, 69.0, 58.0, 64.0, 42.0, 55.0, 68.0, 56.0, 48.0, 78.0]),
+    "propose": (1, [0.8105, 0.1148, 0.1143, 0.0735]),
+    "encode": (1, [-0.7697, 0.7613, -0.1946, -2.4444, -0.0427, -0.4722]),
+    "pool": (1, [-0.6111, 0.3397, 0.1764, -0.9402, -0.8783, 0.0889, 0.5873, -0.687]),
+}
+TOLERANCE = 5e-3  # rounding on other machines stays far below
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return rimjax.load_preset("mini", steps=2)
+
+
+def run_step(step: str, models: Models) -> list[float]:
+    """Return some numbers of a step's output on a fixed input."""
+    image = load("fashion-scenes").items[0].image()
+    if step == "draw":
+        drawing = models.generator.generate("bag", 1, 0)
+        return [*drawing.images[0, 20:40:10, 32].ravel() / 255, *drawing.attention[0, 3, :4]]
+    if step == "localise":
+        distance = np.hypot(*np.mgrid[-4:5, -4:5]).astype(np.float32)
+        foreground = cut_foreground(
+            image,
+            distance.max() - distance,
+            lambda image, points: image[..., 0] > 99,
+            rng=np.random.default_rng(0),
+        )
+        return [foreground.mask.mean(), *foreground.points.ravel()]
+    if step == "propose":
+        return [mask.mean() for mask in models.proposer.propose(image)]
+    features = models.encoder.encode(image)
+    if step == "encode":
+        return [*features[3, 4, :6]]
+    masks = image.transpose(2, 0, 1) > 120
+    return [*np.asarray(pool_regions(features, masks).features)[:2, :4].ravel()]
+
+
+@pytest.mark.parametrize("step", STEP_VERSIONS)
+def test_a_changed_output_has_a_new_version(step: str, models: Models) -> None:
+    version, numbers = RECORDED[step]
+    same = run_step(step, models) == pytest.approx(numbers, abs=TOLERANCE)
+    assert version == STEP_VERSIONS[step] and same, (
+        f"the output of {step!r} changed: raise its version in rimjax.files.STEP_VERSIONS, "
+        "then record it here"
+    )
