@@ -1,11 +1,11 @@
-# `make demo` and `make test` do all the set-up on a fresh machine: a virtual environment in .venv with pinned versions.
+# `make demo` and `make test` do all the set-up on a fresh machine: .venv with pinned versions.
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
 EXPERIMENTS := table1 table2 table3 table4 table5 fig3 fig4 fig5 fig6 beyond
 
-.PHONY: demo test test-full experiments lint clean
+.PHONY: demo test test-full experiments lint constraints clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rimjax demo
@@ -16,9 +16,10 @@ test: $(INSTALLED)
 test-full: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
 
-# Every table and figure on the mini preset, to experiments/results/mini; the bank is the demo's.
+# Every table and figure on the mini preset, to experiments/results/mini, with the demo's bank.
 experiments: $(INSTALLED)
-	for name in $(EXPERIMENTS); do $(VENV)/bin/python experiments/$$name.py --cache-dir demo-output/cache || exit 1; done
+	for name in $(EXPERIMENTS); do \
+		$(VENV)/bin/python experiments/$$name.py --cache-dir demo-output/cache || exit 1; done
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -29,6 +30,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
+
+# Solves the versions anew in a venv of its own: only what the dev extra needs on Python 3.11.
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install -q -e ".[dev]"
+	build/constraints/bin/pip freeze --exclude-editable --exclude pip --exclude setuptools \
+		> constraints.txt
 
 clean:
 	rm -rf $(VENV) demo-output
