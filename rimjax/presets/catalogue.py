@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ported_weights.clip import CLIP_MEAN, CLIP_STD
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
 from rimjax.datasets import fashion_mnist
 from rimjax.models.maskformer import MaskFormerConfig
@@ -176,7 +177,7 @@ _MAE = _VIT_B_16 | {"layer_norm_eps": 1e-12}
 _CLIP = _VIT_B_16 | {"layer_norm_eps": 1e-5, "pre_norm": True, "patch_bias": False}
 _CLIP |= {"activation": "quick_gelu"}
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-_CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_CLIP_COLOURS = (CLIP_MEAN, CLIP_STD)
 _PAPER = Preset(
     generators={name: _path(name) for name in ("sd-1.4", "sd-1.5")},
     maskers={
