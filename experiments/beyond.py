@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from harness import Experiment, start
 from plots import draw_curves
-from rimjax.models.vit_encoder import ViTEncoder
 from tables import Row, write_picture
+
+from rimjax.models.vit_encoder import ViTEncoder
 
 AGENTS = range(2, 11)
 SIZES = {"mini": (96, 160, 192), "paper": (224, 336, 672)}
