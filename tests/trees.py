@@ -37,6 +37,8 @@ VOC_IDS, CONTEXT_IDS, COCO_IDS = tuple(VOC), tuple(CONTEXT), tuple(COCO_STUFF)
 
 VOC_BASE, CONTEXT_BASE, COCO_BASE = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010", "coco_stuff164k"
 
+NOISY_CLASSES, NUM_NOISY = ("apple", "plum", "leaf"), 7
+
 COCO_CATEGORIES = {
     **{1: "person", 11: "fire hydrant", 13: "stop sign", 25: "giraffe", 27: "backpack"},
     **{44: "bottle", 46: "wine glass", 65: "bed", 67: "dining table", 70: "toilet", 72: "tv"},
@@ -141,6 +143,29 @@ def locate_labels(name: str, root: Path, image_id: str) -> Path:
     if name == "coco-object":
         return root / COCO_BASE / f"annotations/val2017/{image_id}_instanceTrainIds.png"
     return root / CONTEXT_BASE / f"SegmentationClassContext/{image_id}.png"
+
+
+def write_noisy_folder(root: Path, names: str) -> Path:
+    """Write `NUM_NOISY` images of two patches; some labels are wrong, some pixels ignored.
+
+    Args:
+        root: folder of images, labels and names.txt.
+        names: content of names.txt, which must name `NOISY_CLASSES` in order.
+    """
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    (root / "names.txt").write_text(names)
+    for index in range(NUM_NOISY):
+        chosen = rng.choice(3, 2, replace=False)
+        labels = 1 + (chosen + (rng.random(2) < 0.3)) % 3
+        words = [NOISY_CLASSES[number] for number in chosen]
+        patches = dict(zip(words, labels.tolist(), strict=True))
+        image, truth = make_patches((40 + index, 80), patches)
+        truth[rng.random(truth.shape) < 0.1] = 255
+        Image.fromarray(image).save(root / f"images/{index}.png")
+        Image.fromarray(truth).save(root / f"labels/{index}.png")
+    return root
 
 
 WRITERS: Mapping[str, Callable[[Path], Path]] = {
