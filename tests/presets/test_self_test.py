@@ -29,13 +29,8 @@ from rimjax.references import store
 from rimjax.weights.sources import sources
 
 TINY_SAM = SamConfig(64, 8, 32, 2, 2, (1,), 4, 32, decoder_heads=4, decoder_mlp_dim=64)
-TINY_VIT: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "patch_size": 8,
-    "image_size": 32,
-}
+TINY_VIT: dict[str, Any] = {"hidden_size": 32, "num_layers": 2, "num_heads": 2}
+TINY_VIT |= {"patch_size": 8, "image_size": 32}
 TINY_DIFFUSION = {
     "unet": {
         **random_weights.STABLE_DIFFUSION["unet"],
@@ -149,9 +144,7 @@ def load_dtypes(dtype: Literal["float32", "bfloat16"] | None = None) -> tuple[st
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_default_dtype_is_bfloat16_on_accelerators_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_bfloat16_is_the_default_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     full, half = ("float32", "float32"), ("bfloat16", "bfloat16")
     assert load_dtypes() == full and load_dtypes("bfloat16") == half
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

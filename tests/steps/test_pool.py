@@ -79,7 +79,7 @@ def test_pool_regions_averages_the_features_under_each_mask() -> None:
     assert regions.masks is masks and not pooled[4:].any()
     assert pooled[0].argmax() == 0
     np.testing.assert_allclose(pooled[1, 2:], pooled[1, 2], atol=1e-6)
-    assert pooled[1, 2] > 0.4 > 0.1 > pooled[1, 0]  # antialiasing mixes in a little of the others
+    assert pooled[1, 2] > 0.4 > 0.1 > pooled[1, 0]  # antialiasing mixes in neighbours
     np.testing.assert_allclose(pooled[2], 0.25, atol=1e-6)
     np.testing.assert_array_equal(pooled[3], 0)
 
