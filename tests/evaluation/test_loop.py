@@ -15,7 +15,7 @@ from scenes import NAMES, make_scene
 
 import rimjax
 from rimjax import datasets
-from rimjax.datasets import Item
+from rimjax.datasets import Dataset, Item
 from rimjax.evaluation import evaluate
 from rimjax.evaluation.loop import Outcome, evaluate_items, raise_errors
 from rimjax.images import read_image
@@ -64,6 +64,24 @@ def test_evaluate_honours_the_background_rule_and_reports_class_names(
     assert list(evaluation.per_class) == ["background", *dataset.classes][not background :]
     things = {name: evaluation.per_class[name] for name in ("tvmonitor", "window", "sky", "wood")}
     assert things == dict.fromkeys(things, 1.0) and evaluation.miou == 1.0
+
+
+def test_label_0_of_any_data_set_without_background_is_ignored(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    image, truth = make_scene()
+    image[32:] = GROUND  # named some class, since background isn't allowed
+    items = [Item("scene", lambda: image, lambda: truth)]
+    evaluation = evaluate(Dataset("own", NAMES, items, background=False), bank, models)
+    assert evaluation.confusions.sum() == (truth > 0).sum() and evaluation.miou == 1
+
+
+def test_a_data_set_whose_pixels_are_all_ignored_is_refused(tmp_path: Path) -> None:
+    models = fake_models()
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    image, truth = make_scene()
+    with pytest.raises(ValueError, match="got only ignored pixels"):
+        evaluate([(image, np.full_like(truth, 255))], bank, models)
 
 
 def test_pairs_are_evaluated_under_the_banks_names(tmp_path: Path) -> None:
