@@ -14,7 +14,7 @@ nox.options.error_on_missing_interpreters = False
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 NEEDS_NEWER_JAX = {"3.14": "0.8"}  # the first release with wheels for that Python
-TESTS = ("tests/match", "tests/test_types.py", "rimjax/match", "docs/match")
+TESTS = ("tests/match", "rimjax/match", "docs/match")
 
 
 def find_jax_bound(sign: str) -> str:
