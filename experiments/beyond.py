@@ -14,8 +14,10 @@ from dataclasses import replace
 
 from harness import Experiment, start
 from plots import draw_curves
-from rimjax.models.vit_encoder import ViTEncoder
 from tables import Row, write_picture
+
+from rimjax.evaluation import Evaluation
+from rimjax.models.vit_encoder import ViTEncoder
 
 AGENTS = range(2, 11)
 SIZES = {"mini": (96, 160, 192), "paper": (224, 336, 672)}
@@ -64,7 +66,7 @@ def main(experiment: Experiment) -> None:
         "rimjax": evaluations["step by step: whitened = rimjax"],
     }
     experiment.write_table("beyond", table, bases, ours)
-    charts = {
+    charts: dict[str, dict[float, Evaluation]] = {
         "agents N, the paper's configuration": {
             count: evaluations[f"N = {count}"] for count in AGENTS
         },

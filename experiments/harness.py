@@ -105,9 +105,7 @@ class Experiment:
         """The cache folder."""
         return locate_cache(self.cache_dir)
 
-    def load_models(
-        self, configuration: Literal["paper", "rimjax"] = "paper", **stages: Any
-    ) -> Models:
+    def load_models(self, configuration: str = "paper", **stages: Any) -> Models:
         """Load the preset's models under a configuration.
 
         Args:
@@ -144,7 +142,7 @@ class Experiment:
     def evaluate(self, store: RegionStore, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
         """Evaluate rows that share the regions of a store."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        items = progress(self.items, "regions", "image")
+        items: Any = progress(self.items, "regions", "image")
         outcomes = evaluate_items(
             items, _load_from(store), rows, background=self.dataset.background
         )
