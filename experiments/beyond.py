@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from harness import Experiment, start
 from plots import draw_curves
-from tables import Row, write_picture
+from tables import Row, write_chart
 
 from rimjax.evaluation import Evaluation
 from rimjax.models.vit_encoder import ViTEncoder
@@ -74,7 +74,7 @@ def main(experiment: Experiment) -> None:
             count: evaluations[f"rimjax, but N = {count}"] for count in AGENTS
         },
     }
-    write_picture(experiment.folder, "beyond", draw_curves(charts))
+    write_chart(experiment.folder, "beyond", draw_curves(charts))
 
 
 if __name__ == "__main__":

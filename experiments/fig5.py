@@ -10,7 +10,7 @@ Paper:    (a) rises to T = 8 (44.5), then falls; (b) flat, best at 0.7. No image
 
 from harness import Experiment, start
 from plots import draw_curves
-from tables import Row, write_picture
+from tables import Row, write_chart
 
 SUBCATEGORIES = (1, 2, 4, 6, 8, 10, 12)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -35,7 +35,7 @@ def main(experiment: Experiment) -> None:
         "binarisation threshold": {at: evaluations[f"threshold = {at}"] for at in THRESHOLDS},
     }
     marked = {"sub-categories T": 8, "binarisation threshold": 0.7}
-    write_picture(experiment.folder, "fig5", draw_curves(charts, marked))
+    write_chart(experiment.folder, "fig5", draw_curves(charts, marked))
 
 
 if __name__ == "__main__":

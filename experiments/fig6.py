@@ -15,7 +15,7 @@ import numpy as np
 from harness import Experiment, start
 from plots import create_figure, render_figure
 from sklearn.manifold import TSNE
-from tables import write_csv, write_picture
+from tables import write_chart, write_csv
 
 from rimjax.commands.console import progress
 from rimjax.datasets import Item
@@ -73,7 +73,7 @@ def main(experiment: Experiment) -> None:
     if len(classes) <= 20:
         columns = min(len(classes), 10)
         canvas.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=8)
-    write_picture(experiment.folder, "fig6", render_figure(canvas))
+    write_chart(experiment.folder, "fig6", render_figure(canvas))
     write_csv(experiment.folder, "fig6", [("space", "what", "class", "x", "y"), *rows])
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tyro
-from tables import Row, write_csv, write_picture, write_table
+from tables import Row, write_chart, write_csv, write_table
 from validation import open_validation_scenes
 
 import rimjax
@@ -182,7 +182,7 @@ class Experiment:
             titled = dict(zip(segmented, segs, strict=True))
             pictures.append(rimjax.draw.comparison(image, titled, truth))
             rows.append((item.id, *(f"{100 * image_miou(seg, truth):.1f}" for seg in segs)))
-        write_picture(self.folder, name, rimjax.draw.grid(pictures, 2))
+        write_chart(self.folder, name, rimjax.draw.grid(pictures, 2))
         write_csv(self.folder, name, [("image", *(f"mIoU, {title}" for title in segmented)), *rows])
 
     def compare_stages(

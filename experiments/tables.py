@@ -72,7 +72,7 @@ def write_csv(folder: Path, name: str, rows: Iterable[Sequence[Any]]) -> None:
     print(f"-> {folder / name}.csv")
 
 
-def write_picture(folder: Path, name: str, picture: Image.Image) -> None:
+def write_chart(folder: Path, name: str, picture: Image.Image) -> None:
     """Write a PNG."""
     console.write_picture(folder / f"{name}.png", picture)
     print(f"-> {folder / name}.png")

@@ -12,7 +12,7 @@ import numpy as np
 from ported_weights.rules import (
     Rule,
     apply,
-    check_weights,
+    check_fit,
     take_first,
     transpose_convolution,
     transpose_linear,
@@ -134,7 +134,7 @@ def port_state(
     rules = build_rules(layout, last)
     params = apply(rules, state_dict, param_shapes(config), widen_halves=widen_halves)
     first_prefix, last_prefix = f"{layout.layers}0.", f"{layout.layers}{last}."
-    check_weights(
+    check_fit(
         {key: value for key, value in state_dict.items() if key.startswith(last_prefix)},
         {
             last_prefix + key.removeprefix(first_prefix): value

@@ -66,7 +66,7 @@ def apply(
         Nested dicts of NumPy arrays.
 
     Raises:
-        ValueError: keys match no rule or several, or the weights don't fit (see `check_weights`);
+        ValueError: keys match no rule or several, or the weights don't fit (see `check_fit`);
             the message lists every mismatch.
     """
     filled: dict[str, np.ndarray] = {}
@@ -90,11 +90,11 @@ def apply(
                 problems.append(f"{key}: {path} comes from {sources[path]} already")
             else:
                 filled[path], sources[path] = np.ascontiguousarray(array), key
-    check_weights(filled, flatten_tree(shapes), sources=sources, problems=problems)
+    check_fit(filled, flatten_tree(shapes), sources=sources, problems=problems)
     return build_tree(filled)
 
 
-def check_weights(
+def check_fit(
     weights: Mapping[str, Any],
     expected: Mapping[str, Any],
     *,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ported_weights.rules import build_tree, check_weights, flatten_tree, widen
+from ported_weights.rules import build_tree, check_fit, flatten_tree, widen
 
 POSITION_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
 """0, 1, 2, ...: published files hold them, transformers no longer does."""
@@ -39,7 +39,7 @@ def port(part: str, state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) ->
     rename = _rename_text_encoder if part == "text_encoder" else _rename_diffusers
     expected = flatten_tree(shapes)
     weights, problems = rename(tensors, shapes)
-    check_weights(weights, expected, problems=problems)
+    check_fit(weights, expected, problems=problems)
     return build_tree(weights)
 
 

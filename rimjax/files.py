@@ -32,6 +32,7 @@ STALE_SECONDS = 24 * 3600
 """Temporary files of killed processes are removed once they are older than this."""
 
 _PREFIX = ".rimjax-tmp-"
+_cleaned: set[Path] = set()
 
 
 def step_versions(*steps: str) -> dict[str, int]:
@@ -149,7 +150,13 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder longer than a day ago."""
+    """Remove what killed processes left half-written in a folder longer than a day ago.
+
+    Looks at a folder once per process, since a store may hold many files.
+    """
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
     for path in folder.glob(f"{_PREFIX}*"):
         try:
             if time.time() - path.stat().st_mtime > STALE_SECONDS:

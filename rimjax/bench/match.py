@@ -31,7 +31,7 @@ def make_features(seed: int, *sizes: int, dim: int) -> list[np.ndarray]:
     return [(0.7 * centre + rng.standard_normal((size, dim))).astype(np.float32) for size in sizes]
 
 
-def compute_cosines(
+def start_from_cosines(
     regions: np.ndarray, prototypes: np.ndarray, classes: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute what all implementations start from.
@@ -71,7 +71,7 @@ def measure_accuracy(dim: int = 64) -> list[Row]:
         row: Row = {"dtype": name, "regions": len(regions)}
         inputs = {"same inputs": rounded, "float64 inputs": [regions.astype(np.float64), classes]}
         for oracle, (own, exact) in inputs.items():
-            scores = enumerate_with_numpy(*compute_cosines(own, exact, exact, 4))
+            scores = enumerate_with_numpy(*start_from_cosines(own, exact, exact, 4))
             ordered = np.sort(scores, axis=1)
             margins, wrong = ordered[:, -1] - ordered[:, -2], labels != scores.argmax(axis=1)
             row[oracle] = {
@@ -107,11 +107,11 @@ def measure_speed(n: int, p: int, r: int, c: int, dim: int, peers: bool) -> Row:
     row: Row = {"N": n, "P": p, "R": r, "C": c, "D": dim}
     row |= {"compile s": compiled, "seconds": seconds, "ns per pair": seconds / p / r * 1e9}
 
-    start = compute_cosines(regions, prototypes, classes, n)
+    start = start_from_cosines(regions, prototypes, classes, n)
     alone = prepare_kernel(*start)
     expected = np.asarray(alone())
     # Where the last agent is as near as the next class, either may be taken.
-    nearest = compute_cosines(regions, prototypes, classes, min(n + 1, c))[0]
+    nearest = start_from_cosines(regions, prototypes, classes, min(n + 1, c))[0]
     clear = nearest[:, n - 1] - nearest[:, -1] > 1e-6 if c > n else np.ones(p, bool)
     np.testing.assert_allclose(np.asarray(whole())[clear], expected[clear], atol=1e-5)
     few = slice(0, 3)

@@ -154,9 +154,7 @@ class Evaluate:
         dataset = datasets.load(self.dataset, self.data)
         count = len(dataset.items)
         if dataset.published_size not in (None, count):
-            warn(
-                f"{dataset.name} has {dataset.published_size} images in papers, {count} here"
-            )
+            warn(f"{dataset.name} has {dataset.published_size} images in papers, {count} here")
         manifest = None if self.bank is None else store.read_manifest(self.bank)
         if manifest is not None:
             check_classes(manifest.names, dataset)

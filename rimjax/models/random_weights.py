@@ -64,7 +64,7 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class RandomWeights:
-    """A Stable Diffusion with random weights, made on first use: `Weights` of a generator.
+    """A Stable Diffusion with random weights, made on first use: a generator's `WeightSource`.
 
     Attributes:
         seed: the same seed gives the same weights.

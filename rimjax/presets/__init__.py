@@ -13,7 +13,7 @@ from rimjax.models.maskformer import MaskFormerProposer
 from rimjax.models.protocols import Encoder, Models, Proposer
 from rimjax.models.sam import ProposalConfig, Sam, SamMasker, SamProposer
 from rimjax.models.stable_diffusion import DeferredGenerator, StoredWeights
-from rimjax.models.stable_diffusion.generator import Weights
+from rimjax.models.stable_diffusion.generator import WeightSource
 from rimjax.presets.catalogue import (
     PRESETS,
     EncoderChoice,
@@ -189,7 +189,7 @@ def _check_present(preset: str, files: list[WeightFile]) -> None:
         )
 
 
-def _find_diffusion_weights(path: Path | None) -> Weights:
+def _find_diffusion_weights(path: Path | None) -> WeightSource:
     if path is not None:
         return StoredWeights(path)
     from rimjax.models.random_weights import RandomWeights

@@ -128,15 +128,9 @@ def build_references(
         stored = zip(extend.folders, store.read_all_references(extend), strict=True)
         built |= zip(old, stored, strict=True)
     for name in progress([*photographs, *drawn]):  # photographs first: they fail fastest
-        photos = photographs.get(name)
-        built[name] = _provide_class(
-            name,
-            models,
-            settings,
-            cache,
-            photos and list(map(read_photograph, photos)),
-            prompts.get(name),
-        )
+        sources = photographs.get(name)
+        photos = None if sources is None else [read_photograph(source) for source in sources]
+        built[name] = _provide_class(name, models, settings, cache, photos, prompts.get(name))
     folders, groups = zip(*(built[name] for name in order), strict=True)
     manifest = store.write_manifest(
         cache,

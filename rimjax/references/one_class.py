@@ -100,8 +100,9 @@ def cut_photographs(
         image = Image.fromarray(photograph.pixels).resize(size, Image.Resampling.BICUBIC)
         images.append(np.asarray(image))
         masks.append(np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)))
-        width_height = np.float32(photograph.pixels.shape[1::-1])
-        prompts.append(np.float32(point or width_height / 2) * PHOTO_SIZE / width_height)
+        width_height = np.array(photograph.pixels.shape[1::-1], np.float32)
+        prompt = width_height / 2 if point is None else np.array(point, np.float32)
+        prompts.append(prompt * PHOTO_SIZE / width_height)
     attention = np.zeros((len(images), 1, 1), np.float32)
     return _pool_prototypes(
         name,

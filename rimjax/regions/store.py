@@ -72,5 +72,5 @@ def _load_or_compute(path: Path, compute: Callable[[], Arrays]) -> Arrays:
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
         arrays = compute()
     with atomic_file(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
     return arrays

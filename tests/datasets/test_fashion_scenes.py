@@ -73,7 +73,7 @@ def test_captions_name_the_class_and_what_else_they_say_is_true() -> None:
 
 def test_the_dataset_reader() -> None:
     dataset = load("fashion-scenes")
-    pairs = list((item.read() for item in dataset.items[:3]))
+    pairs = list(item.read() for item in dataset.items[:3])
     assert len(pairs) == 3 and len(dataset.items) == 200
     for image, labels in pairs:
         assert (

@@ -16,8 +16,8 @@ from fakes import FakeGenerator, fake_models, list_drawn, pick_colour
 from PIL import Image
 
 from rimjax.commands import options
-from rimjax.evaluation import run_folder
 from rimjax.datasets import load
+from rimjax.evaluation import run_folder
 from rimjax.evaluation.run_folder import ImageResult
 
 NAMES = ("apple", "plum", "leaf")

@@ -9,11 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 from cli import run
 from flax.traverse_util import flatten_dict
 from PIL import Image
-
-import torch
 from segment_anything import sam_model_registry as registry
 
 import rimjax

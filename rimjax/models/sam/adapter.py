@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ported_weights.rules import check_weights, widen
+from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
 from rimjax.models.protocols import cached_property, check_image
 
@@ -177,7 +177,7 @@ def load(
         model = build(config)
     if state is not None:
         state = {name: widen(tensor) for name, tensor in state.items()}
-        check_weights(state, model.state_dict())
+        check_fit(state, model.state_dict())
         model.load_state_dict(state)
     return Sam(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config)
 

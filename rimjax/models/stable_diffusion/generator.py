@@ -19,7 +19,7 @@ from rimjax.models.weight_record import digest_weights
 
 
 @runtime_checkable
-class Weights(Fingerprinted, Protocol):
+class WeightSource(Fingerprinted, Protocol):
     """A checkpoint that can be told from others before it is loaded."""
 
     def load(self) -> Checkpoint:
@@ -64,7 +64,7 @@ class DeferredGenerator:
         config: how images are drawn.
     """
 
-    weights: Weights
+    weights: WeightSource
     config: DiffusionConfig
 
     @cached_property
