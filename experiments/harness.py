@@ -1,4 +1,4 @@
-"""What the experiments share: options, the cached bank and regions, tables with intervals.
+"""Shared by the experiments: options, the cached bank and regions, evaluation and tables.
 
 A sweep never draws an image or proposes a region twice: drawn images are part of the stored
 references, and the regions of test images are kept by `rimjax.regions.store`.
@@ -58,7 +58,7 @@ Options = TypeVar("Options", bound="Experiment")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment's options, and what follows from them."""
+    """An experiment's options, and the data set, models, banks and tables that they define."""
 
     preset: Literal["mini", "paper"] = "mini"
     """Models and settings."""
@@ -72,7 +72,7 @@ class Experiment:
     data: Annotated[Path | None, NO_DEFAULT] = None
     """Folder that holds the published data sets in mmsegmentation's layout."""
     validation: Annotated[bool, NO_DEFAULT] = False
-    """Use 200 scenes of training-split photographs, to choose settings by, instead of mini's
+    """Evaluate 200 scenes of training-split photographs, for choosing settings, instead of mini's
     benchmark."""
     limit: Annotated[int | None, default("all")] = None
     """Number of images to evaluate, from the first on."""
