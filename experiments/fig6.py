@@ -4,7 +4,8 @@ Command:  python experiments/fig6.py
               mini, Fashion Scenes; 2 CPU cores, under 1 minute after table2.py
           python experiments/fig6.py --preset paper --dataset voc --data data --limit 300
               a GPU
-Paper:    text references lie apart from the regions of their class, image references among them
+
+Paper: text references lie apart from the regions of their class, image references among them
 
 Shows regions of which nine tenths of the pixels belong to one class. The titles give the share of
 regions whose nearest reference is that of their own class.

@@ -4,7 +4,8 @@ Command:  python experiments/table1.py
               mini, Fashion Scenes; 2 CPU cores, about 1 minute after table2.py
           python experiments/table1.py --preset paper --data data
               VOC 2012, Context and COCO Object, 11,554 images; a GPU
-Paper:    RIM 77.8 / 34.3 / 44.5
+
+Paper: RIM 77.8 / 34.3 / 44.5
 
 Nothing is tuned on the benchmarks. The background has a *reference*; there is neither a threshold
 nor a word list for it.

@@ -4,7 +4,8 @@ Command:  python experiments/table3.py
               mini's counterparts, Fashion Scenes; 2 CPU cores, about 4 minutes
           python experiments/table3.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
-Paper:    CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5
+
+Paper: CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5
 
 The paper doesn't state which features of CLIP and MAE it uses (here the keys of the last layer, as
 with DINOv2), nor the UNet's block and noise level (here those of DIFT, see `UNetEncoder`).

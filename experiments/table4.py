@@ -4,7 +4,8 @@ Command:  python experiments/table4.py
               mini's counterparts, Fashion Scenes; 2 CPU cores, about 3 minutes
           python experiments/table4.py --preset paper --data data
               PASCAL VOC 2012, 1,449 images; a GPU
-Paper:    none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8
+
+Paper: none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8
 
 The "pixels" here are the cells of the encoder's feature grid.
 """
