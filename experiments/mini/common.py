@@ -71,8 +71,8 @@ def imitate_drawing(rng: np.random.Generator, picture: Image.Image) -> Image.Ima
     """Make a picture look drawn by a small diffusion model: 64 pixels, grainy, uneven colours."""
     small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX), np.float32)
     if rng.uniform() < 0.7:
-        sigma = (rng.uniform(0.6, 1.2),) * 2 + (0,)
-        grain = ndimage.gaussian_filter(rng.normal(size=(64, 64, 3)), sigma)
+        noise = rng.normal(size=(64, 64, 3))
+        grain = ndimage.gaussian_filter(noise, (rng.uniform(0.6, 1.2),) * 2 + (0,))
         patches = ndimage.zoom(rng.normal(size=(8, 8, 3)), (8, 8, 1), order=1)
         small = small + rng.uniform(0, 14) * grain / grain.std() + rng.uniform(0, 18) * patches
     pixels = np.clip(small, 0, 255).astype(np.uint8)
