@@ -34,12 +34,12 @@ Losses = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def parse_arguments(description: str | None, steps: int) -> argparse.Namespace:
+def parse_arguments(description: str | None, steps: int | None = None) -> argparse.Namespace:
     """Parse a script's command line, and set the number of torch threads.
 
     Args:
         description: the script's docstring.
-        steps: default of `--steps`.
+        steps: default of `--steps`; None if the script doesn't train.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,9 +52,11 @@ def parse_arguments(description: str | None, steps: int) -> argparse.Namespace:
     )
     about = "folder for checkpoints and curves (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=RUNS, help=about)
-    about = "training steps (default: %(default)s)"
-    parser.add_argument("--steps", type=int, default=steps, help=about)
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    if steps is not None:
+        about = "training steps (default: %(default)s)"
+        parser.add_argument("--steps", type=int, default=steps, help=about)
+        about = "random seed (default: %(default)s)"
+        parser.add_argument("--seed", type=int, default=0, help=about)
     about = "torch's CPU threads (default: %(default)s)"
     parser.add_argument("--threads", type=int, default=2, help=about)
     options = parser.parse_args()

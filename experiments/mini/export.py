@@ -139,7 +139,7 @@ def describe_file(trained: str, path: Path, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    out = parse_arguments(__doc__, steps=0).out
+    out = parse_arguments(__doc__).out
     manifest: Any = tomlkit.parse((ROOT / "MANIFEST.toml").read_text())
     entries = manifest["mini"]
     for write, files in EXPORTS:

@@ -125,7 +125,7 @@ def measure_neighbours(
 
 
 def main() -> None:
-    options = parse_arguments(__doc__, steps=0)
+    options = parse_arguments(__doc__)
     models = rimjax.load_preset("mini")
     judge = load_trained("judge", Judge(), options.out)
     figures = {
