@@ -36,6 +36,7 @@ from rimjax.commands.options import (
     NO_DEFAULT,
     PRESET_DEFAULT,
     WEIGHTS_DEFAULT,
+    Flag,
     default,
 )
 from rimjax.datasets import Dataset, Item, fashion_mnist
@@ -58,33 +59,36 @@ Options = TypeVar("Options", bound="Experiment")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment's options, and the data set, models, banks and tables that they define."""
+    """An experiment's options, and the data set, models, banks and tables that they define.
+
+    Attributes:
+        preset: Models and settings.
+        dataset_name: Data set, as of `rimjax evaluate`.
+        data: Folder that holds the published data sets in mmsegmentation's layout.
+        validation: Evaluate 200 scenes of training-split photographs, for choosing settings,
+            instead of mini's benchmark.
+        limit: Number of images to evaluate, from the first on.
+        images: K, images drawn of each class.
+        cache_dir: Folder that keeps banks and regions.
+        weights_dir: Folder that holds the paper preset's weights.
+        out: Folder for tables and pictures. The default ends in -DATASET for other images, and
+            in -part for fewer images.
+    """
 
     preset: Literal["mini", "paper"] = "mini"
-    """Models and settings."""
     dataset_name: Annotated[
         str | None,
         tyro.conf.arg(
             name="dataset", help_behavior_hint="(default: fashion-scenes on mini, else the paper's)"
         ),
     ] = None
-    """Data set, as of `rimjax evaluate`."""
     data: Annotated[Path | None, NO_DEFAULT] = None
-    """Folder that holds the published data sets in mmsegmentation's layout."""
-    validation: Annotated[bool, NO_DEFAULT] = False
-    """Evaluate 200 scenes of training-split photographs, for choosing settings, instead of mini's
-    benchmark."""
+    validation: Flag = False
     limit: Annotated[int | None, default("all")] = None
-    """Number of images to evaluate, from the first on."""
     images: Annotated[int | None, PRESET_DEFAULT] = None
-    """K, images drawn of each class."""
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
-    """Folder that keeps banks and regions."""
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
-    """Folder that holds the paper preset's weights."""
     out: Annotated[Path | None, default("experiments/results/PRESET")] = None
-    """Folder for tables and pictures. The default ends in -DATASET for other images, and in -part
-    for fewer images."""
 
     @cached_property
     def dataset(self) -> Dataset:

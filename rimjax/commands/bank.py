@@ -30,17 +30,19 @@ class BankBuild:
     Classes are drawn, or taken from your own photographs.
 
     Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mug1.jpg,mug2.jpg"
+
+    Attributes:
+        classes: Class names to draw, comma-separated.
+        photos: Further classes from photographs, as "name=file1,file2". The object is where the
+            photograph is opaque; in a photograph without transparency, SAM's mask at its centre.
+        seed: Random seed.
+        cache_dir: Folder that keeps banks.
     """
 
     classes: Annotated[str, NO_DEFAULT] = ""
-    """Class names to draw, comma-separated."""
     photos: Annotated[tuple[str, ...], NO_DEFAULT] = ()
-    """Further classes from photographs, as "name=file1,file2". The object is where the photograph
-    is opaque; in a photograph without transparency, SAM's mask at its centre."""
     seed: int = 0
-    """Random seed."""
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
-    """Folder that keeps banks."""
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
@@ -66,12 +68,14 @@ class BankShow:
     The sheet shows each image, its attention map, its prompt points and its mask.
 
     Example: rimjax bank show ~/.cache/rimjax/banks/0123456789ab.json --output sheet.png
+
+    Attributes:
+        bank: The manifest's path.
+        output: The contact sheet's file.
     """
 
     bank: tyro.conf.Positional[Path]
-    """The manifest's path."""
     output: Path = Path("bank.png")
-    """The contact sheet's file."""
 
     def run(self) -> None:
         check_outputs(self.output)
@@ -91,14 +95,16 @@ class BankAdd:
     The old bank's classes aren't drawn again.
 
     Example: rimjax bank add ~/.cache/rimjax/banks/0123456789ab.json --classes coat
+
+    Attributes:
+        bank: The old bank's manifest.
+        classes: Class names to draw, comma-separated.
+        photos: Further classes from photographs, as "name=file1,file2".
     """
 
     bank: tyro.conf.Positional[Path]
-    """The old bank's manifest."""
     classes: Annotated[str, NO_DEFAULT] = ""
-    """Class names to draw, comma-separated."""
     photos: Annotated[tuple[str, ...], NO_DEFAULT] = ()
-    """Further classes from photographs, as "name=file1,file2"."""
     models: StageOptions = field(default_factory=StageOptions)
 
     def run(self) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rimjax.commands.console import check_outputs
-from rimjax.commands.options import NO_DEFAULT
+from rimjax.commands.options import NO_DEFAULT, Flag
 from rimjax.files import package_versions, write_json
 
 
@@ -22,18 +22,20 @@ class Bench:
     limit, the time to compile, and memory.
 
     Example: rimjax bench match --json match.json --trace trace
+
+    Attributes:
+        what: What to measure.
+        dim: D, the feature size.
+        quick: Measure small sizes only, and no memory: takes half a minute.
+        trace: Folder for a profiler trace of N=4, P=10,000, R=648, which Perfetto or xprof opens.
+        json: File to write the report to as well.
     """
 
     what: tyro.conf.Positional[Literal["match"]] = "match"
-    """What to measure."""
     dim: int = 768
-    """D, the feature size."""
-    quick: bool = False
-    """Measure small sizes only, and no memory: takes half a minute."""
+    quick: Flag = False
     trace: Annotated[Path | None, NO_DEFAULT] = None
-    """Folder for a profiler trace of N=4, P=10,000, R=648, which Perfetto or xprof opens."""
     json: Annotated[Path | None, NO_DEFAULT] = None
-    """File to write the report to as well."""
 
     def run(self) -> None:
         """Measure, print and, if asked, write the report."""

@@ -20,12 +20,14 @@ class ConvertCoco:
     They come from COCO-Stuff 164k's pixel maps, or from COCO's instance JSON.
 
     Example: rimjax convert-coco --data data/coco_stuff164k
+
+    Attributes:
+        data: Folder with images/val2017 and annotations/val2017.
+        instances: COCO's instances_val2017.json.
     """
 
     data: Path
-    """Folder with images/val2017 and annotations/val2017."""
     instances: Annotated[Path | None, default("the pixel maps in annotations/val2017")] = None
-    """COCO's instances_val2017.json."""
 
     def run(self) -> None:
         folder = coco.locate_labels(self.data)

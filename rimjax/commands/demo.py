@@ -32,13 +32,15 @@ class Demo:
     The scenes are cut-out photographs of clothing laid on synthetic grounds.
 
     Example: rimjax demo --scenes 20 --output demo-output
+
+    Attributes:
+        scenes: Number of scenes, up to 200.
+        output: Folder for results.json and the pictures; its subfolder cache keeps the bank for
+            the next run.
     """
 
     scenes: int = 40
-    """Number of scenes, up to 200."""
     output: Path = Path("demo-output")
-    """Folder for results.json and the pictures; its subfolder cache keeps the bank for the next
-    run."""
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:

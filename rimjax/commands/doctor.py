@@ -20,10 +20,12 @@ class Doctor:
     """Show versions, devices and weights: what is installed, what is missing, how to get it.
 
     Example: rimjax doctor --json doctor.json
+
+    Attributes:
+        json: File for the report.
     """
 
     json: Annotated[Path | None, NO_DEFAULT] = None
-    """File for the report."""
 
     def run(self) -> None:
         import jax

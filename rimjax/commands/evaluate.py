@@ -27,6 +27,7 @@ from rimjax.commands.options import (
     CACHE_DEFAULT,
     NO_DEFAULT,
     PRESET_DEFAULT,
+    Flag,
     ModelOptions,
     default,
 )
@@ -75,13 +76,15 @@ class Merge:
     """Merge the shards of a run: the figures are exactly those of a run over all images.
 
     Example: rimjax evaluate merge run-1 run-2 run-3 --json result.json
+
+    Attributes:
+        runs: The shards' folders, from `rimjax evaluate --shard 1/3 --output run-1` and so on; or
+            the folder of one finished run.
+        json: File for the figures.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """The shards' folders, from `rimjax evaluate --shard 1/3 --output run-1` and so on; or the
-    folder of one finished run."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
     json: Annotated[Path | None, NO_DEFAULT] = None
-    """File for the figures."""
 
     def run(self) -> None:
         check_outputs(self.json)
@@ -96,45 +99,48 @@ class Evaluate:
     Example: rimjax evaluate --dataset fashion-scenes --preset mini --json result.json
 
     Example: rimjax evaluate --dataset voc --data data --preset paper --output run-1 --shard 1/4
+
+    Attributes:
+        dataset: fashion-scenes, voc, context (59 classes and background), context59 (without),
+            coco-object, or a folder with images/NAME.jpg, labels/NAME.png (0 the background, i the
+            class on line i, 255 ignored) and names.txt (a class per line).
+        data: Folder that holds a published data set in mmsegmentation's layout: VOCdevkit/VOC2012,
+            VOCdevkit/VOC2010 or coco_stuff164k.
+        output: Folder of the run, which gets each image's result when it is there. The same
+            command resumes a stopped run. A run knows its data set by name and image names: after
+            changing images or labels, choose another folder.
+        shard: Evaluate only every n-th image from the i-th on, as "i/n" with i from 1; `rimjax
+            evaluate merge` combines the shards.
+        save_labels: Write each label map to OUTPUT/labels/ID.png.
+        limit: Number of images to evaluate, from the first on.
+        bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank; its
+            classes must be the data set's. It keeps its T and whitening unless --configuration is
+            given.
+        similarity: Relation-aware matching (Eq. 9), or plain cosine.
+        candidates: Classes that may win: all (Eq. 9), or the region's agents.
+        assembly: How overlapping regions become a label map.
+        num_agents: N, category agents of a region.
+        num_subcategories: T, clusters of a class's prototypes.
+        foreground_mask: Pool references under their foreground mask.
+        json: File for the figures.
+        cache_dir: Folder that keeps banks.
     """
 
     dataset: str = "fashion-scenes"
-    """fashion-scenes, voc, context (59 classes and background), context59 (without), coco-object,
-    or a folder with images/NAME.jpg, labels/NAME.png (0 the background, i the class on line i, 255
-    ignored) and names.txt (a class per line)."""
     data: Annotated[Path | None, NO_DEFAULT] = None
-    """Folder that holds a published data set in mmsegmentation's layout: VOCdevkit/VOC2012,
-    VOCdevkit/VOC2010 or coco_stuff164k."""
     output: Annotated[Path | None, NO_DEFAULT] = None
-    """Folder of the run, which gets each image's result when it is there. The same command resumes
-    a stopped run. A run knows its data set by name and image names: after changing images or
-    labels, choose another folder."""
     shard: Annotated[str | None, default("all images")] = None
-    """Evaluate only every n-th image from the i-th on, as "i/n" with i from 1; `rimjax evaluate
-    merge` combines the shards."""
-    save_labels: Annotated[bool, NO_DEFAULT] = False
-    """Write each label map to OUTPUT/labels/ID.png."""
+    save_labels: Flag = False
     limit: Annotated[int | None, default("all")] = None
-    """Number of images to evaluate, from the first on."""
     bank: Annotated[Path | None, NO_DEFAULT] = None
-    """A bank's manifest, as `rimjax bank build` prints it, instead of building a bank; its classes
-    must be the data set's. It keeps its T and whitening unless --configuration is given."""
     similarity: Annotated[Literal["relation", "cosine"] | None, PRESET_DEFAULT] = None
-    """Relation-aware matching (Eq. 9), or plain cosine."""
     candidates: Annotated[Literal["all", "agents"] | None, PRESET_DEFAULT] = None
-    """Classes that may win: all (Eq. 9), or the region's agents."""
     assembly: Annotated[Literal["paint", "vote"] | None, PRESET_DEFAULT] = None
-    """How overlapping regions become a label map."""
     num_agents: Annotated[int | None, PRESET_DEFAULT] = None
-    """N, category agents of a region."""
     num_subcategories: Annotated[int | None, PRESET_DEFAULT] = None
-    """T, clusters of a class's prototypes."""
     foreground_mask: Annotated[bool | None, PRESET_DEFAULT] = None
-    """Pool references under their foreground mask."""
     json: Annotated[Path | None, NO_DEFAULT] = None
-    """File for the figures."""
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
-    """Folder that keeps banks."""
     models: ModelOptions = field(default_factory=ModelOptions)
     command: Annotated[
         Annotated[Merge, tyro.conf.subcommand("merge")]

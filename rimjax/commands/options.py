@@ -24,37 +24,56 @@ def default(text: str) -> object:
 
 
 NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")
+Flag = Annotated[tyro.conf.FlagCreatePairsOff[bool], NO_DEFAULT]
+"""An option without a value, off unless given."""
 PRESET_DEFAULT = default("the preset's")
 CACHE_DEFAULT = default("RIMJAX_CACHE, or the user's cache folder")
 WEIGHTS_DEFAULT = default("RIMJAX_WEIGHTS, or the user's data folder")
 
 
 @dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """Preset.
+
+    Attributes:
+        preset: Either mini, small models in the package that know ten kinds of clothing; or paper,
+            Stable Diffusion, SAM and DINOv2 for photographs, whose weights must be downloaded.
+        images: K, images drawn of each class.
+    """
+
+    preset: Literal["mini", "paper"] = "mini"
+    images: Annotated[int | None, PRESET_DEFAULT] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageOptions:
-    """Models."""
+    """Models.
+
+    Attributes:
+        configuration: Named settings of matching: the paper's own, or the settings that did best
+            on validation scenes.
+        generator: Stable Diffusion of the paper preset: sd-1.4 or sd-1.5.
+        masker: SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h.
+        encoder: Encoder: dinov2-base, dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or
+            sd-unet of the paper preset; mini, mini-clip, mini-mae or mini-unet of mini.
+        proposer: Regions from another source than SAM: cells of the encoder's grid, or
+            maskformer (mini-maskformer of mini).
+        steps: Steps of the sampler that draws images.
+        weights_dir: Folder that holds the paper preset's weights in paper/.
+        random_weights: Self-test of the paper preset without its weights: reports the time and
+            memory of each stage; results mean nothing.
+    """
 
     configuration: Annotated[
         Literal["paper", "rimjax"] | None, default("rimjax with mini, paper with paper")
     ] = None
-    """Named settings of matching: the paper's own, or the settings that did best on validation
-    scenes."""
     generator: Annotated[str | None, default("sd-1.4")] = None
-    """Stable Diffusion of the paper preset: sd-1.4 or sd-1.5."""
     masker: Annotated[str | None, default("sam-vit-b")] = None
-    """SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h."""
     encoder: Annotated[str | None, default("dinov2-base, or mini")] = None
-    """Encoder: dinov2-base, dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or sd-unet of the
-    paper preset; mini, mini-clip, mini-mae or mini-unet of mini."""
     proposer: Annotated[str | None, default("SAM")] = None
-    """Regions from another source than SAM: cells of the encoder's grid, or maskformer
-    (mini-maskformer of mini)."""
     steps: Annotated[int | None, PRESET_DEFAULT] = None
-    """Steps of the sampler that draws images."""
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
-    """Folder that holds the paper preset's weights in paper/."""
-    random_weights: Annotated[bool, NO_DEFAULT] = False
-    """Self-test of the paper preset without its weights: reports the time and memory of each stage;
-    results mean nothing."""
+    random_weights: Flag = False
 
     def load_stages(self, preset: str) -> Models:
         """Load the preset's models under these options."""
@@ -91,14 +110,8 @@ class StageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(StageOptions):
-    """Models."""
-
-    preset: Literal["mini", "paper"] = "mini"
-    """mini: small models in the package that know ten kinds of clothing. paper: Stable Diffusion,
-    SAM and DINOv2, for photographs; its weights must be downloaded."""
-    images: Annotated[int | None, PRESET_DEFAULT] = None
-    """K, images drawn of each class."""
+class ModelOptions(StageOptions, PresetOptions):
+    """Models of a command that draws references."""
 
     def load(self) -> Models:
         """Load the models under these options."""

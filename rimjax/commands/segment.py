@@ -35,22 +35,24 @@ class Segment:
     """Segment images into classes that you name.
 
     Example: rimjax segment photo.jpg --classes "sneaker,bag" --output out.png --json out.json
+
+    Attributes:
+        files: Image files.
+        classes: Class names, comma-separated. Leave them out with --bank.
+        bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank. It
+            keeps its T and whitening unless --configuration is given.
+        output: The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes
+            beside it.
+        json: File for regions, scores and timings.
+        cache_dir: Folder that keeps banks.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files."""
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
     classes: Annotated[str | None, NO_DEFAULT] = None
-    """Class names, comma-separated. Leave them out with --bank."""
     bank: Annotated[Path | None, NO_DEFAULT] = None
-    """A bank's manifest, as `rimjax bank build` prints it, instead of building a bank. It keeps its
-    T and whitening unless --configuration is given."""
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
-    """The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes beside
-    it."""
     json: Annotated[Path | None, NO_DEFAULT] = None
-    """File for regions, scores and timings."""
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
-    """Folder that keeps banks."""
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:

@@ -25,13 +25,16 @@ from rimjax.weights.sources import Source, check_file, sources
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
-    """Where the published weights lie."""
+    """Where the published weights lie.
+
+    Attributes:
+        weights_dir: Folder whose subfolder `paper` holds the weights; RIMJAX_WEIGHTS sets it too.
+    """
 
     weights_dir: Annotated[
         Path | None,
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the user's data folder)"),
     ] = None
-    """Folder whose subfolder `paper` holds the weights; RIMJAX_WEIGHTS sets it too."""
 
     @property
     def folder(self) -> Path:
@@ -65,6 +68,10 @@ class WeightsDownload(WeightsOptions):
     for a mirror; HF_HUB_OFFLINE; HF_TOKEN), and files in its cache aren't downloaded again.
 
     Example: rimjax weights download sd-1.4 sam-vit-b dinov2-base --yes
+
+    Attributes:
+        names: Names from `rimjax weights list`; the default is all that the paper preset needs.
+        yes: Agree to the licences without being asked.
     """
 
     names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = (
@@ -72,9 +79,7 @@ class WeightsDownload(WeightsOptions):
         "sam-vit-b",
         "dinov2-base",
     )
-    """Names from `rimjax weights list`; the default is all that the paper preset needs."""
     yes: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Agree to the licences without being asked."""
 
     def run(self) -> None:
         """Ask, download, convert, and print the path of each result."""
@@ -114,14 +119,18 @@ class WeightsPort:
     SAM's checkpoints need no conversion: they are used as published.
 
     Example: rimjax weights port dinov2 dinov2_vitb14_pretrain.pth dinov2-vitb14.safetensors
+
+    Attributes:
+        kind: The model; "transformers" is for a folder that stays in torch, such as MaskFormer's.
+        source: A diffusers or transformers folder; for the others a .safetensors, .pth or .bin
+            file.
+        destination: File or folder to write; `rimjax weights list` shows where the paper preset
+            looks.
     """
 
     kind: tyro.conf.Positional[Literal["stable-diffusion", "dinov2", "clip", "mae", "transformers"]]
-    """The model; "transformers" is for a folder that stays in torch, such as MaskFormer's."""
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """A diffusers or transformers folder; for the others a .safetensors, .pth or .bin file."""
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
-    """File or folder to write; `rimjax weights list` shows where the paper preset looks."""
 
     def run(self) -> None:
         """Convert, and print the architecture of a ViT."""
