@@ -42,9 +42,8 @@ from rimjax.commands.options import (
 from rimjax.datasets import Dataset, Item, fashion_mnist
 from rimjax.evaluation import Evaluation
 from rimjax.evaluation.loop import Row as Setup
-from rimjax.evaluation.loop import evaluate_items, raise_errors
+from rimjax.evaluation.loop import check_counted, evaluate_items, raise_errors
 from rimjax.evaluation.metrics import confusion_matrix, mean_iou
-from rimjax.evaluation.run_folder import check_counted
 from rimjax.models.protocols import Encoder, Models, Proposer
 from rimjax.pipeline import name_regions
 from rimjax.references.build import assemble_bank, build_references

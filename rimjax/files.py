@@ -177,7 +177,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        ours = error.filename is None or Path(error.filename).is_relative_to(path.parent)
+        culprit = path if error.filename is None else Path(error.filename)
+        ours = culprit.is_relative_to(path.parent) or path.is_relative_to(culprit)
         if error.errno is None or not ours:
             raise
         reason = error.strerror or error
@@ -186,6 +187,8 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # Windows syncs neither folders nor files opened to be read
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,6 +13,7 @@ from rimjax.images import read_image, read_photograph
 RGB = np.zeros((20, 30, 3), np.uint8)
 RGB[:10, :15] = (255, 0, 0)
 RGB[10:, 15:] = (0, 0, 255)
+GREY = RGB[..., 0] // 2 + RGB[..., 2] // 4
 
 
 def test_exif_rotation(tmp_path: Path) -> None:
@@ -23,35 +24,31 @@ def test_exif_rotation(tmp_path: Path) -> None:
 
 
 MODES = [("tif", mode) for mode in ("CMYK", "P", "L", "1", "LA", "RGBA", "I;16", "I", "F")]
-MODES += [
-    ("png", mode) for mode in ("P", "L", "1", "LA", "RGBA", "I;16")
-]  # PNG has no CMYK, no float and no 32-bit integers
+# PNG has no CMYK, no float and no 32-bit integers.
+MODES += [("png", mode) for mode in ("P", "L", "1", "LA", "RGBA", "I;16")]
+GREY_VALUES = {
+    "I;16": GREY.astype(np.uint16) * 257,
+    "I": GREY.astype(np.int32) * 257,
+    "F": GREY.astype(np.float32),
+}
+
+
+def convert_by_pillow(mode: str) -> np.ndarray:
+    return np.asarray(Image.fromarray(RGB).convert(mode).convert("RGB"))
 
 
 @pytest.mark.parametrize(("suffix", "mode"), MODES)
 def test_modes(tmp_path: Path, suffix: str, mode: str) -> None:
-    grey = RGB[..., 0] // 2 + RGB[..., 2] // 4
-    picture = Image.fromarray(RGB)
-    if mode in ("I;16", "I"):
-        picture = Image.fromarray(grey.astype(np.uint16) * 257)
-        picture = picture if mode == "I;16" else Image.fromarray(grey.astype(np.int32) * 257)
-    elif mode == "F":
-        picture = Image.fromarray(grey.astype(np.float32))
+    path = tmp_path / f"picture.{suffix}"
+    if mode in GREY_VALUES:
+        Image.fromarray(GREY_VALUES[mode]).save(path)
+        expected = np.repeat(GREY[..., None], 3, 2)
     else:
-        picture = picture.convert(mode)
-    picture.save(tmp_path / f"it.{suffix}")
-    found = read_image(tmp_path / f"it.{suffix}")
-    assert found.shape == RGB.shape and found.dtype == np.uint8
-    wanted = (
-        RGB
-        if mode in ("CMYK", "P", "RGBA")
-        else np.asarray(Image.fromarray(RGB).convert("L").convert("RGB"))
-    )
-    if mode in ("I;16", "I", "F"):
-        wanted = np.repeat(grey[..., None], 3, 2)
-    elif mode == "1":
-        wanted = np.asarray(Image.fromarray(RGB).convert("1").convert("RGB"))
-    assert np.abs(found.astype(int) - wanted).max() <= 2
+        Image.fromarray(RGB).convert(mode).save(path)
+        expected = RGB if mode in ("CMYK", "P", "RGBA") else convert_by_pillow(mode)
+    image = read_image(path)
+    assert image.shape == RGB.shape and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - expected).max() <= 2
 
 
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
@@ -66,25 +63,31 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("empty.png", b""), ("text.jpg", b"hello"), ("cut.png", None)]
+    ("name", "content"), [("empty.png", b""), ("text.jpg", b"hello"), ("cut.png", None)]
 )
-def test_bad_files(tmp_path: Path, name: str, data: bytes | None) -> None:
+def test_an_unreadable_file_is_named_in_one_line(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
     path = tmp_path / name
-    if data is None:
+    if content is None:
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
-        data = path.read_bytes()[:2000]
-    path.write_bytes(data)
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=name) as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file_folder_and_arrays(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such image"):
         read_image(tmp_path / "none.png")
     with pytest.raises(ValueError, match="folder"):
         read_image(tmp_path)
+
+
+def test_arrays() -> None:
+    np.testing.assert_array_equal(read_image(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2))
     for array in (
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
@@ -93,4 +96,3 @@ def test_missing_file_folder_and_arrays(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="image must "):
             read_image(array)
-    np.testing.assert_array_equal(read_image(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2))

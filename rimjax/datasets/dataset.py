@@ -79,6 +79,8 @@ def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or neither an 8-bit grey nor a palette PNG.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
         head = file.read(26)
     if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 26:

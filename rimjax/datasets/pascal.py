@@ -6,52 +6,23 @@ from pathlib import Path
 
 from rimjax.datasets.dataset import Dataset, first_existing, pair_files, read_lines
 
-VOC = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *(
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+VOC = tuple(
+    (
+        "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, "
+        "horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
+    ).split(", ")
 )
 """The 20 classes of PASCAL VOC in label order."""
 
-CONTEXT = (
-    *(
-        "aeroplane",
-        "bag",
-        "bed",
-        "bedclothes",
-        "bench",
-        "bicycle",
-        "bird",
-        "boat",
-        "book",
-        "bottle",
-    ),
-    *("building", "bus", "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow"),
-    *("cup", "curtain", "dog", "door", "fence", "floor", "flower", "food", "grass", "ground"),
-    *(
-        "horse",
-        "keyboard",
-        "light",
-        "motorbike",
-        "mountain",
-        "mouse",
-        "person",
-        "plate",
-        "platform",
-        "pottedplant",
-    ),
-    *("road", "rock", "sheep", "shelves", "sidewalk", "sign", "sky", "snow", "sofa", "table"),
-    *("track", "train", "tree", "truck", "tvmonitor", "wall", "water", "window", "wood"),
+CONTEXT = tuple(
+    (
+        "aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, "
+        "bus, cabinet, car, cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, "
+        "door, fence, floor, flower, food, grass, ground, horse, keyboard, light, motorbike, "
+        "mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves, "
+        "sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, "
+        "water, window, wood"
+    ).split(", ")
 )
 """The 59 most frequent classes of PASCAL Context in label order: alphabetical, as mmsegmentation's
 converter numbers them. The list on the data set's own page, and mmsegmentation's old list, begin

@@ -64,6 +64,8 @@ def evaluate_items(
         timings: dict[str, float] = {}
         try:
             image, truth = item.read()
+            if not background:
+                truth = np.where(truth == 0, IGNORED, truth).astype(np.uint8)
             regions = load_regions(image, timings)
         except (ValueError, OSError) as error:
             yield Outcome(item, error=error)
@@ -179,6 +181,7 @@ def evaluate(
             keep.append(outcome.segmentations[""])
     if not confusions:
         raise ValueError("dataset must hold at least one image, got none")
+    check_counted(np.stack(confusions))
     return Evaluation(names, np.stack(confusions), average_timings(seconds), background)
 
 
@@ -189,6 +192,12 @@ def average_timings(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
         for stage in timings[0]
         if all(stage in seconds for seconds in timings)
     }
+
+
+def check_counted(confusions: Int[np.ndarray, "n C C"]) -> None:
+    """Raise ValueError where no pixel counts."""
+    if not confusions.any():
+        raise ValueError("labels must hold a class somewhere, got only ignored pixels (255)")
 
 
 def check_classes(names: Sequence[str], dataset: Dataset) -> None:

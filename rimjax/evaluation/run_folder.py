@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from rimjax.evaluation.loop import Evaluation, average_timings
+from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
 from rimjax.files import is_temporary, write_json
 from rimjax.types import BACKGROUND
 
@@ -189,12 +189,6 @@ def summarise_run(description: Mapping[str, Any], results: Results) -> Evaluatio
     check_counted(confusions)
     timings = average_timings([result.timings for result in usable])
     return Evaluation(names, confusions, timings, description["background"], bad)
-
-
-def check_counted(confusions: np.ndarray) -> None:
-    """Raise ValueError where no pixel counts."""
-    if not confusions.any():
-        raise ValueError("labels must hold a class somewhere, got only ignored pixels (255)")
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

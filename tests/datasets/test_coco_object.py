@@ -1,4 +1,4 @@
-"""COCO Object's label PNGs: from COCO-Stuff's pixel maps and from COCO's instance JSON, by `rimjax convert-coco`."""
+"""COCO Object's label PNGs by `rimjax convert-coco`, from pixel maps and from instance JSON."""
 
 from __future__ import annotations
 
@@ -16,148 +16,118 @@ from PIL import Image
 from rimjax import datasets
 from rimjax.datasets import coco
 
+UNUSED_VALUES = [11, 25, 28, 29, 44, 65, 67, 68, 70, 82]
+"""Values below 90 that COCO-Stuff doesn't use."""
 
-def test_pixel_maps_hold_category_ids_less_one_and_all_else_is_background() -> None:
+
+def read_converted(data: Path) -> dict[str, np.ndarray]:
+    """Return the label maps that `rimjax convert-coco` wrote, by image id."""
+    paths = sorted((data / trees.COCO_BASE / "annotations/val2017").glob(f"*{coco.SUFFIX}"))
+    return {path.name.removesuffix(coco.SUFFIX): np.asarray(Image.open(path)) for path in paths}
+
+
+def test_pixel_maps_hold_category_ids_minus_1_and_the_rest_is_background() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    found = coco.convert_stuff(values)
-    assert found.dtype == np.uint8 and found.shape == (16, 16)
-    flat = found.ravel().tolist()
-    assert {
-        one: coco.THINGS[flat[one - 1] - 1] for one in trees.COCO_CATEGORIES
-    } == trees.COCO_CATEGORIES
-    assert sorted(label for label in flat if label) == list(range(1, 81)), (
-        "every thing has one value"
-    )
-    assert not any(flat[90:]), "stuff, and 255"
-    assert [value for value in range(90) if not flat[value]] == [
-        11,
-        25,
-        28,
-        29,
-        44,
-        65,
-        67,
-        68,
-        70,
-        82,
-    ], "COCO-Stuff's unused values"
-
-
-def label_maps(data: Path) -> dict[str, np.ndarray]:
-    paths = sorted((data / "coco_stuff164k/annotations/val2017").glob("*_instanceTrainIds.png"))
-    return {
-        path.name.removesuffix("_instanceTrainIds.png"): np.asarray(Image.open(path))
-        for path in paths
+    labels = coco.convert_stuff(values)
+    assert labels.dtype == np.uint8 and labels.shape == (16, 16)
+    label_of = labels.ravel().tolist()
+    names = {
+        category: coco.THINGS[label_of[category - 1] - 1] for category in trees.COCO_CATEGORIES
     }
+    assert names == trees.COCO_CATEGORIES
+    assert sorted(filter(None, label_of)) == list(range(1, 81)), "a single value per thing"
+    assert not any(label_of[90:]), "stuff, and 255"
+    assert [value for value in range(90) if not label_of[value]] == UNUSED_VALUES
 
 
 @pytest.mark.parametrize("place", [".", "coco_stuff164k"])
 def test_convert_coco_from_pixel_maps_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    trees.coco_stuff(tmp_path)
-    assert "no such files; `rimjax convert-coco" in refused(
-        capsys, "evaluate", "--dataset", "coco-object", "--data", tmp_path
-    )
-    assert run("convert-coco", "--data", tmp_path / place, capsys=capsys).startswith(
-        "3 label maps in "
-    )
-    made = label_maps(tmp_path)
-    assert made.keys() == trees.STUFF.keys()
-    for one, labels in trees.OBJECTS.items():
-        _, expected = trees.patches((40, 80), ["person"] * len(labels), labels)
-        np.testing.assert_array_equal(made[one], expected)
-    folder = tmp_path / "coco_stuff164k/annotations/val2017"
+    trees.write_coco_stuff(tmp_path)
+    evaluate = ("evaluate", "--dataset", "coco-object", "--data", tmp_path)
+    assert "no such files; `rimjax convert-coco" in refused(capsys, *evaluate)
+    convert = ("convert-coco", "--data", tmp_path / place)
+    assert run(*convert, capsys=capsys).startswith("3 label maps in ")
+    converted = read_converted(tmp_path)
+    assert tuple(converted) == trees.COCO_IDS
+    for image_id, patches in trees.COCO_OBJECT.items():
+        np.testing.assert_array_equal(converted[image_id], trees.make_patches((40, 80), patches)[1])
+    folder = tmp_path / trees.COCO_BASE / "annotations/val2017"
     stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert "3 existed already" in run("convert-coco", "--data", tmp_path / place, capsys=capsys)
+    assert "3 existed already" in run(*convert, capsys=capsys)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
     dataset = datasets.load("coco-object", tmp_path)
-    assert [item.id for item in dataset.items] == list(trees.STUFF) and dataset.background
-    np.testing.assert_array_equal(dataset.items[1].read()[1], made["000000000285"])
+    assert tuple(item.id for item in dataset.items) == trees.COCO_IDS and dataset.background
+    np.testing.assert_array_equal(dataset.items[1].read()[1], converted["000000000285"])
 
 
-def test_a_conversion_that_was_stopped_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trees.coco_stuff(tmp_path)
-    path = tmp_path / "coco_stuff164k/annotations/val2017/000000000632.png"
+def test_a_stopped_conversion_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.write_coco_stuff(tmp_path)
+    path = trees.list_pixel_maps(tmp_path)[-1]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "000000000632.png: unreadable or truncated labels" in refused(
-        capsys, "convert-coco", "--data", tmp_path
-    )
-    assert len(label_maps(tmp_path)) == 2
+    convert = ("convert-coco", "--data", tmp_path)
+    assert f"{path.name}: unreadable or truncated labels" in refused(capsys, *convert)
+    assert len(read_converted(tmp_path)) == 2
     path.write_bytes(whole)
-    assert "2 existed already" in run("convert-coco", "--data", tmp_path, capsys=capsys)
-    assert len(label_maps(tmp_path)) == 3
+    assert "2 existed already" in run(*convert, capsys=capsys)
+    assert len(read_converted(tmp_path)) == 3
 
 
-def box(left: int, top: int, right: int, bottom: int) -> dict[str, Any]:
-    """A polygon round pixels [top, bottom) x [left, right)."""
+def make_box(left: int, top: int, right: int, bottom: int) -> dict[str, Any]:
+    """Return an annotation's outline round pixels [top, bottom) x [left, right)."""
     corners = [left, top, right, top, right, bottom, left, bottom]
-    return {
-        "segmentation": [corners],
-        "area": (right - left) * (bottom - top),
-        "iscrowd": 0,
-        "bbox": [left, top, right - left, bottom - top],
-    }
+    size = (right - left, bottom - top)
+    area, box = size[0] * size[1], [left, top, *size]
+    return {"segmentation": [corners], "area": area, "iscrowd": 0, "bbox": box}
 
 
-def crowd(mask: np.ndarray) -> dict[str, Any]:
-    """Runs of zeros and ones by turns, column by column, as COCO writes crowds."""
+def make_crowd(mask: np.ndarray) -> dict[str, Any]:
+    """Return an annotation's mask as COCO writes crowds: run lengths, column by column."""
     counts, last = [0], 0
     for value in mask.T.ravel().tolist():
         if value != last:
             counts.append(0)
             last = value
         counts[-1] += 1
-    return {
-        "segmentation": {"counts": counts, "size": list(mask.shape)},
-        "area": int(mask.sum()),
-        "iscrowd": 1,
-        "bbox": [0, 0, 1, 1],
-    }
+    runs = {"counts": counts, "size": list(mask.shape)}
+    return {"segmentation": runs, "area": int(mask.sum()), "iscrowd": 1, "bbox": [0, 0, 1, 1]}
 
 
-def instances(path: Path, things: list[dict[str, Any]], **changes: Any) -> Path:
-    """COCO's JSON for the tree's images, all things in the first of them."""
-    images = [
-        {"id": int(one), "file_name": f"{one}.jpg", "height": 40, "width": 80}
-        for one in trees.STUFF
-    ]
-    things = [
-        {"id": index, "image_id": 139, **thing} for index, thing in enumerate(things, start=1)
-    ]
-    contents = {
-        "images": images,
-        "annotations": things,
+def write_instances(path: Path, things: list[dict[str, Any]], **changes: Any) -> Path:
+    """Write COCO's instance JSON for the images of `trees`, all things in the first image."""
+    size = {"height": 40, "width": 80}
+    content = {
+        "images": [
+            {"id": int(name), "file_name": f"{name}.jpg", **size} for name in trees.COCO_IDS
+        ],
+        "annotations": [
+            {"id": index, "image_id": 139, **thing} for index, thing in enumerate(things, start=1)
+        ],
         "categories": [{"id": 1, "name": "person"}],
-        **changes,
     }
-    path.write_text(json.dumps(contents))
+    path.write_text(json.dumps({**content, **changes}))
     return path
 
 
-def test_outlines_are_drawn_the_smaller_on_top(tmp_path: Path) -> None:
-    people = np.zeros((40, 80), bool)
-    people[5:39, 30:75] = True
-    people[10:20, 40:50] = False
-    ring = {
-        **box(50, 22, 58, 30),
-        "segmentation": [[50, 22, 58, 22, 58, 26, 50, 26], [50, 28, 58, 28, 58, 30, 50, 30]],
-        "area": 48,
-    }
+def test_outlines_are_drawn_with_smaller_things_on_top(tmp_path: Path) -> None:
+    cars = np.zeros((40, 80), bool)
+    cars[5:39, 30:75] = True
+    cars[10:20, 40:50] = False
+    upper, lower = [50, 22, 58, 22, 58, 26, 50, 26], [50, 28, 58, 28, 58, 30, 50, 30]
+    screen = {**make_box(50, 22, 58, 30), "segmentation": [upper, lower], "area": 48}
     things = [
-        {"category_id": 90, **box(12, 12, 16, 16)},  # a toothbrush on a person
-        {"category_id": 1, **box(4, 8, 24, 36)},
-        {"category_id": 13, **box(20, 10, 40, 30)},  # a stop sign over person and crowd
-        {"category_id": 3, **crowd(people)},  # cars
-        {"category_id": 72, **ring},  # a tv in two parts
+        {"category_id": 90, **make_box(12, 12, 16, 16)},  # a toothbrush on a person
+        {"category_id": 1, **make_box(4, 8, 24, 36)},
+        {"category_id": 13, **make_box(20, 10, 40, 30)},  # a stop sign over person and crowd
+        {"category_id": 3, **make_crowd(cars)},
+        {"category_id": 72, **screen},  # a tv in two parts
     ]
-    maps = coco.list_outline_maps(instances(tmp_path / "instances.json", things))
-    assert list(maps) == list(trees.STUFF)
+    maps = coco.list_outline_maps(write_instances(tmp_path / "instances.json", things))
+    assert tuple(maps) == trees.COCO_IDS
     expected = np.zeros((40, 80), np.uint8)
-    expected[people] = 3  # 1460 pixels
+    expected[cars] = 3  # 1460 pixels
     expected[8:36, 4:24] = 1  # 560
     expected[10:30, 20:40] = 12  # 400
     expected[22:26, 50:58] = expected[28:30, 50:58] = 63  # 48
@@ -169,110 +139,79 @@ def test_outlines_are_drawn_the_smaller_on_top(tmp_path: Path) -> None:
 def test_convert_coco_from_outlines_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pycocotools import mask as rle
+    from pycocotools import mask as coco_mask
 
-    trees.coco_stuff(tmp_path)
+    trees.write_coco_stuff(tmp_path)
     people = np.zeros((40, 80), np.uint8)
     people[3:30, 2:50] = 1
-    packed = rle.encode(np.asfortranarray(people))
-    short = {
-        "segmentation": {"counts": packed["counts"].decode(), "size": [40, 80]},
-        "area": 1296,
-        "iscrowd": 1,
-    }  # pycocotools' own form
-    file = instances(
-        tmp_path / "instances.json",
-        [{"category_id": 1, **short}, {"category_id": 44, **box(10, 10, 20, 20)}],
-    )
-    words = ("convert-coco", "--data", tmp_path, "--instances", file)
-    assert run(*words, capsys=capsys).startswith("3 label maps in ")
+    counts = coco_mask.encode(np.asfortranarray(people))["counts"]
+    assert isinstance(counts, bytes)
+    packed = {"counts": counts.decode(), "size": [40, 80]}  # pycocotools' own form
+    things = [
+        {"category_id": 1, "segmentation": packed, "area": 1296, "iscrowd": 1},
+        {"category_id": 44, **make_box(10, 10, 20, 20)},
+    ]
+    instances = write_instances(tmp_path / "instances.json", things)
+    convert = ("convert-coco", "--data", tmp_path, "--instances", instances)
+    assert run(*convert, capsys=capsys).startswith("3 label maps in ")
     expected = people.copy()
     expected[10:20, 10:20] = 40
-    np.testing.assert_array_equal(label_maps(tmp_path)["000000000139"], expected)
-    assert "3 existed already" in run(*words, capsys=capsys)
+    np.testing.assert_array_equal(read_converted(tmp_path)["000000000139"], expected)
+    assert "3 existed already" in run(*convert, capsys=capsys)
     assert len(datasets.load("coco-object", tmp_path).items) == 3
 
 
+THING = {"id": 1, "image_id": 139, "category_id": 1, "iscrowd": 0, "area": 4}
+BOX = make_box(0, 0, 4, 4)
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        (
-            {"annotations": [{"id": 1, "image_id": 139, "category_id": 12, **box(0, 0, 4, 4)}]},
-            "ids [12] aren't COCO categories",
-        ),
-        (
-            {
-                "annotations": [
-                    {
-                        "id": 1,
-                        "image_id": 139,
-                        "category_id": 1,
-                        "iscrowd": 0,
-                        "area": 0,
-                        "segmentation": [],
-                    }
-                ]
-            },
-            "000000000139",
-        ),
-        (
-            {
-                "annotations": [
-                    {"id": 1, "image_id": 139, "category_id": 1, "iscrowd": 0, "area": 4}
-                ]
-            },
-            "000000000139",
-        ),
-        (
-            {
-                "annotations": [
-                    {
-                        "id": 1,
-                        "image_id": 139,
-                        "category_id": 1,
-                        **box(0, 0, 4, 4),
-                        "segmentation": 3,
-                    }
-                ]
-            },
-            "000000000139",
-        ),
+        ({"annotations": [{**THING, **BOX, "category_id": 12}]}, "ids [12] aren't COCO categories"),
+        ({"annotations": [{**THING, "area": 0, "segmentation": []}]}, "000000000139"),
+        ({"annotations": [THING]}, "000000000139"),
+        ({"annotations": [{**THING, **BOX, "segmentation": 3}]}, "000000000139"),
         ({"images": [{"id": 139, "file_name": "000000000139.jpg"}]}, "not COCO's instance JSON"),
         ({"images": [{"id": 139, "height": 40, "width": 80}]}, "not COCO's instance JSON"),
         ({"images": None}, "not COCO's instance JSON"),
         ({"annotations": "none"}, "not COCO's instance JSON"),
     ],
 )
-def test_instance_json_that_is_none_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+def test_malformed_instances_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
 ) -> None:
-    trees.coco_stuff(tmp_path)
-    file = instances(tmp_path / "instances.json", [], **change)
-    assert message in refused(capsys, "convert-coco", "--data", tmp_path, "--instances", file)
+    trees.write_coco_stuff(tmp_path)
+    instances = write_instances(tmp_path / "instances.json", [], **changes)
+    assert message in refused(capsys, "convert-coco", "--data", tmp_path, "--instances", instances)
 
 
-def test_bad_places_are_one_line(
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b"\xff\xfe", b""])
+def test_a_file_that_is_not_instance_json_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    trees.write_coco_stuff(tmp_path)
+    instances = tmp_path / "instances.json"
+    instances.write_bytes(content)
+    line = refused(capsys, "convert-coco", "--data", tmp_path, "--instances", instances)
+    assert "not COCO's instance JSON" in line
+
+
+def test_missing_files_are_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = instances(tmp_path / "instances.json", [])
-    assert "images/val2017: no such folder" in refused(
-        capsys, "convert-coco", "--data", tmp_path / "none", "--instances", file
-    )
+    instances = write_instances(tmp_path / "instances.json", [])
+    missing = ("convert-coco", "--data", tmp_path / "none", "--instances", instances)
+    assert "images/val2017: no such folder" in refused(capsys, *missing)
     assert not (tmp_path / "none").exists() and not (tmp_path / "annotations").exists()
-    trees.coco_stuff(tmp_path)
-    assert "none.json: no such file; COCO's is" in refused(
-        capsys, "convert-coco", "--data", tmp_path, "--instances", tmp_path / "none.json"
-    )
-    for content in (b"[]", b"{}", b"{", b"\xff\xfe", b""):
-        file.write_bytes(content)
-        assert "not COCO's instance JSON" in refused(
-            capsys, "convert-coco", "--data", tmp_path, "--instances", file
-        )
-    for path in (tmp_path / "coco_stuff164k/annotations/val2017").glob("0*[0-9].png"):
+    trees.write_coco_stuff(tmp_path)
+    convert = ("convert-coco", "--data", tmp_path)
+    line = refused(capsys, *convert, "--instances", tmp_path / "none.json")
+    assert "none.json: no such file; COCO's is" in line
+    for path in trees.list_pixel_maps(tmp_path):
         path.unlink()
-    assert "get COCO-Stuff 164k's pixel maps" in refused(capsys, "convert-coco", "--data", tmp_path)
+    assert "get COCO-Stuff 164k's pixel maps" in refused(capsys, *convert)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    assert 'pip install "rimjax[coco]"' in refused(
-        capsys, "convert-coco", "--data", tmp_path, "--instances", file
-    )
+    line = refused(capsys, *convert, "--instances", instances)
+    assert 'pip install "rimjax[coco]"' in line

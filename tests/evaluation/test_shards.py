@@ -1,4 +1,4 @@
-"""Shards of `rimjax evaluate` merge to exactly the figures of one run, whatever happens to them."""
+"""Shards of `rimjax evaluate` merge to exactly the figures of a single run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,179 +18,166 @@ from PIL import Image
 
 from rimjax.commands import options
 from rimjax.evaluation import run_folder
+from rimjax.evaluation.run_folder import merge_runs, read_finished, summarise_run
 
-NAMES = ("apple", "plum", "leaf")
-COUNT = 7
+COUNT = trees.NUM_NOISY
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
-    """The command that evaluates seven images of two patches, some labelled wrongly, some pixels ignored."""
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
+    """The command that evaluates `COUNT` images of patches with the fakes."""
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: fake_models())
-    rng, root = np.random.default_rng(0), tmp_path / "patches"
-    for index in range(COUNT):
-        drawn = rng.choice(3, 2, replace=False)
-        image, truth = trees.patches(
-            (40 + index, 80), [NAMES[one] for one in drawn], 1 + (drawn + (rng.random(2) < 0.3)) % 3
-        )
-        truth[rng.random(truth.shape) < 0.1] = 255
-        for part, kind in ((image, "images"), (truth, "labels")):
-            (root / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(part).save(root / f"{kind}/{index}.png")
-    (root / "names.txt").write_text("\n".join(NAMES))
+    root = trees.write_noisy_folder(tmp_path / "patches", "\n".join(trees.NOISY_CLASSES))
     return ("evaluate", "--dataset", root, "--cache-dir", tmp_path / "cache")
 
 
-def figures(path: Path, *command: object) -> dict[str, object]:
-    """What `--json` says but the seconds."""
+def read_figures(path: Path, *command: object) -> dict[str, Any]:
+    """Run a command; return its `--json` without the timings."""
     run(*command, "--json", path)
     return {key: value for key, value in json.loads(path.read_text()).items() if key != "timings"}
 
 
-def confusions(*folders: Path) -> np.ndarray:
-    return run_folder.summarise_run(*run_folder.merge_runs(folders)).confusions
+def read_confusions(*folders: Path) -> np.ndarray:
+    return summarise_run(*merge_runs(folders)).confusions
 
 
 class Killed(BaseException):
-    """Nothing catches it: what a kill leaves on the disk, without another process."""
+    """Stands for a kill, since nothing catches it."""
 
 
-def killed(
-    monkeypatch: pytest.MonkeyPatch, after: int, torn: int, command: tuple[object, ...]
+def run_and_kill(
+    monkeypatch: pytest.MonkeyPatch, result: int, missing: int, command: tuple[object, ...]
 ) -> None:
-    """Run a command that dies while it writes its `after`-th result, all but the last `torn` bytes of which are on the disk."""
-    written = []
+    """Run a command that dies as it writes a result.
 
-    def fsync(handle: int) -> None:
-        written.append(os.fsync(handle))
-        if len(written) == after:
-            os.ftruncate(handle, os.fstat(handle).st_size - torn)
+    Args:
+        result: number of the result, from 1 on.
+        missing: bytes at the end of the result that aren't on the disk.
+        command: the command line.
+    """
+    count = 0
+
+    def sync(handle: int) -> None:
+        nonlocal count
+        os.fsync(handle)
+        count += 1
+        if count == result:
+            os.ftruncate(handle, os.fstat(handle).st_size - missing)
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_folder, "os", SimpleNamespace(fsync=fsync))
+        patched.setattr(run_folder, "os", SimpleNamespace(fsync=sync))
         with pytest.raises(Killed):
             run(*command)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 5, 100])
-def test_a_limit_comes_before_the_shards(
-    words: tuple[object, ...], tmp_path: Path, limit: int
+def test_the_limit_applies_before_the_shards(
+    evaluate: tuple[object, ...], tmp_path: Path, limit: int
 ) -> None:
-    whole = figures(
-        tmp_path / "whole.json", *words, "--limit", limit, "--output", tmp_path / "whole"
-    )
+    limited = (*evaluate, "--limit", limit)
+    whole = read_figures(tmp_path / "whole.json", *limited, "--output", tmp_path / "whole")
     assert whole["num_images"] == min(limit, COUNT)
-    shards = [tmp_path / "1", tmp_path / "2"]
-    for index, shard in enumerate(shards[: 1 if limit == 1 else 2], start=1):
-        run(*words, "--limit", limit, "--shard", f"{index}/2", "--output", shard)
-    folders = shards[: 1 if limit == 1 else 2]
-    assert figures(tmp_path / "merged.json", "evaluate", "merge", *folders) == whole
-    np.testing.assert_array_equal(confusions(*folders), confusions(tmp_path / "whole"))
-    held = [set(run_folder._read_results(shard)[0]) for shard in folders]
-    assert held == [
-        {str(index) for index in range(first, min(limit, COUNT), 2)}
-        for first in range(len(folders))
-    ]
+    shards = [tmp_path / str(index) for index in range(1, 1 + min(limit, 2))]
+    for index, shard in enumerate(shards, start=1):
+        run(*limited, "--shard", f"{index}/2", "--output", shard)
+    assert read_figures(tmp_path / "merged.json", "evaluate", "merge", *shards) == whole
+    np.testing.assert_array_equal(read_confusions(*shards), read_confusions(tmp_path / "whole"))
+    for start, shard in enumerate(shards):
+        expected = {str(index) for index in range(start, min(limit, COUNT), 2)}
+        assert read_finished(shard) == expected
 
 
-def test_shards_killed_again_and_again_and_resumed_merge_to_one_run(
-    words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_shards_killed_repeatedly_and_resumed_merge_to_a_single_run(
+    evaluate: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = figures(tmp_path / "whole.json", *words, "--output", tmp_path / "whole")
+    whole = read_figures(tmp_path / "whole.json", *evaluate, "--output", tmp_path / "whole")
     shards = [tmp_path / f"shard-{index}" for index in (1, 2)]
-    for index, (shard, deaths) in enumerate(
-        zip(shards, [[(1, 1), (1, 30), (2, 0)], [(2, 5)]], strict=True), start=1
-    ):
-        command = (*words, "--shard", f"{index}/2", "--output", shard, "--save-labels")
-        for after, torn in deaths:
-            killed(monkeypatch, after, torn, command)
-            assert not (shard / "images.jsonl").read_bytes().endswith(b"\n") or not torn
-        with pytest.raises(
-            ValueError, match=r"must hold the run's 7 images, got .*; finish the shards"
-        ):
-            run_folder.merge_runs(shards[:index])
-        run(*command)
-        assert {path.stem for path in (shard / "labels").iterdir()} == {
-            str(one) for one in range(index - 1, COUNT, 2)
-        }
-    merged = figures(tmp_path / "merged.json", "evaluate", "merge", *shards)
+    kills = [[(1, 1), (1, 30), (2, 0)], [(2, 5)]]
+    for start, (shard, shard_kills) in enumerate(zip(shards, kills, strict=True)):
+        arguments = ("--shard", f"{start + 1}/2", "--output", shard, "--save-labels")
+        for result, missing in shard_kills:
+            run_and_kill(monkeypatch, result, missing, (*evaluate, *arguments))
+            complete = (shard / "images.jsonl").read_bytes().endswith(b"\n")
+            assert not complete or not missing
+        message = r"must hold the run's 7 images, got .*; finish the shards"
+        with pytest.raises(ValueError, match=message):
+            merge_runs(shards[: start + 1])
+        run(*evaluate, *arguments)
+        labels = {path.stem for path in (shard / "labels").iterdir()}
+        assert labels == {str(index) for index in range(start, COUNT, 2)}
+    merged = read_figures(tmp_path / "merged.json", "evaluate", "merge", *shards)
     assert merged == {**whole, "save_labels": True}
-    np.testing.assert_array_equal(confusions(*shards), confusions(tmp_path / "whole"))
+    np.testing.assert_array_equal(read_confusions(*shards), read_confusions(tmp_path / "whole"))
 
 
 def test_more_shards_than_images(
-    words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = figures(tmp_path / "whole.json", *words, "--output", tmp_path / "whole")
-    folders = [tmp_path / str(index) for index in range(1, COUNT + 2)]
-    for index, shard in enumerate(folders, start=1):
-        command = (*words, "--shard", f"{index}/{COUNT + 1}", "--output", shard)
-        if index > COUNT:
-            assert "is empty" in run(*command, capsys=capsys)
-        else:
-            run(*command)
-    assert figures(tmp_path / "merged.json", "evaluate", "merge", *folders) == whole
+    whole = read_figures(tmp_path / "whole.json", *evaluate, "--output", tmp_path / "whole")
+    shards = [tmp_path / str(index) for index in range(1, COUNT + 2)]
+    for index, shard in enumerate(shards, start=1):
+        arguments = ("--shard", f"{index}/{COUNT + 1}", "--output", shard)
+        printed = run(*evaluate, *arguments, capsys=capsys)
+        assert ("is empty" in printed) == (index > COUNT)
+    assert read_figures(tmp_path / "merged.json", "evaluate", "merge", *shards) == whole
 
 
 def test_bad_images_stay_bad_in_the_merged_run(
-    words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "patches/images/2.png").write_bytes(b"no picture")
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "patches/labels/5.png")
-    whole = figures(tmp_path / "whole.json", *words)
-    for index in (1, 2):
-        run(*words, "--shard", f"{index}/2", "--output", tmp_path / str(index))
+    whole = read_figures(tmp_path / "whole.json", *evaluate)
+    shards = [tmp_path / "1", tmp_path / "2"]
+    for index, shard in enumerate(shards, start=1):
+        run(*evaluate, "--shard", f"{index}/2", "--output", shard)
     capsys.readouterr()
-    merged = figures(
-        tmp_path / "merged.json", "evaluate", "merge", *(tmp_path / str(index) for index in (2, 1))
-    )
+    merged = read_figures(tmp_path / "merged.json", "evaluate", "merge", *shards[::-1])
     assert "2 of 7 images could not be used" in capsys.readouterr().err
-    assert (
-        merged == whole and sorted(merged["bad_images"]) == ["2", "5"] and merged["num_images"] == 5
-    )  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert merged == whole
+    assert sorted(merged["bad_images"]) == ["2", "5"] and merged["num_images"] == 5
 
 
 def test_merge_refuses_shards_of_other_limits_splits_and_data(
-    words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, options in {
-        "half": ("--shard", "2/2"),
-        "limited": ("--shard", "1/2", "--limit", 6),
-        "third": ("--shard", "1/3"),
-    }.items():
-        run(*words, *options, "--output", tmp_path / name)
+    run(*evaluate, "--shard", "2/2", "--output", tmp_path / "half")
+    run(*evaluate, "--shard", "1/2", "--limit", 6, "--output", tmp_path / "limited")
+    run(*evaluate, "--shard", "1/3", "--output", tmp_path / "third")
     merge = ("evaluate", "merge", tmp_path / "half")
     assert "num_images: 7 there, 6 here" in refused(capsys, *merge, tmp_path / "limited")
     assert "third: holds 3, as another" in refused(capsys, *merge, tmp_path / "third")
-    for kind in ("images", "labels"):
-        (tmp_path / f"patches/{kind}/6.png").rename(tmp_path / f"patches/{kind}/8.png")
-    run(*words, "--shard", "1/2", "--output", tmp_path / "other")
-    assert "images: " in refused(capsys, *merge, tmp_path / "other")
+    for folder in ("images", "labels"):
+        path = tmp_path / f"patches/{folder}/6.png"
+        path.rename(path.with_name("8.png"))
+    run(*evaluate, "--shard", "1/2", "--output", tmp_path / "renamed")
+    assert "images: " in refused(capsys, *merge, tmp_path / "renamed")
 
 
-def test_a_run_does_not_go_on_with_other_proposals(
-    words: tuple[object, ...],
+def test_a_run_does_not_resume_with_another_proposer(
+    evaluate: tuple[object, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(*words, "--output", tmp_path / "run", "--shard", "1/2")
+    shards = tmp_path / "1", tmp_path / "2"
+    run(*evaluate, "--output", shards[0], "--shard", "1/2")
     proposer = FakeProposer()
     proposer.fingerprint = "cells-16x16"
-    monkeypatch.setattr(
-        options, "load_preset", lambda *args, **options: replace(fake_models(), proposer=proposer)
-    )
+    models = replace(fake_models(), proposer=proposer)
+    monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
     message = "weights.proposer: fake-proposer there, cells-16x16 here"
-    assert message in refused(capsys, *words, "--output", tmp_path / "run", "--shard", "1/2")
-    run(*words, "--output", tmp_path / "other", "--shard", "2/2")
-    assert message in refused(capsys, "evaluate", "merge", tmp_path / "run", tmp_path / "other")
+    assert message in refused(capsys, *evaluate, "--output", shards[0], "--shard", "1/2")
+    run(*evaluate, "--output", shards[1], "--shard", "2/2")
+    assert message in refused(capsys, "evaluate", "merge", *shards)
 
 
-def test_labels_that_are_all_ignored_are_one_line(
-    words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_labels_that_are_all_ignored_are_refused(
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (tmp_path / "patches/labels").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
-    assert "got only ignored pixels" in refused(capsys, *words, "--json", tmp_path / "out.json")
+    line = refused(capsys, *evaluate, "--json", tmp_path / "out.json")
+    assert "got only ignored pixels" in line
     assert not (tmp_path / "out.json").exists()
