@@ -1,13 +1,14 @@
-"""Beyond the paper: what each choice that it leaves open is worth, and mIoU up to ten agents.
+"""Beyond the paper: the gain of each choice that it leaves open, and mIoU for up to ten agents.
 
 Command:  python experiments/beyond.py --validation
-              mini, to choose by; 2 CPU cores, about 5 minutes
+              mini's validation scenes, to choose settings; 2 CPU cores, about 5 minutes
           python experiments/beyond.py
-              mini's benchmark, to report
+              mini's benchmark, to report the choice
           python experiments/beyond.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
-Each row is the paper's configuration with the named change; rows of "step by step" keep the steps
-before them and lead to the `rimjax` configuration.
+
+Each row is the paper's configuration with the named change. A row of "step by step" also keeps the
+changes of the steps before it; the last step is the `rimjax` configuration.
 """
 
 from dataclasses import replace
@@ -16,6 +17,7 @@ from harness import Experiment, start
 from plots import draw_curves
 from tables import Row, write_chart
 
+from rimjax.evaluation import Evaluation
 from rimjax.models.vit_encoder import ViTEncoder
 
 AGENTS = range(2, 11)
@@ -65,7 +67,7 @@ def main(experiment: Experiment) -> None:
         "rimjax": evaluations["step by step: whitened = rimjax"],
     }
     experiment.write_table("beyond", table, bases, ours)
-    charts = {
+    charts: dict[str, dict[float, Evaluation]] = {
         "agents N, the paper's configuration": {
             count: evaluations[f"N = {count}"] for count in AGENTS
         },

@@ -1,4 +1,4 @@
-"""Draw the scenes that the rimjax configuration gets most wrong.
+"""Draw the scenes with the lowest mIoU under the `rimjax` configuration.
 
 Command:  python experiments/failures.py --validation
               mini; 2 CPU cores, under 1 minute after beyond.py

@@ -1,10 +1,12 @@
-"""Figure 3 of the paper: qualitative results. Image, segmentation and truth, side by side.
+"""Figure 3 of the paper: images, segmentations and truth side by side.
 
 Command:  python experiments/fig3.py
               mini, Fashion Scenes; 2 CPU cores, under 1 minute after table2.py
           python experiments/fig3.py --preset paper --dataset voc --data data
               likewise context, coco-object; a GPU
-The first images, not hand-picked as in the paper, under the configurations `paper` and `rimjax`.
+
+Shows the data set's first images (the paper's are hand-picked) under the configurations `paper` and
+`rimjax`.
 """
 
 from harness import Experiment, start

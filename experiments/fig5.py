@@ -4,8 +4,10 @@ Command:  python experiments/fig5.py
               mini, Fashion Scenes; 2 CPU cores, about 4 minutes after table2.py
           python experiments/fig5.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
-Paper:    (a) rises to T = 8 (44.5), then falls; (b) flat, best at 0.7. No image is drawn again:
-          another threshold cuts out the same images.
+
+Paper: (a) rises to T = 8 (44.5), then falls; (b) flat, best at 0.7
+
+No image is drawn again: the thresholds cut out the same images.
 """
 
 from harness import Experiment, start

@@ -4,9 +4,11 @@ Command:  python experiments/fig6.py
               mini, Fashion Scenes; 2 CPU cores, under 1 minute after table2.py
           python experiments/fig6.py --preset paper --dataset voc --data data --limit 300
               a GPU
-Paper:    text references lie apart from the regions of their class, image references among them.
-A region counts if nine tenths of its pixels are of one class. The titles give the share of regions
-whose nearest reference is their own class's.
+
+Paper: text references lie apart from the regions of their class, image references among them
+
+Shows regions of which nine tenths of the pixels belong to one class. The titles give the share of
+regions whose nearest reference is that of their own class.
 """
 
 from collections.abc import Sequence

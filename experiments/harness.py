@@ -1,4 +1,4 @@
-"""What the experiments share: options, the cached bank and regions, tables with intervals.
+"""Shared by the experiments: options, the cached bank and regions, evaluation and tables.
 
 A sweep never draws an image or proposes a region twice: drawn images are part of the stored
 references, and the regions of test images are kept by `rimjax.regions.store`.
@@ -58,14 +58,14 @@ Options = TypeVar("Options", bound="Experiment")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment's options, and what follows from them.
+    """An experiment's options, and the data set, models, banks and tables that they define.
 
     Attributes:
         preset: Models and settings.
         dataset_name: Data set, as of `rimjax evaluate`.
         data: Folder that holds the published data sets in mmsegmentation's layout.
-        validation: Use 200 scenes of training-split photographs, to choose settings by, instead of
-            mini's benchmark.
+        validation: Evaluate 200 scenes of training-split photographs, for choosing settings,
+            instead of mini's benchmark.
         limit: Number of images to evaluate, from the first on.
         images: K, images drawn of each class.
         cache_dir: Folder that keeps banks and regions.
@@ -108,9 +108,7 @@ class Experiment:
         """The cache folder."""
         return locate_cache(self.cache_dir)
 
-    def load_models(
-        self, configuration: Literal["paper", "rimjax"] = "paper", **stages: Any
-    ) -> Models:
+    def load_models(self, configuration: str = "paper", **stages: Any) -> Models:
         """Load the preset's models under a configuration.
 
         Args:
@@ -147,7 +145,7 @@ class Experiment:
     def evaluate(self, store: RegionStore, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
         """Evaluate rows that share the regions of a store."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        items = progress(self.items, "regions", "image")
+        items: Any = progress(self.items, "regions", "image")
         outcomes = evaluate_items(
             items, _load_from(store), rows, background=self.dataset.background
         )

@@ -1,13 +1,17 @@
-"""Do the full-size models compute what PyTorch computes? Random weights in the published shapes.
+"""Compare the full-size models with PyTorch's, on random weights in the published shapes.
 
-Command:  python experiments/parity.py                      every group of comparisons
-          python experiments/parity.py --only keys sd       these: keys, sd, trajectory, sam
-Hardware: 2 CPU cores and 16 GiB; about 6 minutes. No download. Seeds are fixed. Writes the
-[[parity]] entries of ported_weights/MANIFEST.toml; exits 1 if a target is missed.
+Command:  python experiments/parity.py
+              all groups of comparisons: keys, sd, trajectory, sam
+          python experiments/parity.py --only keys sd
+              some groups
+Hardware: 2 CPU cores and 16 GiB; about 6 minutes; no download
 
-An error is the largest absolute difference over the largest absolute value of PyTorch's. Weights
-that training would move are shaken out of their initial ones and zeros, and cross-attention's
-queries and keys are made five times larger, so that no weight can be left out unnoticed.
+Writes the [[parity]] entries of ported_weights/MANIFEST.toml, and exits with status 1 if an error
+is above its target. Seeds are fixed. An error is the largest absolute difference, divided by the
+largest absolute value of PyTorch's result.
+
+Noise is added to weights that are initialised to constants, and the queries and keys of
+cross-attention are multiplied by five, so that an ignored weight changes the result.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Profile the matching kernel: write a trace for Perfetto or xprof, and the program XLA compiles.
+"""Profile the matching kernel: write a trace for Perfetto or xprof, and XLA's compiled program.
 
     python experiments/profile_match.py profile --num-agents 4 --regions 10000 --prototypes 648
 
 Writes profile/plugins/profile/*/perfetto_trace.json.gz (open it at ui.perfetto.dev) and
-profile/program.txt, and prints the number of loops and products in the program and the memory it
-takes. For times, peers and the roofline: `rimjax bench match`.
+profile/program.txt, and prints the program's number of loops and products and its temporary memory.
+`rimjax bench match` measures times and compares them with other implementations and the roofline.
 """
 
 from __future__ import annotations

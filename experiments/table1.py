@@ -1,11 +1,14 @@
-"""Table 1 of the paper: the whole method on every data set, beside the published figures of others.
+"""Table 1 of the paper: the method on every data set, beside the published figures of others.
 
 Command:  python experiments/table1.py
               mini, Fashion Scenes; 2 CPU cores, about 1 minute after table2.py
           python experiments/table1.py --preset paper --data data
               VOC 2012, Context and COCO Object, 11,554 images; a GPU
-Paper:    RIM 77.8 / 34.3 / 44.5. Nothing is tuned on the benchmarks: there is no threshold
-          and no word list, but a background *reference*.
+
+Paper: RIM 77.8 / 34.3 / 44.5
+
+Nothing is tuned on the benchmarks. The background has a *reference*; there is neither a threshold
+nor a word list for it.
 """
 
 from dataclasses import replace

@@ -4,7 +4,8 @@ Command:  python experiments/table2.py
               mini, Fashion Scenes; 2 CPU cores, about 2 minutes with the bank
           python experiments/table2.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
-Paper:    26.7, 38.7, 41.8, 43.1, 44.5.
+
+Paper: 26.7, 38.7, 41.8, 43.1, 44.5
 """
 
 import numpy as np

@@ -1,12 +1,14 @@
-"""Table 3 of the paper: encoders of the same regions and references.
+"""Table 3 of the paper: encoders compared on the same regions and references.
 
 Command:  python experiments/table3.py
-              mini's twins of them, Fashion Scenes; 2 CPU cores, about 4 minutes
+              mini's counterparts, Fashion Scenes; 2 CPU cores, about 4 minutes
           python experiments/table3.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
-Paper:    CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5. The paper doesn't
-          state which features of CLIP and MAE it takes (here the keys of the last layer, as with
-          DINOv2), nor the UNet's block and noise (here DIFT's, see `UNetEncoder`).
+
+Paper: CLIP 42.0, SD's UNet without a prompt 43.1, MAE 39.5, DINOv2 44.5
+
+The paper doesn't state which features of CLIP and MAE it uses (here the keys of the last layer, as
+with DINOv2), nor the UNet's block and noise level (here those of DIFT, see `UNetEncoder`).
 """
 
 from harness import Experiment, start

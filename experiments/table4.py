@@ -1,11 +1,13 @@
-"""Table 4 of the paper: where regions come from.
+"""Table 4 of the paper: region proposals by feature cells, MaskFormer and SAM.
 
 Command:  python experiments/table4.py
-              mini's twins of them, Fashion Scenes; 2 CPU cores, about 3 minutes
+              mini's counterparts, Fashion Scenes; 2 CPU cores, about 3 minutes
           python experiments/table4.py --preset paper --data data
               PASCAL VOC 2012, 1,449 images; a GPU
-Paper:    none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8.
-          "Pixels" are here the cells of the encoder's feature grid.
+
+Paper: none (pixels against references) 42.0, MaskFormer trained on COCO-Stuff 76.7, SAM 77.8
+
+The "pixels" here are the cells of the encoder's feature grid.
 """
 
 from harness import Experiment, start

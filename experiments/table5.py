@@ -4,8 +4,10 @@ Command:  python experiments/table5.py
               mini, Fashion Scenes; 2 CPU cores, about 1 minute after table2.py
           python experiments/table5.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
-Paper:    random 43.8, top-N 44.5. Random agents are drawn five times, and the pixels of all five
-          are counted together.
+
+Paper: random 43.8, top-N 44.5
+
+Random agents are drawn five times, and the pixels of all five runs are counted together.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Scenes to choose settings by: like the benchmark's, but of training-split photographs."""
+"""Scenes to choose settings on: like the benchmark's, but of training-split photographs."""
 
 from functools import partial
 from pathlib import Path

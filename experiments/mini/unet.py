@@ -1,24 +1,30 @@
-"""Train the mini Stable Diffusion UNet on (latent, caption) pairs, epsilon prediction, one caption in ten dropped for guidance.
+"""Train the mini Stable Diffusion UNet on latents with captions, to predict the noise (epsilon).
 
-Command:  python experiments/mini/unet.py       Hardware: 2 CPU cores, about 1 hour 10 minutes; needs vae.py's and clip.py's checkpoints.
-Data:     20,000 single items and 12,000 pairs of Fashion-MNIST's training split on textured grounds, encoded once by the mini VAE.
+Command:  python experiments/mini/unet.py
+Hardware: 2 CPU cores, about 1 hour 10 minutes; needs the checkpoints of vae.py and clip.py
+Data:     20,000 single items and 12,000 pairs of Fashion-MNIST's training split on textured
+          grounds, encoded once by the mini VAE
 
-The pairs are there for the attention: with one item an image the class could be told everywhere alike, and for some classes it was.
-The first half of the training weights the loss by min(SNR, 5) / SNR and so spends itself on shapes; the second half, unweighted, learns to
-take away the last of the noise, without which the images are grainy.
+A tenth of the captions is dropped for guidance. The pairs serve the attention: with a single item
+per image the class could be recognised everywhere alike, and for some classes it was. In the first
+half of the training the loss is weighted by min(SNR, 5) / SNR, so that it learns shapes; in the
+second half it isn't weighted, so that it learns to remove the last of the noise, which leaves
+images grainy.
 """
 
 import argparse
+from typing import Any
 
 import clip
 import numpy as np
 import torch
 import vae
-from common import arguments, pixels, train, trained
+from common import Losses, load_trained, parse_arguments, scale_pixels, train
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from tqdm import tqdm
 
-from rimjax.datasets import fashion_scenes
+from rimjax.commands.console import progress
+from rimjax.datasets import fashion_mnist
+from rimjax.files import atomic_file
 
 CONFIG = {
     "sample_size": 16,
@@ -32,64 +38,82 @@ CONFIG = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
-SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 BATCH = 32
-POOL = 20_000
+SINGLES = 20_000
 PAIRS = 12_000
-SNR = 5.0
+MAX_SNR = 5.0
 
 
 @torch.inference_mode()
-def encoded(options: argparse.Namespace, model: AutoencoderKL) -> dict[str, torch.Tensor]:
-    """The pool's latents (mean and deviation, float16) and caption tokens; made once and kept beside the checkpoints."""
+def encode_images(options: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
+    """Render the images and encode them, once; the results are kept beside the checkpoints.
+
+    Returns:
+        "latents", mean and deviation, float16[n, 8, 16, 16], and the captions' "tokens".
+    """
     path = options.out / "latents.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
-    photos, classes = fashion_scenes.read_idx("train", options.data)
+    photos, classes = fashion_mnist.read_idx("train", options.data)
     rng = np.random.default_rng((options.seed, 7))
-    words = clip.tokenizer()
+    tokenizer = clip.make_tokenizer()
     latents, tokens = [], []
-    for start in tqdm(range(0, POOL + PAIRS, 100), desc="encode", mininterval=20):
-        pairs = [clip.captioned(rng, photos, classes, 1 if start < POOL else 2) for _ in range(100)]
-        posterior = model.encode(pixels(np.stack([scene.image for scene, _ in pairs]))).latent_dist
+    for start in progress(range(0, SINGLES + PAIRS, 100), "encode", "100 images"):
+        count = 1 if start < SINGLES else 2
+        pairs = [clip.render_captioned(rng, photos, classes, count) for _ in range(100)]
+        pixels = scale_pixels(np.stack([scene.image for scene, _ in pairs]))
+        posterior = model.encode(pixels).latent_dist
         latents.append(torch.cat([posterior.mean, posterior.std], 1).half())
-        tokens.append(words([caption for _, caption in pairs], padding="max_length", return_tensors="pt")["input_ids"])
+        captions = [caption for _, caption in pairs]
+        encoding = tokenizer(captions, padding="max_length", return_tensors="pt")
+        tokens.append(encoding["input_ids"])
     pool = {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}
-    torch.save(pool, path)
+    with atomic_file(path) as temporary:
+        torch.save(pool, temporary)
     return pool
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=8000)
-    pool = encoded(options, trained("vae", AutoencoderKL(**vae.CONFIG), options.out))
+    options = parse_arguments(__doc__, steps=8000)
+    pool = encode_images(options, load_trained("vae", AutoencoderKL(**vae.CONFIG), options.out))
     mean, deviation = pool["latents"].float().chunk(2, 1)
     scaling = 1 / mean.std()
     print(f"scaling_factor {scaling:.5f}")
-    text = trained("clip", clip.build(), options.out).text_model
+    text = load_trained("clip", clip.build(), options.out).text_model
+    empty = clip.make_tokenizer()("", padding="max_length", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        distinct, where = torch.unique(pool["tokens"], dim=0, return_inverse=True)
-        states = torch.cat([text(input_ids=part).last_hidden_state for part in distinct.split(256)])
-        blank = text(input_ids=clip.tokenizer()("", padding="max_length", return_tensors="pt")["input_ids"]).last_hidden_state
-    states, blank = states.clone(), blank.clone()
-    noise = DDPMScheduler(**SCHEDULER)
+        distinct, rows = torch.unique(pool["tokens"], dim=0, return_inverse=True)
+        parts = [text(input_ids=part).last_hidden_state for part in distinct.split(256)]
+        states, blank = torch.cat(parts), text(input_ids=empty).last_hidden_state
+    states, blank = states.clone(), blank.clone()  # tensors that autograd may use
+    noise: Any = DDPMScheduler(**SCHEDULER)
     snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
-    weight = snr.clamp(max=SNR) / snr
+    weight = snr.clamp(max=MAX_SNR) / snr
     torch.manual_seed(options.seed)
     model = UNet2DConditionModel(**CONFIG)
 
-    def loss(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        singles, doubles = rng.integers(POOL, size=BATCH // 2), POOL + rng.integers(PAIRS, size=BATCH // 2)
+    def compute_losses(step: int, rng: np.random.Generator) -> Losses:
+        singles = rng.integers(SINGLES, size=BATCH // 2)
+        doubles = SINGLES + rng.integers(PAIRS, size=BATCH // 2)
         chosen = torch.from_numpy(np.concatenate([singles, doubles]))
-        clean = (mean[chosen] + deviation[chosen] * torch.randn(BATCH, *mean.shape[1:])) * scaling
-        prompt = torch.where(torch.rand(BATCH, 1, 1) < 0.1, blank, states[where[chosen]])
+        drawn = mean[chosen] + deviation[chosen] * torch.randn(BATCH, *mean.shape[1:])
+        clean = drawn * scaling
+        prompt = torch.where(torch.rand(BATCH, 1, 1) < 0.1, blank, states[rows[chosen]])
         times = torch.randint(0, 1000, (BATCH,))
         epsilon = torch.randn_like(clean)
         predicted = model(noise.add_noise(clean, epsilon, times), times, prompt).sample
         error = (predicted - epsilon).square().mean((1, 2, 3))
         weighted = (weight[times] * error).mean()
-        return {"loss": weighted if step < options.steps / 2 else error.mean(), "weighted": weighted.detach()}
+        loss = weighted if step < options.steps / 2 else error.mean()
+        return {"loss": loss, "weighted": weighted.detach()}
 
-    train("unet", model, loss, options, learning_rate=1e-3, ema=0.9985)
+    train("unet", model, compute_losses, options, learning_rate=1e-3, ema=0.9985)
 
 
 if __name__ == "__main__":
