@@ -31,10 +31,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
-# Solves the versions anew in a venv of its own: only what the dev extra needs on Python 3.11.
+# Writes what the dev extra needs in a fresh venv. Versions stay pinned: delete a line to update it.
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install -q -e ".[dev]"
+	build/constraints/bin/pip install -q -c constraints.txt -e ".[dev]"
 	build/constraints/bin/pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		> constraints.txt
 
