@@ -43,11 +43,10 @@ _NAMES = {
     "Segmentation": "types",
     "Whitening": "types",
 }
-__all__ = [*_MODULES, *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES | _NAMES:
         raise AttributeError(f"module 'rimjax' has no attribute {name!r}")
     try:
         module = importlib.import_module(f"rimjax.{(_MODULES | _NAMES)[name]}")
@@ -58,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(_MODULES | _NAMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from rimjax.types import ReferenceBank, Regions
 PLATFORMS = ("cuda", "tpu")
 
 
-def lower(function: Callable[..., Any], *arguments: Any) -> list[tuple[str, tuple[int, ...]]]:
+def lower(function: Any, *arguments: Any) -> list[tuple[str, tuple[int, ...]]]:
     """Lower a function for both platforms; return the dtype and shape of its results."""
     exported = export.export(function, platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
