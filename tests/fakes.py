@@ -80,7 +80,8 @@ class FakeEncoder:
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         rows, columns = (np.linspace(0, side, 17).astype(int)[:-1] for side in image.shape[:2])
-        return image[rows][:, columns].astype(np.float32) / 128 - 1 + np.array([0, 0, 0.01], np.float32)
+        colours = image[rows][:, columns].astype(np.float32) / 128 - 1
+        return colours + np.array([0, 0, 0.01], np.float32)
 
     def encode_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([self.encode(image) for image in images])
