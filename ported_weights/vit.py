@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from ported_weights.choices import check_choices
 from ported_weights.rules import build_tree
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,6 +59,7 @@ class ViTConfig:
     precision: Literal["default", "high", "highest"] = "highest"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, size, divisor in (
             ("hidden_size", self.hidden_size, "num_heads"),
             ("image_size", self.image_size, "patch_size"),

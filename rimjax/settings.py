@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
+from ported_weights.choices import check_choices
 from rimjax.match.checks import CHOICES, check_choice
 
 MAX_SEED = 2**32
-ASSEMBLIES = ("paint", "vote")
 
 
 def check_least(settings: object, least: float, *names: str) -> None:
@@ -104,14 +104,11 @@ class SegmentSettings(MatchSettings):
         assembly: "paint" (large regions first) or "vote" (mean of the class scores at each pixel).
     """
 
-    assembly: str = "paint"
+    assembly: Literal["paint", "vote"] = "paint"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.assembly not in ASSEMBLIES:
-            raise ValueError(
-                f"assembly must be one of {', '.join(ASSEMBLIES)}, got {self.assembly!r}"
-            )
+        check_choices(self)
 
 
 @dataclass(frozen=True)

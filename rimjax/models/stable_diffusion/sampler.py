@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
+from ported_weights.choices import check_choices
 from ported_weights.rules import flatten_tree
 from rimjax.files import fingerprint
 from rimjax.models.protocols import Generated, cached_property
@@ -70,6 +71,7 @@ class DiffusionConfig:
     precision: Literal["default", "high", "highest"] = "highest"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
