@@ -7,7 +7,7 @@ references, and the regions of test images are kept by `rimjax.regions.store`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -42,15 +42,14 @@ from rimjax.commands.options import (
 from rimjax.datasets import Dataset, Item, fashion_mnist
 from rimjax.evaluation import Evaluation
 from rimjax.evaluation.loop import Row as Setup
-from rimjax.evaluation.loop import check_counted, evaluate_items, raise_errors
-from rimjax.evaluation.metrics import confusion_matrix, mean_iou
+from rimjax.evaluation.loop import Outcome, check_counted, evaluate_items, raise_errors
+from rimjax.evaluation.metrics import mean_iou
 from rimjax.models.protocols import Encoder, Models, Proposer
-from rimjax.pipeline import name_regions
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
 from rimjax.regions.store import PoolFeatures, RegionStore
 from rimjax.steps.pool import pool_regions
-from rimjax.types import BACKGROUND, AnyArray, ReferenceBank, Regions, Segmentation
+from rimjax.types import BACKGROUND, AnyArray, ReferenceBank, Regions
 
 RESULTS = Path(__file__).parent / "results"
 Options = TypeVar("Options", bound="Experiment")
@@ -142,23 +141,38 @@ class Experiment:
         pool = partial(encode_and_pool, models.encoder)
         return self.open_store(models.proposer, pool, models.encoder.fingerprint)
 
+    def evaluate_images(
+        self, store: RegionStore, rows: Mapping[str, Setup], items: Sequence[Item]
+    ) -> Iterator[Outcome]:
+        """Evaluate rows that share the regions of a store, image by image.
+
+        Raises:
+            ValueError: an image can't be used; a table over fewer images would be another table.
+        """
+        shown: Any = progress(items, "regions", "image")
+        background = self.dataset.background
+        with closing(shown):  # and the progress bar, before an error is printed
+            yield from raise_errors(
+                evaluate_items(shown, _load_from(store), rows, background=background)
+            )
+
     def evaluate(self, store: RegionStore, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
         """Evaluate rows that share the regions of a store."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        items: Any = progress(self.items, "regions", "image")
-        outcomes = evaluate_items(
-            items, _load_from(store), rows, background=self.dataset.background
-        )
-        with closing(items):  # and the progress bar, before an error is printed
-            for outcome in raise_errors(outcomes):
-                for name, confusion in outcome.confusions.items():
-                    confusions[name].append(confusion.astype(np.int32))
+        for outcome in self.evaluate_images(store, rows, self.items):
+            for name, confusion in outcome.confusions.items():
+                confusions[name].append(confusion.astype(np.int32))
         names, background = (BACKGROUND, *self.dataset.classes), self.dataset.background
         stacked = {name: np.stack(matrices) for name, matrices in confusions.items()}
         check_counted(next(iter(stacked.values())))
         return {
             name: Evaluation(names, matrices, {}, background) for name, matrices in stacked.items()
         }
+
+    def evaluate_models(self, models: Models, items: Sequence[Item]) -> list[Outcome]:
+        """Evaluate images under the models' own settings; the outcomes' row is ""."""
+        rows = {"": (self.build_bank(models), models.segmentation)}
+        return list(self.evaluate_images(self.open_model_store(models), rows, items))
 
     def compare_pictures(
         self, name: str, variants: Mapping[str, Models], items: Sequence[Item]
@@ -167,26 +181,16 @@ class Experiment:
 
         A CSV of each image's mIoU goes beside it.
         """
-        segmented: dict[str, list[Segmentation]] = {}
-        for title, models in variants.items():
-            bank, store = self.build_bank(models), self.open_model_store(models)
-            segmented[title] = [
-                name_regions(
-                    store.load(item.image()),
-                    bank,
-                    models.segmentation,
-                    background=self.dataset.background,
-                )
-                for item in items
-            ]
+        columns = [self.evaluate_models(models, items) for models in variants.values()]
         pictures, rows = [], []
-        for item, *segs in zip(items, *segmented.values(), strict=True):
+        for item, *outcomes in zip(items, *columns, strict=True):
             image, truth = item.read()
-            titled = dict(zip(segmented, segs, strict=True))
+            segs = [outcome.segmentations[""] for outcome in outcomes]
+            titled = dict(zip(variants, segs, strict=True))
             pictures.append(rimjax.draw.comparison(image, titled, truth))
-            rows.append((item.id, *(f"{100 * image_miou(seg, truth):.1f}" for seg in segs)))
+            rows.append((item.id, *(f"{100 * image_miou(outcome):.1f}" for outcome in outcomes)))
         write_chart(self.folder, name, rimjax.draw.grid(pictures, 2))
-        write_csv(self.folder, name, [("image", *(f"mIoU, {title}" for title in segmented)), *rows])
+        write_csv(self.folder, name, [("image", *(f"mIoU, {title}" for title in variants)), *rows])
 
     def compare_stages(
         self, name: str, stage: str, choices: Mapping[str, tuple[str, Mapping[str, str | None]]]
@@ -269,9 +273,9 @@ def encode_and_pool(
     return regions.features, regions.valid
 
 
-def image_miou(seg: Segmentation, truth: np.ndarray) -> float:
-    """Compute the mIoU of one image, in 0..1, over the classes in truth or segmentation."""
-    return mean_iou(confusion_matrix(truth, seg.labels, len(seg.names)))
+def image_miou(outcome: Outcome) -> float:
+    """Return the mIoU of an outcome of `evaluate_models`, in 0..1, over the classes present."""
+    return mean_iou(outcome.confusions[""])
 
 
 def _load_from(store: RegionStore) -> Callable[[np.ndarray, dict[str, float]], Regions]:
