@@ -41,8 +41,13 @@ from rimjax.commands.options import (
 )
 from rimjax.datasets import Dataset, Item, fashion_mnist
 from rimjax.evaluation import Evaluation
-from rimjax.evaluation.loop import Outcome, check_counted, evaluate_items, raise_errors
-from rimjax.evaluation.loop import Row as Setup
+from rimjax.evaluation.loop import (
+    Outcome,
+    Setup,
+    check_counted,
+    evaluate_items,
+    raise_errors,
+)
 from rimjax.evaluation.metrics import mean_iou
 from rimjax.models.protocols import Encoder, Models, Proposer
 from rimjax.references.build import assemble_bank, build_references

@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-STEP_VERSIONS = {"draw": 1, "localise": 1, "propose": 1, "encode": 1, "pool": 1}
+STEP_VERSIONS = {
+    **{"draw": 1, "localise": 1, "propose": 1, "encode": 1, "pool": 1},
+    **{"cluster": 1, "whiten": 1, "match": 1, "assemble": 1},
+}
 """Raise a step's number when its output changes, so that no cache serves an older version's.
 
 `tests/test_step_versions.py` compares each step's output on a fixed input with a recorded digest.
@@ -86,8 +89,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file can't be written; the message names it.
     """
-    with _naming(path):
-        temporary = _temporary(path)
+    with _name_file(path):
+        temporary = _make_temporary(path)
         try:
             yield temporary
             _sync(temporary)
@@ -101,14 +104,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; rename it to `path` when the block succeeds.
 
-    Where another process has finished `path` first, its folder stays and ours is dropped: both
-    succeed.
-
     Raises:
+        FileExistsError: `path` exists, e.g. since another process was faster; it stays as it is.
         OSError: the folder can't be written; the message names it.
     """
-    with _naming(path):
-        temporary = _temporary(path)
+    with _name_file(path):
+        temporary = _make_temporary(path)
         try:
             temporary.mkdir()
             yield temporary
@@ -116,9 +117,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(part)
             try:
                 temporary.rename(path)
-            except OSError:
-                if not path.is_dir():
+            except OSError as error:
+                if not path.exists():
                     raise
+                raise FileExistsError(f"{path}: exists already") from error
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -165,7 +167,7 @@ def remove_stale(folder: Path) -> None:
             continue
 
 
-def _temporary(path: Path) -> Path:
+def _make_temporary(path: Path) -> Path:
     """Return an unused hidden name beside `path`, unique across threads, processes and hosts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent)
@@ -173,12 +175,14 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _name_file(path: Path) -> Iterator[None]:
+    """Name `path` in errors about it, its temporary file or the folders above it."""
     try:
         yield
     except OSError as error:
         culprit = path if error.filename is None else Path(error.filename)
-        ours = culprit.is_relative_to(path.parent) or path.is_relative_to(culprit)
+        ours = culprit.absolute() in (path.absolute(), *path.absolute().parents)
+        ours |= any(part.startswith(_PREFIX) for part in culprit.parts)
         if error.errno is None or not ours:
             raise
         reason = error.strerror or error

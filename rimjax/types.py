@@ -30,8 +30,8 @@ T = TypeVar("T")
 def _register_pytree(cls: type[T]) -> type[T]:
     """Register a dataclass as a pytree that is rebuilt without its constructor.
 
-    JAX also rebuilds pytrees from placeholders, which a type-checked constructor would refuse; this
-    is why `jax.tree_util.register_dataclass` doesn't do.
+    JAX also rebuilds pytrees from placeholders, which a type-checked constructor would refuse,
+    so `jax.tree_util.register_dataclass` can't be used.
     """
     static = [part.name for part in fields(cls) if part.metadata.get("static")]  # pyright: ignore[reportArgumentType]
     dynamic = [part.name for part in fields(cls) if part.name not in static]  # pyright: ignore[reportArgumentType]

@@ -90,10 +90,13 @@ def test_an_error_about_an_unrelated_file_stays_as_it_is(tmp_path: Path, writer:
 
 def test_the_loser_of_a_race_keeps_the_winners_folder(tmp_path: Path) -> None:
     path = tmp_path / "result"
-    with atomic_folder(path) as loser:
-        fill(loser, "loser")
-        with atomic_folder(path) as winner:
-            fill(winner, "winner")
+    with (
+        pytest.raises(FileExistsError, match="result: exists already"),
+        atomic_folder(path) as ours,
+    ):
+        fill(ours, "loser")
+        with atomic_folder(path) as theirs:
+            fill(theirs, "winner")
     assert read(path) == "winner" and list(tmp_path.iterdir()) == [path]
 
 

@@ -12,9 +12,14 @@ import pytest
 import rimjax
 from rimjax.datasets import load
 from rimjax.files import STEP_VERSIONS
+from rimjax.match import match
 from rimjax.models.protocols import Models
+from rimjax.steps.assemble import paint, vote
+from rimjax.steps.cluster import cluster_prototypes
 from rimjax.steps.localise import cut_foreground
 from rimjax.steps.pool import pool_regions
+from rimjax.steps.whiten import fit_whitening
+from rimjax.types import ReferenceBank
 
 RECORDED: dict[str, tuple[int, list[float]]] = {
     "draw": (1, [0.0078, 0.0627, 0.0471, 0.8314, 0.8275, 0.851, 0.2799, 0.4498, 0.7111, 0.7014]),
@@ -22,6 +27,10 @@ RECORDED: dict[str, tuple[int, list[float]]] = {
     "propose": (1, [0.8105, 0.1148, 0.1143, 0.0735]),
     "encode": (1, [-0.7697, 0.7613, -0.1946, -2.4444, -0.0427, -0.4722]),
     "pool": (1, [-0.6111, 0.3397, 0.1764, -0.9402, -0.8783, 0.0889, 0.5873, -0.687]),
+    "cluster": (1, [-0.2147, 0.6749, 0.3855, -0.1148, -0.4959, -0.3184, 0.998, 0.0213, 0.6006]),
+    "whiten": (1, [3.2672, -0.05, -0.0421, 0.7926, -0.05, 2.8336, 0.2612, -0.1806]),
+    "match": (1, [0.9221, 0.5215, 0.4339, 0.032, 0.6676, 0.5229, 0.0093, 0.0069]),
+    "assemble": (1, [1, 1, 3, 3, 1, 2, 3, 3, 2, 2, 3, 3, 2, 1, 1, 1]),
 }
 TOLERANCE = 5e-3  # rounding on other machines stays far below
 
@@ -48,11 +57,29 @@ def run_step(step: str, models: Models) -> list[float]:
         return [foreground.mask.mean(), *foreground.points.ravel()]
     if step == "propose":
         return [mask.mean() for mask in models.proposer.propose(image)]
+    if step in ("cluster", "whiten", "match", "assemble"):
+        return run_step_after_models(step)
     features = models.encoder.encode(image)
     if step == "encode":
         return [*features[3, 4, :6]]
     masks = image.transpose(2, 0, 1) > 120
     return [*np.asarray(pool_regions(features, masks).features)[:2, :4].ravel()]
+
+
+def run_step_after_models(step: str) -> list[float]:
+    rows = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    if step == "cluster":
+        return [*cluster_prototypes(rows, 3)[:, :3].ravel()]
+    if step == "whiten":
+        return [*np.asarray(fit_whitening([rows[:6], rows[6:]], ridge=0.5).matrix)[:2, :4].ravel()]
+    if step == "match":
+        bank = ReferenceBank.create(rows[4:], range(8), rows[4:], ["background", *"abcdefg"])
+        return [*np.asarray(match(rows[:4], bank).scores)[:, :2].ravel()]
+    masks = np.zeros((3, 4, 4), bool)
+    masks[0], masks[1, 1:, 1:], masks[2, :3, 2:] = True, True, True
+    scores = np.abs(rows[:3, :4])
+    labels = paint(masks, [1, 2, 3], (4, 4)), vote(masks, scores, (4, 4))
+    return [*np.concatenate(labels)[::2].ravel()]
 
 
 @pytest.mark.parametrize("step", STEP_VERSIONS)

@@ -33,14 +33,15 @@ class BankBuild:
 
     Attributes:
         classes: Class names to draw, comma-separated.
-        photos: Further classes from photographs, as "name=file1,file2". The object is where the
-            photograph is opaque; in a photograph without transparency, SAM's mask at its centre.
+        photos: A further class from photographs, as "name=file1,file2"; may be repeated. The object
+            is where the photograph is opaque; in a photograph without transparency, SAM's mask at
+            its centre.
         seed: Random seed.
         cache_dir: Folder that keeps banks.
     """
 
     classes: Annotated[str, NO_DEFAULT] = ""
-    photos: Annotated[tuple[str, ...], NO_DEFAULT] = ()
+    photos: Annotated[tuple[str, ...], NO_DEFAULT, tyro.conf.UseAppendAction] = ()
     seed: int = 0
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     models: ModelOptions = field(default_factory=ModelOptions)
@@ -99,12 +100,12 @@ class BankAdd:
     Attributes:
         bank: The old bank's manifest.
         classes: Class names to draw, comma-separated.
-        photos: Further classes from photographs, as "name=file1,file2".
+        photos: A further class from photographs, as "name=file1,file2"; may be repeated.
     """
 
     bank: tyro.conf.Positional[Path]
     classes: Annotated[str, NO_DEFAULT] = ""
-    photos: Annotated[tuple[str, ...], NO_DEFAULT] = ()
+    photos: Annotated[tuple[str, ...], NO_DEFAULT, tyro.conf.UseAppendAction] = ()
     models: StageOptions = field(default_factory=StageOptions)
 
     def run(self) -> None:
@@ -112,13 +113,12 @@ class BankAdd:
         manifest = store.read_manifest(self.bank)
         models = self.models.load_stages(manifest.preset.removesuffix(RANDOM_WEIGHTS))
         check_encoder(load_bank(manifest), models)
-        cache = self.bank.resolve().parent.parent
-        keep_compilations(cache)
+        keep_compilations(manifest.cache)
         extended, _ = build_references(
             names,
             models,
             settings=read_settings(manifest),
-            cache_dir=cache,
+            cache_dir=manifest.cache,
             references=photos,
             progress=show_class_progress,
             extend=manifest,
@@ -133,6 +133,8 @@ def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict
         name, _, paths = entry.partition("=")
         if not name.strip() or not paths:
             raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
+        if name.strip() in files:
+            raise ValueError(f"photos must name each class once, got {name.strip()!r} twice")
         files[name.strip()] = [path.strip() for path in paths.split(",")]
     parse_names([*names, *files])
     return names, files

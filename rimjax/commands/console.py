@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from rimjax.files import atomic_file, package_versions
+from rimjax.files import STEP_VERSIONS, atomic_file, package_versions
 from rimjax.models.protocols import Models
 
 LOG_SECONDS = 30
@@ -135,6 +135,7 @@ def describe_origin(models: Models) -> dict[str, Any]:
             "references": asdict(models.references),
             "segmentation": asdict(models.segmentation),
         },
+        "steps": dict(STEP_VERSIONS),
         "weights": {stage: getattr(models, stage).fingerprint for stage in stages},
         "versions": package_versions(),
     }

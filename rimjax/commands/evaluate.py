@@ -232,7 +232,9 @@ class Evaluate:
             )
         ):
             todo = [
-                item for item in items if getattr(results.get(item.id), "error", "") is not None
+                item
+                for item in items
+                if item.id not in results or results[item.id].error is not None
             ]
             load = partial(extract_regions, models.proposer, models.encoder)
             rows = {"": (bank, models.segmentation)}

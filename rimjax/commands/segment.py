@@ -107,8 +107,8 @@ class Segment:
         """Return each image's overlay and label map, refusing names that can't be written."""
         if len({path.stem for path in self.files}) < len(self.files):
             raise ValueError(
-                "images must have different names, got a name twice: their results would overwrite "
-                "each other"
+                "files must have different names, got a name twice, whose results would overwrite "
+                "each other; segment them separately"
             )
         overlays = [self._locate_overlay(path) for path in self.files]
         stems = [path.stem.removesuffix("_segmented") for path in overlays]
@@ -119,7 +119,8 @@ class Segment:
         outputs = [path for pair in pairs for path in pair]
         check_outputs(*outputs, self.json)
         inputs = {path.resolve() for path in self.files}
-        if overwritten := [str(path) for path in outputs if path.resolve() in inputs]:
+        written = [path for path in (*outputs, self.json) if path is not None]
+        if overwritten := [str(path) for path in written if path.resolve() in inputs]:
             raise ValueError(
                 f"output must not overwrite an image, got {', '.join(overwritten)}; choose another "
                 "name"

@@ -29,7 +29,8 @@ def open_folder(root: Path) -> Dataset:
         lines = lines[1:]
     split = [[part.strip() for part in line.partition(":")[::2]] for line in lines]
     classes = tuple(name for name, _ in split)
-    unique = len(set(classes)) == len(classes)
+    lowered = {(words or name).lower() for name, words in split}
+    unique = len(set(classes)) == len(classes) == len(lowered) and BACKGROUND not in lowered
     if not classes or not all(classes) or not unique or len(classes) >= IGNORED:
         raise ValueError(
             f"{names}: must hold 1 to {IGNORED - 1} different class names, a name per line, "

@@ -17,7 +17,7 @@ from rimjax.regions.extract import extract_regions
 from rimjax.settings import SegmentSettings
 from rimjax.types import BACKGROUND, ReferenceBank, Regions, Segmentation
 
-Row = tuple[ReferenceBank, SegmentSettings]
+Setup = tuple[ReferenceBank, SegmentSettings]
 LoadRegions = Callable[[UInt8[np.ndarray, "H W 3"], dict[str, float]], Regions]
 """Image, and the timings that receive the seconds of each stage, to the image's regions."""
 
@@ -42,7 +42,7 @@ class Outcome:
 def evaluate_items(
     items: Iterable[Item],
     load_regions: LoadRegions,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Setup],
     *,
     background: bool = True,
 ) -> Iterator[Outcome]:
@@ -55,7 +55,8 @@ def evaluate_items(
         background: whether regions may be named background.
 
     Yields:
-        One image's outcome; an image that can't be read or has no regions extracted has an error.
+        One image's outcome; where an image can't be read, or its regions can't be extracted, it has
+        an error.
 
     Raises:
         ValueError: a label outside the bank's classes, or regions that don't fit the bank.

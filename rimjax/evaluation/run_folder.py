@@ -79,9 +79,14 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
                 "choose another folder for the run"
             )
     elif folder.exists():
-        ours = (_IMAGES, _LOCK)
-        if any(file.name not in ours and not is_temporary(file) for file in folder.iterdir()):
+        known = (_IMAGES, _LOCK)
+        if any(file.name not in known and not is_temporary(file) for file in folder.iterdir()):
             raise ValueError(f"{folder}: isn't the folder of a run; choose another folder")
+        images = folder / _IMAGES
+        if images.is_file() and images.stat().st_size:
+            raise ValueError(
+                f"{folder}: holds results but no {_RUN}; delete the folder or choose another"
+            )
 
 
 @contextmanager
@@ -208,6 +213,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 def _read_results(folder: Path) -> tuple[Results, int]:
     """Return the complete lines' results, an image's last line counting, and the lines' bytes."""
+    if not (folder / _IMAGES).is_file():
+        raise FileNotFoundError(
+            f"{folder / _IMAGES}: no such file; name the folder of a started run"
+        )
     lines = (folder / _IMAGES).read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines = lines[:-1]
@@ -249,5 +258,5 @@ def _list_differences(
         if isinstance(before, dict) and isinstance(after, dict):
             differences += _list_differences(before, after, prefix=f"{prefix}{key}.")
         elif before != after:
-            differences.append(f"{prefix}{key}: {before} there, {after} here")
+            differences.append(f"{prefix}{key} must be {before}, got {after}")
     return differences

@@ -183,7 +183,7 @@ def compare_weights(s: Numbers, r: Numbers, measure: str, method: str) -> Array:
         # value(p, p) is computed once per region, not per pair.
         return chosen.normalise(value(p, q), value(p, p), value(q, q))
 
-    # By level the region goes along as one more reference, its own: a lattice less to compile.
+    # The region's weights are appended as another reference: one lattice less to compile.
     joined: Any = [jnp.concatenate([b, a], axis=-1) for a, b in zip(s, r, strict=True)]
     both = value(p, joined)
     return chosen.normalise(both[..., :-1], both[..., -1:], value(joined, joined)[..., :-1])

@@ -1,15 +1,18 @@
 """The record of digests beside ported weights, `NAME.sha256`, as `sha256sum -c` reads it.
 
-A comment before each digest holds the file's size. While every file has its recorded size, lies
-within the folder and isn't newer than the record, the record stands for the content: a start then
-identifies gigabytes of weights without opening them.
+A comment before each digest holds the file's size. While the folder holds exactly the recorded
+files, each with its recorded size and not newer than the record, the recorded digests are used
+without reading the files: a start then identifies gigabytes of weights at once. Whoever replaces a
+file by another of the same size and an older date must run `rimjax weights verify`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +42,7 @@ def locate_record(path: Path) -> Path:
 def digest_weights(path: Path) -> dict[str, str]:
     """Return the sha256 of each file of weights, by name relative to `path`.
 
-    Digests come from the record where it stands for the content (see above), else from the content.
+    Digests come from the record where it can be used (see above), else from the content.
 
     Raises:
         ValueError: a recorded file is missing or has another size, or the record is damaged.
@@ -55,24 +58,26 @@ def digest_weights(path: Path) -> dict[str, str]:
 def find_damaged(path: Path) -> list[str] | None:
     """Return the recorded files that are missing or changed; None where there is no record.
 
-    Every byte is read. Where all is well, the record stands for the content from now on.
+    Every byte is read. Where all is well, the record is used from now on.
     """
     record = _find_record(path)
     if record is None:
         return None
+    start = time.time_ns()
     files = {path / name: entry.sha256 for name, entry in _read_record(record).items()}
     damaged = [
         file for file, digest in files.items() if not file.is_file() or sha256(file) != digest
     ]
     if not damaged:
-        record.touch()
+        with suppress(OSError):  # the folder may be read-only
+            os.utime(record, ns=(start, start))
     return [str(file.relative_to(path.parent)) for file in damaged]
 
 
 def _find_record(path: Path) -> Path | None:
-    """Return the record beside the weights, or beside the place that a symbolic link leads to."""
-    places = (locate_record(path), locate_record(path.resolve()))
-    return next(filter(Path.is_file, places), None)
+    """Return the record beside the weights themselves, wherever a symbolic link leads to."""
+    record = locate_record(path.resolve())
+    return record if record.is_file() else None
 
 
 def _read_record(record: Path) -> dict[str, Entry]:
@@ -94,8 +99,8 @@ def _read_record(record: Path) -> dict[str, Entry]:
 
 
 def _check_files(path: Path, entries: Mapping[str, Entry], recorded: int) -> bool:
-    """Return whether the record stands for the content; raise ValueError if the files can't fit."""
-    trusted = True
+    """Return whether the record can be used; raise ValueError if a recorded file is gone."""
+    trusted = set(entries) == set(_list_files(path))
     for name, entry in entries.items():
         file = path / name
         if not file.is_file():

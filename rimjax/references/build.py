@@ -110,7 +110,10 @@ def build_references(
     """
     settings, cache = settings or models.references, store.locate_cache(cache_dir)
     photographs = {name.strip(): sources for name, sources in (references or {}).items()}
-    prompts = {name.strip(): rows for name, rows in (points or {}).items()}
+    prompts = {
+        name.strip(): [(float(x), float(y)) for x, y in rows]
+        for name, rows in (points or {}).items()
+    }
     if unknown := sorted(prompts.keys() - photographs.keys()):
         raise ValueError(f"points must name classes of references, got {', '.join(unknown)}")
     if isinstance(names, str):
@@ -161,7 +164,8 @@ def _provide_class(
         references = draw_references(name, models, settings, drawing)
     else:
         references = cut_photographs(name, photographs, models, points)
-    store.write_references(path, references)
+    if not store.write_references(path, references):  # another process was faster
+        return path.name, store.read_references(path)
     return path.name, replace(references, images=None, masks=None)
 
 

@@ -102,6 +102,8 @@ def cut_photographs(
         masks.append(np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)))
         width_height = np.array(photograph.pixels.shape[1::-1], np.float32)
         prompt = width_height / 2 if point is None else np.array(point, np.float32)
+        if point is None and photograph.alpha is not None:
+            prompt = np.full(2, np.nan, np.float32)  # its alpha is the mask
         prompts.append(prompt * PHOTO_SIZE / width_height)
     attention = np.zeros((len(images), 1, 1), np.float32)
     return _pool_prototypes(
@@ -149,20 +151,21 @@ def references_key(
         fields = {key: value for key, value in asdict(settings).items() if key not in _SUMMARY}
         depends |= {"drawing": drawing_key(name, models, settings), "settings": fields}
     else:
-        pixels = [hashlib.sha256(photo.pixels.tobytes()).hexdigest() for photo in photographs]
-        alphas = [
-            photo.alpha is not None and hashlib.sha256(photo.alpha.tobytes()).hexdigest()
-            for photo in photographs
-        ]
-        depends |= {"photographs": pixels, "alphas": alphas, "points": points}
+        pixels = [[photo.pixels.shape, _digest_array(photo.pixels)] for photo in photographs]
+        alphas = [photo.alpha is not None and _digest_array(photo.alpha) for photo in photographs]
+        depends |= {"photographs": pixels, "alphas": alphas, "points": points, "size": PHOTO_SIZE}
     return digest(depends)
+
+
+def _digest_array(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def _cut_photograph(photograph: Photograph, masker: Masker, point: Point | None) -> np.ndarray:
     if photograph.alpha is not None and point is None:
         return photograph.alpha
     height, width = photograph.pixels.shape[:2]
-    xy = np.array([point or (width / 2, height / 2)], np.float32)
+    xy = np.array([(width / 2, height / 2) if point is None else point], np.float32)
     if not (0 <= xy[0, 0] < width and 0 <= xy[0, 1] < height):
         raise ValueError(
             f"points must lie in the {width}x{height} image {photograph.name}, "

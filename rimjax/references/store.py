@@ -1,7 +1,7 @@
 """The reference bank on disk: a folder per class, and a manifest, written last, that lists them.
 
-    <cache>/references/<class>-<digest>/  prototypes.safetensors, image-00.png, mask-00.png, ...,
-                                          references.json (sha256 of each file)
+    <cache>/references/<class>-<digest>/  prototypes.safetensors, image-00000.png, mask-00000.png,
+                                          ..., references.json (sha256 of each file)
     <cache>/banks/<digest>.json           class names, their folders, settings, versions
 
 Folders never change once they are there. A killed run leaves whole folders or none.
@@ -111,23 +111,31 @@ def locate_references(cache: Path, name: str, key: str) -> Path:
     return cache / "references" / f"{letters}-{key}"
 
 
-def write_references(path: Path, references: ClassReferences) -> None:
-    """Write a class's folder whole or not at all; where it exists already, it stays."""
+def write_references(path: Path, references: ClassReferences) -> bool:
+    """Write a class's folder whole or not at all.
+
+    Returns:
+        False where the folder exists already, e.g. since another process was faster; it stays.
+    """
     if references.images is None or references.masks is None:
         raise ValueError("references must be read with their pictures to be written")
-    with atomic_folder(path) as folder:
-        arrays = {name: np.ascontiguousarray(getattr(references, name)) for name in ARRAYS}
-        (folder / _ARRAY_FILE).write_bytes(save(arrays))
-        for index, pair in enumerate(zip(references.images, references.masks, strict=True)):
-            for kind, pixels in zip(("image", "mask"), pair, strict=True):
-                Image.fromarray(pixels).save(folder / f"{kind}-{index:02d}.png")
-        record = {
-            "name": references.name,
-            "fallbacks": references.fallbacks,
-            "drawing": references.drawing,
-            "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
-        }
-        (folder / _RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        with atomic_folder(path) as folder:
+            arrays = {name: np.ascontiguousarray(getattr(references, name)) for name in ARRAYS}
+            (folder / _ARRAY_FILE).write_bytes(save(arrays))
+            for index, pair in enumerate(zip(references.images, references.masks, strict=True)):
+                for kind, pixels in zip(("image", "mask"), pair, strict=True):
+                    Image.fromarray(pixels).save(folder / f"{kind}-{index:05d}.png")
+            record = {
+                "name": references.name,
+                "fallbacks": references.fallbacks,
+                "drawing": references.drawing,
+                "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+            }
+            (folder / _RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    except FileExistsError:
+        return False
+    return True
 
 
 def read_references(path: Path, pictures: bool = False) -> ClassReferences:
@@ -224,7 +232,7 @@ def read_manifest(path: str | Path) -> Manifest:
         FileNotFoundError: there is no such file.
         ValueError: it isn't a manifest, or it names a file outside its bank.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such bank; `rimjax bank build` prints the path of a bank"

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import UInt8
@@ -54,7 +52,7 @@ class RegionStore:
             rows = masks.reshape(len(masks), math.prod(masks.shape[1:]))
             return {"bits": np.packbits(rows, axis=1)}
 
-        bits = _load_or_compute(self.folder / proposals / name, propose)["bits"]
+        bits = _load_or_compute(self.folder / proposals / name, ("bits",), propose)["bits"]
         pixels = np.unpackbits(bits, axis=1, count=image.shape[0] * image.shape[1])
         masks = pixels.astype(bool).reshape(len(bits), *image.shape[:2])
 
@@ -62,15 +60,18 @@ class RegionStore:
             features, valid = self.pool(image, masks)
             return {"features": np.asarray(features), "valid": np.asarray(valid)}
 
-        return Regions(masks=masks, **_load_or_compute(self.folder / features / name, pool))
+        arrays = _load_or_compute(self.folder / features / name, ("features", "valid"), pool)
+        return Regions(masks=masks, **arrays)
 
 
-def _load_or_compute(path: Path, compute: Callable[[], Arrays]) -> Arrays:
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
-        arrays = compute()
+def _load_or_compute(path: Path, names: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:
+    if path.exists():
+        try:
+            with np.load(path) as stored:
+                return {name: stored[name] for name in names}
+        except Exception:  # NumPy and zipfile raise nearly anything on damaged files
+            pass
+    arrays = compute()
     with atomic_file(path) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        np.savez_compressed(temporary, **{name: arrays[name] for name in names})  # pyright: ignore[reportArgumentType]
     return arrays

@@ -7,7 +7,11 @@ either both, or a record without weights, which the next conversion replaces.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ported_weights import clip, dinov2, mae
 from ported_weights.checkpoints import read_state_dict
@@ -41,24 +45,43 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     source, destination = Path(source), Path(destination)
-    if destination.exists():
-        raise ValueError(f"{destination}: exists already; delete it first")
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    write_atomically = atomic_file if kind in VITS else atomic_folder
+    with _lock(destination):
+        if destination.exists():
+            raise ValueError(f"{destination}: exists already; delete it first")
+        try:
+            with (atomic_file if kind in VITS else atomic_folder)(destination) as temporary:
+                if kind in VITS:
+                    _port_vit(kind, source, temporary)
+                elif kind == "transformers":
+                    _copy_folder(source, temporary)
+                else:
+                    port_folder(source, temporary)
+                write_record(destination, temporary)
+        except BaseException:
+            if not destination.exists():
+                locate_record(destination).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _lock(destination: Path) -> Iterator[None]:
+    """Let only one process write to a destination, so that record and weights belong together."""
     try:
-        with write_atomically(destination) as temporary:
-            if kind in VITS:
-                _port_vit(kind, source, temporary)
-            elif kind == "transformers":
-                _copy_folder(source, temporary)
-            else:
-                port_folder(source, temporary)
-            write_record(destination, temporary)
-    except BaseException:
-        if not destination.exists():
-            locate_record(destination).unlink(missing_ok=True)
-        raise
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(destination.with_name(f".{destination.name}.lock"))
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"{destination}: another process is writing it; wait for it") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{destination}: can't be written ({reason})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _port_vit(kind: str, source: Path, destination: Path) -> None:

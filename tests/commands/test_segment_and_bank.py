@@ -120,6 +120,10 @@ def test_bank_show_and_add(
         (["segment", "SCENE", "--classes", "bag", "--images", "0"], "--images must be at least 1"),
         (["bank", "build"], "at least one class name"),
         (["bank", "build", "--classes", "bag", "--photos", "mug"], "name=file1,file2"),
+        (
+            ["bank", "build", "--photos", "mug=SCENE", "--photos", "mug=SCENE"],
+            "each class once, got 'mug' twice",
+        ),
         (["bank", "build", "--photos", "mug=none.jpg"], "none.jpg: no such image"),
         (["bank", "build", "--classes", "bag", "--seed", "-1"], "--seed must be in [0, 2^32)"),
         (["bank", "show", "SCENE"], "not a bank manifest"),

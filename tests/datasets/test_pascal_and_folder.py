@@ -209,8 +209,15 @@ def test_missing_and_repeated_images_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    ["plum\nplum\n", "background\n", "".join(f"class {index}\n" for index in range(255))],
-    ids=["repeated", "none", "too many"],
+    [
+        "plum\nplum\n",
+        "plum\nPlum\n",
+        "plum: fruit\npear: fruit\n",
+        "plum\nwall: background\n",
+        "background\n",
+        "".join(f"class {index}\n" for index in range(255)),
+    ],
+    ids=["repeated", "repeated but for case", "same prompt", "background", "none", "too many"],
 )
 def test_bad_names_are_refused(tmp_path: Path, names: str) -> None:
     root = write_folder(tmp_path / "mine", names)

@@ -16,6 +16,7 @@ from cli import refused, run
 from fakes import FakeGenerator, fake_models, list_drawn
 from PIL import Image
 
+from rimjax import files
 from rimjax.commands import options
 from rimjax.datasets import load
 from rimjax.evaluation.run_folder import merge_runs, summarise_run
@@ -136,7 +137,7 @@ def test_merge_refuses_shards_that_are_no_whole_run(
     merge = ("evaluate", "merge")
     assert "must hold the run's 7 images, got 4" in refused(capsys, *merge, shards[0])
     assert "holds 0, as another" in refused(capsys, *merge, shards[0], shards[0])
-    assert "num_agents: 3 there, 2 here" in refused(capsys, *merge, *shards)
+    assert "num_agents must be 3, got 2" in refused(capsys, *merge, *shards)
     assert "no such file" in refused(capsys, *merge, tmp_path / "none")
     assert "at least one" in refused(capsys, *merge)
 
@@ -152,10 +153,10 @@ def test_a_run_resumes_only_with_its_own_settings_and_bank(
     run(*evaluate, output)
     before = (output / "images.jsonl").read_bytes()
     line = refused(capsys, *evaluate, output, "--num-agents", 2)
-    assert "other settings (settings.segmentation.num_agents: 3 there, 2 here)" in line
+    assert "other settings (settings.segmentation.num_agents must be 3, got 2)" in line
     line = refused(capsys, *evaluate, output, "--shard", "1/2")
-    assert "shard: None there, 1/2 here" in line
-    assert "num_images: 7 there, 3 here" in refused(capsys, *evaluate, output, "--limit", 3)
+    assert "shard must be None, got 1/2" in line
+    assert "num_images must be 7, got 3" in refused(capsys, *evaluate, output, "--limit", 3)
     models, generator = fake_models(), FakeGenerator()
     monkeypatch.setattr(
         models.generator,
@@ -164,8 +165,27 @@ def test_a_run_resumes_only_with_its_own_settings_and_bank(
     )
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
     elsewhere = ("--cache-dir", tmp_path / "elsewhere", "--output", output)
-    assert "(bank: " in refused(capsys, "evaluate", "--dataset", folder, *elsewhere)
+    assert "(bank must be " in refused(capsys, "evaluate", "--dataset", folder, *elsewhere)
     assert (output / "images.jsonl").read_bytes() == before
+
+
+def test_a_run_resumes_only_with_the_same_versions_of_the_steps(
+    evaluate: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(*evaluate, tmp_path / "run")
+    monkeypatch.setitem(files.STEP_VERSIONS, "match", 2)
+    assert "steps.match must be 1, got 2" in refused(capsys, *evaluate, tmp_path / "run")
+
+
+def test_results_without_a_description_are_not_resumed(
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*evaluate, tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    assert "holds results but no run.json" in refused(capsys, *evaluate, tmp_path / "run")
 
 
 def test_bad_images_are_named_and_evaluated_again_by_the_next_run(

@@ -146,13 +146,13 @@ def test_merge_refuses_shards_of_other_limits_splits_and_data(
     run(*evaluate, "--shard", "1/2", "--limit", 6, "--output", tmp_path / "limited")
     run(*evaluate, "--shard", "1/3", "--output", tmp_path / "third")
     merge = ("evaluate", "merge", tmp_path / "half")
-    assert "num_images: 7 there, 6 here" in refused(capsys, *merge, tmp_path / "limited")
+    assert "num_images must be 7, got 6" in refused(capsys, *merge, tmp_path / "limited")
     assert "third: holds 3, as another" in refused(capsys, *merge, tmp_path / "third")
     for folder in ("images", "labels"):
         path = tmp_path / f"patches/{folder}/6.png"
         path.rename(path.with_name("8.png"))
     run(*evaluate, "--shard", "1/2", "--output", tmp_path / "renamed")
-    assert "images: " in refused(capsys, *merge, tmp_path / "renamed")
+    assert "images must be " in refused(capsys, *merge, tmp_path / "renamed")
 
 
 def test_a_run_does_not_resume_with_another_proposer(
@@ -167,7 +167,7 @@ def test_a_run_does_not_resume_with_another_proposer(
     proposer.fingerprint = "cells-16x16"
     models = replace(fake_models(), proposer=proposer)
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
-    message = "weights.proposer: fake-proposer there, cells-16x16 here"
+    message = "weights.proposer must be fake-proposer, got cells-16x16"
     assert message in refused(capsys, *evaluate, "--output", shards[0], "--shard", "1/2")
     run(*evaluate, "--output", shards[1], "--shard", "2/2")
     assert message in refused(capsys, "evaluate", "merge", *shards)

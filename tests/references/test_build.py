@@ -120,7 +120,7 @@ def test_another_version_of_a_step_builds_other_references(
 
 def test_damaged_references_are_not_a_source_of_images(tmp_path: Path) -> None:
     before, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
-    image = tmp_path / "references" / before.folders[0] / "image-00.png"
+    image = tmp_path / "references" / before.folders[0] / "image-00000.png"
     image.write_bytes(b"rubbish")
     changed = replace(fake_models(), encoder=FakeEncoder("other"))
     build_references(["plum"], changed, cache_dir=tmp_path)
@@ -174,7 +174,7 @@ def test_a_killed_build_resumes_with_the_class_it_was_drawing(tmp_path: Path) ->
 def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
     folder = tmp_path / "references"
     (folder / f"{files._PREFIX}old").mkdir(parents=True)
-    (folder / f"{files._PREFIX}old" / "image-00.png").touch()
+    (folder / f"{files._PREFIX}old" / "image-00000.png").touch()
     (folder / f"{files._PREFIX}new").mkdir()
     yesterday = time.time() - files.STALE_SECONDS - 60
     os.utime(folder / f"{files._PREFIX}old", (yesterday, yesterday))
@@ -218,6 +218,42 @@ def test_extending_a_bank_draws_only_the_new_class(tmp_path: Path) -> None:
     assert list_drawn(models) == ["sky"]
     assert rimjax.load_bank(new).names == ("background", *NAMES, "sky")
     assert [group.name for group in references] == [*NAMES, "sky"]
+
+
+def test_a_bank_is_found_by_its_bare_name_and_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path / "cache")
+    monkeypatch.chdir(built.path.parent)
+    assert rimjax.load_bank(built.path.name).names == ("background", *NAMES)
+    (tmp_path / "link.json").symlink_to(built.path)
+    models = fake_models()
+    linked = store.read_manifest(tmp_path / "link.json")
+    build_references(["sky"], models, cache_dir=linked.cache, extend=linked)
+    assert list_drawn(models) == ["sky"]
+
+
+def test_pictures_keep_their_order_whatever_their_number(tmp_path: Path) -> None:
+    """A thousand pictures and more sort as text only with padded numbers."""
+    count = 1001
+    rows = np.arange(count, dtype=np.float32)[:, None]
+    numbers = np.arange(count, dtype=np.uint16).reshape(-1, 1, 1, 1)
+    pictures = np.concatenate([numbers % 256, numbers // 256, numbers * 0], axis=3)
+    references = store.ClassReferences(
+        name="plum",
+        images=pictures.astype(np.uint8),
+        masks=numbers[..., 0] % 2 == 1,
+        attention=np.zeros((count, 1, 1), np.float32),
+        points=np.zeros((count, 1, 2), np.float32),
+        fallbacks=0,
+        foreground=rows,
+        background=rows,
+        whole=rows,
+    )
+    store.write_references(tmp_path / "plum-0", references)
+    again = store.read_references(tmp_path / "plum-0", pictures=True)
+    for part in ("images", "masks", "foreground"):
+        np.testing.assert_array_equal(getattr(again, part), getattr(references, part))
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish"])
