@@ -19,7 +19,7 @@ from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, ModelOptions, Sta
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
-from rimjax.references.build import build_references, load_bank, parse_names, read_settings
+from rimjax.references.build import build_references, load_bank, parse_names
 from rimjax.show import draw
 
 
@@ -117,7 +117,7 @@ class BankAdd:
         extended, _ = build_references(
             names,
             models,
-            settings=read_settings(manifest),
+            settings=self.models.choose_settings(manifest, models),
             cache_dir=manifest.cache,
             references=photos,
             progress=show_class_progress,

@@ -97,7 +97,12 @@ def test_bank_show_and_add(
     assert store.read_manifest(path).names == ("sneaker", "bag", "mug")
     after = {path.name: path.stat().st_mtime_ns for path in references.iterdir()}
     assert before.items() <= after.items()
+    add = ("bank", "add", path, "--photos", f"cup={tmp_path / 'mug.png'}")
+    other = run(*add, "--configuration", "paper", capsys=capsys).strip().splitlines()[-1]
+    whitened = [store.read_manifest(bank).settings["whiten"] > 0 for bank in (path, other)]
+    assert whitened == [True, False]
     Path(path).unlink()
+    Path(other).unlink()
 
 
 @pytest.mark.parametrize(
