@@ -26,7 +26,7 @@ def find_jax_bound(sign: str) -> str:
 
 
 @nox.session(python=PYTHONS)
-@nox.parametrize("jax", ["oldest", "newest"])
+@nox.parametrize("jax", ["oldest", "newest"], ids=["oldest", "newest"])
 def kernels(session: nox.Session, jax: str) -> None:
     """Run the kernels' tests on the base install alone."""
     oldest = NEEDS_NEWER_JAX.get(str(session.python), find_jax_bound(">="))

@@ -7,6 +7,7 @@ needs only JAX, NumPy and jaxtyping.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _NAMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("rimjax")
     if name not in _MODULES | _NAMES:
         raise AttributeError(f"module 'rimjax' has no attribute {name!r}")
     try:

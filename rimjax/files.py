@@ -85,10 +85,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; move the file to `path` when the block succeeds.
 
     The temporary name keeps the suffix of `path` and is unique across threads, processes and hosts.
+    A link stays, and what it leads to is replaced; a device or pipe is written to directly.
 
     Raises:
         OSError: the file can't be written; the message names it.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _name_file(path):
+            yield path
+        return
+    path = path.resolve() if path.is_symlink() else path
     with _name_file(path):
         temporary = _make_temporary(path)
         try:

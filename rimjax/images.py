@@ -31,8 +31,8 @@ class Photograph:
 def read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
     """Read a picture as RGB, turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK, 16-bit and transparent pictures are converted; transparent pixels are laid
-    on white.
+    Grey, palette, CMYK, 16-bit, float (in [0, 1] or [0, 255]) and transparent pictures are
+    converted; transparent pixels are laid on white.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -87,9 +87,13 @@ def _open_image(source: ImageSource) -> Image.Image:
 
 def _convert_to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float64)
-        deep = picture.mode.startswith("I;16") or values.max(initial=0) > 255
-        grey = (values / 257 if deep else values).round().clip(0, 255).astype(np.uint8)
+        values = np.array(picture, np.float64)
+        highest = values.max(initial=0)
+        if picture.mode == "F" and highest <= 1:
+            values *= 255
+        elif picture.mode.startswith("I;16") or highest > 255:
+            values /= 257
+        grey = values.round().clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -100,6 +100,18 @@ def test_the_loser_of_a_race_keeps_the_winners_folder(tmp_path: Path) -> None:
     assert read(path) == "winner" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "through")
+    assert os.read(reader, 99) == b"through" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
 def test_the_last_writer_of_a_file_wins(tmp_path: Path) -> None:
     path = tmp_path / "result"
     with atomic_file(path) as last:

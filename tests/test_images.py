@@ -51,6 +51,11 @@ def test_modes(tmp_path: Path, suffix: str, mode: str) -> None:
     assert np.abs(image.astype(int) - expected).max() <= 2
 
 
+def test_a_float_picture_may_have_values_up_to_1(tmp_path: Path) -> None:
+    Image.fromarray(GREY.astype(np.float32) / 255).save(tmp_path / "unit.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "unit.tif")[..., 0], GREY)
+
+
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     alpha = np.full((20, 30), 255, np.uint8)
     alpha[:5] = 0

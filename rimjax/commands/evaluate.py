@@ -103,7 +103,8 @@ class Evaluate:
     Attributes:
         dataset: fashion-scenes, voc, context (59 classes and background), context59 (without),
             coco-object, or a folder with images/NAME.jpg, labels/NAME.png (0 the background, i the
-            class on line i, 255 ignored) and names.txt (a class per line).
+            class on line i, 255 ignored) and names.txt (a class per line; a first line
+            "background" isn't counted).
         data: Folder that holds a published data set in mmsegmentation's layout: VOCdevkit/VOC2012,
             VOCdevkit/VOC2010 or coco_stuff164k.
         output: Folder of the run, which gets each image's result when it is there. The same
@@ -190,7 +191,7 @@ class Evaluate:
         return None
 
     def _load_models(self, manifest: store.Manifest | None) -> Models:
-        models = self.models.load()
+        models = self.models.load(with_bank=manifest is not None)
         references = models.references
         if manifest is not None:
             references = self.models.choose_settings(manifest, models)

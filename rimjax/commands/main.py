@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -49,10 +50,14 @@ def main() -> None:
     command = tyro.cli(Command, prog="rimjax", description=description, config=CONFIG)
     try:
         command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         print(f"rimjax: {name_flag(shorten(error), command)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("rimjax: stopped; finished files and results are kept", file=sys.stderr)
         sys.exit(130)
 
 

@@ -113,8 +113,11 @@ class StageOptions:
 class ModelOptions(StageOptions, PresetOptions):
     """Models of a command that draws references."""
 
-    def load(self) -> Models:
+    def load(self, with_bank: bool = False) -> Models:
         """Load the models under these options."""
+        if with_bank and (self.images, self.steps) != (None, None):
+            name = "steps" if self.images is None else "images"
+            raise ValueError(f"{name} must be left out with --bank, whose images are drawn already")
         models = self.load_stages(self.preset)
         if self.images is None:
             return models

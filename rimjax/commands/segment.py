@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +63,12 @@ class Segment:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
         outputs = self._plan_outputs()
         images = [read_image(path) for path in self.files]
-        models = self.models.load()
+        models = self.models.load(with_bank=self.bank is not None)
         keep_compilations(store.locate_cache(self.cache_dir))
-        bank = self._open_bank(names, models)
+        manifest = None if self.bank is None else store.read_manifest(self.bank)
+        if manifest is not None:
+            models = replace(models, references=self.models.choose_settings(manifest, models))
+        bank = _open_bank(manifest, names, models, self.cache_dir)
         results = []
         jobs = list(zip(self.files, images, outputs, strict=True))
         for path, image, (overlay, labels) in progress(jobs, "segment", "image"):
@@ -88,20 +91,6 @@ class Segment:
         if self.json is not None:
             contents = {"results": results, "names": bank.names, **describe_origin(models)}
             write_json(self.json, contents)
-
-    def _open_bank(self, names: tuple[str, ...] | None, models: Models) -> ReferenceBank:
-        if self.bank is None:
-            assert names is not None
-            return build_bank(names, models, cache_dir=self.cache_dir, progress=show_class_progress)
-        manifest = store.read_manifest(self.bank)
-        bank = load_bank(manifest, self.models.choose_settings(manifest, models))
-        check_encoder(bank, models)
-        if names is not None and names != bank.names[1:]:
-            held = ", ".join(bank.names[1:])
-            raise ValueError(
-                f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
-            )
-        return bank
 
     def _plan_outputs(self) -> list[tuple[Path, Path]]:
         """Return each image's overlay and label map, refusing names that can't be written."""
@@ -157,3 +146,22 @@ def describe_regions(seg: Segmentation) -> dict[str, Any]:
                 }
             )
     return {"regions": regions, "timings": seg.timings}
+
+
+def _open_bank(
+    manifest: store.Manifest | None,
+    names: tuple[str, ...] | None,
+    models: Models,
+    cache_dir: Path | None,
+) -> ReferenceBank:
+    if manifest is None:
+        assert names is not None
+        return build_bank(names, models, cache_dir=cache_dir, progress=show_class_progress)
+    bank = load_bank(manifest, models.references)
+    check_encoder(bank, models)
+    if names is not None and names != bank.names[1:]:
+        held = ", ".join(bank.names[1:])
+        raise ValueError(
+            f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
+        )
+    return bank

@@ -26,8 +26,13 @@ def load(name: str, data: str | Path | None = None) -> Dataset:
 
     Raises:
         FileNotFoundError: a file of the layout is missing; the message names it.
-        ValueError: there is no such data set, or its split is empty.
+        ValueError: there is no such data set, its split is empty, or it takes no `data`.
     """
+    if data is not None and name not in READERS:
+        raise ValueError(
+            f"data must be given with {', '.join(READERS)} only, got {data} with {name!r}; for a "
+            f"folder of your own, name the folder as dataset"
+        )
     if name == "fashion-scenes":
         return fashion_scenes.open_benchmark()
     if name in READERS:

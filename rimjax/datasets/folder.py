@@ -34,7 +34,7 @@ def open_folder(root: Path) -> Dataset:
     if not classes or not all(classes) or not unique or len(classes) >= IGNORED:
         raise ValueError(
             f"{names}: must hold 1 to {IGNORED - 1} different class names, a name per line, "
-            f"got {list(classes)[:5]}"
+            f"{BACKGROUND!r} at most on the first, got {list(classes)[:5]}"
         )
     if not (root / "images").is_dir():
         raise FileNotFoundError(f"{root / 'images'}: no such folder; expected {LAYOUT}")

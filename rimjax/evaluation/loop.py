@@ -204,10 +204,16 @@ def check_counted(confusions: Int[np.ndarray, "n C C"]) -> None:
 def check_classes(names: Sequence[str], dataset: Dataset) -> None:
     """Raise ValueError unless a bank's class names are a data set's prompts, in order."""
     if tuple(names) != dataset.prompts:
-        different = sorted(set(names) ^ set(dataset.prompts)) or ["their order"]
+        missing = sorted(set(dataset.prompts) - set(names))
+        further = sorted(set(names) - set(dataset.prompts))
+        parts = [
+            f"{kind} {', '.join(group[:5])}{', ...' if len(group) > 5 else ''}"
+            for kind, group in (("without", missing), ("with", further))
+            if group
+        ]
         raise ValueError(
-            f"bank must hold the classes of {dataset.name}, got others "
-            f"({', '.join(different[:5])}); build the bank for this data set"
+            f"bank must hold the classes of {dataset.name}, got a bank "
+            f"{' and '.join(parts) or 'in another order'}; build the bank for this data set"
         )
 
 

@@ -149,6 +149,11 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
         ValueError: a file is missing or damaged.
     """
     remedy = "delete that folder and build the bank again"
+    if not path.is_dir():
+        raise ValueError(
+            f"{path}: no such folder; a bank's manifest must stay in banks/, beside references/, "
+            "or build the bank again"
+        )
     try:
         record = json.loads((path / _RECORD_FILE).read_text(encoding="utf-8"))
         files = {_ARRAY_FILE: record["files"][_ARRAY_FILE]}
@@ -244,10 +249,8 @@ def read_manifest(path: str | Path) -> Manifest:
         manifest = Manifest(
             names, folders, fields["settings"], fields["preset"], fields["encoder"], path
         )
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a bank manifest, or damaged ({error!r}); {remedy}"
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a bank manifest, or damaged; {remedy}") from error
     if not all(isinstance(text, str) for text in (*names, *folders)) or not names:
         raise ValueError(f"{path}: not a bank manifest, or damaged (names aren't texts); {remedy}")
     if len(set(names)) < len(names) or len(names) != len(folders):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli import run
 
+import rimjax
 from rimjax.commands import console, main
 from rimjax.commands.evaluate import Evaluate
 from rimjax.commands.options import WatchedModel
@@ -49,6 +50,20 @@ def test_a_commands_own_options_come_before_the_models(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version", capsys=capsys).strip() == f"rimjax {metadata.version('rimjax')}"
+    assert rimjax.__version__ == metadata.version("rimjax")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    process = subprocess.run(
+        "set -o pipefail; rimjax weights list | true; echo ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout == "0\n" and not process.stderr
 
 
 def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

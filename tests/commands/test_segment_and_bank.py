@@ -119,6 +119,10 @@ def test_bank_show_and_add(
             ["segment", "SCENE", "--bank", "BANK", "--classes", "bag,sneaker"],
             "--classes must be the bank's (sneaker, bag)",
         ),
+        (["segment", "SCENE", "--bank", "BANK", "--images", "4"], "--images must be left out"),
+        (["segment", "SCENE", "--bank", "BANK", "--steps", "4"], "--steps must be left out"),
+        (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged; "),
+        (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
         (["segment", "SCENE", "SCENE", "--classes", "bag"], "a name twice"),
         (["segment", "SCENE", "--classes", "bag", "--preset", "paper"], "sam_vit_b_01ec64.pth"),
         (["segment"], "at least one image"),
@@ -161,7 +165,9 @@ def test_a_truncated_image_and_a_bank_of_another_encoder(
     fields = json.loads(find_bank(folder).read_text()) | {"encoder": "0" * 20}
     (tmp_path / "elsewhere.json").write_text(json.dumps(fields))
     words = ("segment", scene, "--bank")
-    assert "incomplete or damaged" in refused(capsys, *words, tmp_path / "elsewhere.json")
+    assert "must stay in banks/, beside references/" in refused(
+        capsys, *words, tmp_path / "elsewhere.json"
+    )
     other = find_bank(folder).with_name("other.json")
     other.write_text(json.dumps(fields))
     try:

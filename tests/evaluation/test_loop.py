@@ -95,7 +95,7 @@ def test_a_bank_of_other_classes_is_refused(tmp_path: Path) -> None:
     dataset = datasets.load("voc", trees.write_voc(tmp_path / "data"))
     models = fake_models()
     bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="bank must hold the classes of voc, got others"):
+    with pytest.raises(ValueError, match="bank must hold the classes of voc, got a bank without"):
         evaluate(dataset, bank, models)
 
 

@@ -258,7 +258,7 @@ def test_a_bank_of_other_classes_is_refused(
     run("bank", "build", "--classes", "apple,plum", "--cache-dir", tmp_path / "cache")
     (bank,) = (tmp_path / "cache/banks").glob("*.json")
     line = refused(capsys, "evaluate", "--dataset", name, "--data", data, "--bank", bank)
-    assert f"--bank must hold the classes of {name}, got others ({different}, " in line
+    assert f"--bank must hold the classes of {name}, got a bank without {different}, " in line
 
 
 def test_a_bank_of_the_prompts_is_used_and_another_order_is_refused(
@@ -280,4 +280,4 @@ def test_a_bank_of_the_prompts_is_used_and_another_order_is_refused(
     )
     assert built["miou"] == loaded["miou"] and built["bank"] == loaded["bank"]
     line = refused(capsys, *evaluate, tmp_path / "x.json", "--bank", banks[prompts[::-1]])
-    assert "got others (their order)" in line
+    assert "got a bank in another order" in line

@@ -230,7 +230,7 @@ def test_bad_options_are_refused(
     run("bank", "build", "--classes", "apple,plum", "--cache-dir", tmp_path / "cache")
     bank = next((tmp_path / "cache/banks").glob("*.json"))
     line = refused(capsys, *evaluate, folder, "--bank", bank)
-    assert "--bank must hold the classes of patches, got others (leaf)" in line
+    assert "--bank must hold the classes of patches, got a bank without leaf" in line
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").touch()
     line = refused(capsys, *evaluate, folder, "--output", tmp_path / "full")
