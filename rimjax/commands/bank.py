@@ -131,7 +131,7 @@ def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict
     names, files = classes.split(",") if classes else [], {}
     for entry in photos:
         name, _, paths = entry.partition("=")
-        if not name.strip() or not paths:
+        if not name.strip() or not all(path.strip() for path in paths.split(",")):
             raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
         if name.strip() in files:
             raise ValueError(f"photos must name each class once, got {name.strip()!r} twice")

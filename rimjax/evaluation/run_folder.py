@@ -111,11 +111,13 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK).acquire(blocking=False)
     except Timeout as error:
-        raise ValueError(f"{folder}: another process is writing to this run") from error
+        raise ValueError(
+            f"{folder}: another process is writing to this run; wait, or choose another folder"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{folder}: can't be written ({reason}); choose another folder") from error
-    with lock, (folder / _IMAGES).open("ab") as file:
+    with lock, (folder / _IMAGES).open("ab", buffering=0) as file:
         check_run(folder, description)  # again: another process may have started the run since
         if not (folder / _RUN).exists():
             write_json(folder / _RUN, description)
@@ -123,9 +125,15 @@ def open_run(
         file.truncate(size)
 
         def append(result: ImageResult) -> None:
-            file.write(json.dumps(asdict(result), separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            line = json.dumps(asdict(result), separators=(",", ":")).encode() + b"\n"
+            try:
+                if file.write(line) < len(line):
+                    raise OSError("the disk is full")
+                os.fsync(file.fileno())
+            except OSError as error:
+                reason = error.strerror or error
+                advice = "free space; the same command resumes the run"
+                raise OSError(f"{folder}: can't be written ({reason}); {advice}") from error
             results[result.image] = result
 
         yield results, append

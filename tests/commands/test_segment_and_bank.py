@@ -129,6 +129,7 @@ def test_bank_show_and_add(
         (["segment", "SCENE", "--classes", "bag", "--images", "0"], "--images must be at least 1"),
         (["bank", "build"], "at least one class name"),
         (["bank", "build", "--classes", "bag", "--photos", "mug"], "name=file1,file2"),
+        (["bank", "build", "--photos", "mug=a.png,,b.png"], "name=file1,file2"),
         (
             ["bank", "build", "--photos", "mug=SCENE", "--photos", "mug=SCENE"],
             "each class once, got 'mug' twice",

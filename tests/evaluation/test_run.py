@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from PIL import Image
 from rimjax import files
 from rimjax.commands import options
 from rimjax.datasets import load
+from rimjax.evaluation import run_folder
 from rimjax.evaluation.run_folder import merge_runs, summarise_run
 
 COUNT = trees.NUM_NOISY
@@ -186,6 +189,22 @@ def test_results_without_a_description_are_not_resumed(
     run(*evaluate, tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
     assert "holds results but no run.json" in refused(capsys, *evaluate, tmp_path / "run")
+
+
+def test_a_full_disk_is_named_and_the_run_resumes(
+    evaluate: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fill(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "os", SimpleNamespace(fsync=fill))
+        line = refused(capsys, *evaluate, tmp_path / "run")
+    assert f"{tmp_path}/run: can't be written (No space left on device); free space" in line
+    run(*evaluate, tmp_path / "run")
 
 
 def test_bad_images_are_named_and_evaluated_again_by_the_next_run(
