@@ -57,7 +57,7 @@ def main() -> None:
         print(f"rimjax: {name_flag(shorten(error), command)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("rimjax: stopped; finished files and results are kept", file=sys.stderr)
+        print("rimjax: stopped", file=sys.stderr)
         sys.exit(130)
 
 
