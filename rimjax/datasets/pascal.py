@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rimjax.datasets.dataset import Dataset, first_existing, pair_files, read_lines
+from rimjax.datasets.dataset import Dataset, Item, first_existing, pair_files, read_lines
 
 VOC = tuple(
     (
@@ -39,18 +39,7 @@ would be a word list tuned on the benchmark."""
 
 def open_voc(root: Path) -> Dataset:
     """Open PASCAL VOC 2012, `val`: 20 classes and the background."""
-    layout = (
-        "a folder with VOCdevkit/VOC2012 and its JPEGImages, SegmentationClass and "
-        "ImageSets/Segmentation/val.txt"
-    )
-    base = first_existing(root, "VOCdevkit/VOC2012", "VOC2012", ".")
-    split = base / "ImageSets/Segmentation/val.txt"
-    items = pair_files(
-        split,
-        read_lines(split, layout),
-        lambda name: base / f"JPEGImages/{name}.jpg",
-        lambda name: base / f"SegmentationClass/{name}.png",
-    )
+    items = _pair_items(root, "VOC2012", "SegmentationClass", "ImageSets/Segmentation/val.txt")
     return Dataset("voc", VOC, items, ALIASES, published_size=1449)
 
 
@@ -65,18 +54,21 @@ def open_context59(root: Path) -> Dataset:
 
 
 def _open_context(name: str, root: Path, background: bool) -> Dataset:
-    layout = (
-        "a folder with VOCdevkit/VOC2010 and its JPEGImages, SegmentationClassContext and "
-        "ImageSets/SegmentationContext/val.txt"
-    )
-    base = first_existing(root, "VOCdevkit/VOC2010", "VOC2010", ".")
-    split = base / "ImageSets/SegmentationContext/val.txt"
-    items = pair_files(
-        split,
-        read_lines(split, layout),
-        lambda name: base / f"JPEGImages/{name}.jpg",
-        lambda name: base / f"SegmentationClassContext/{name}.png",
-        background,
-    )
+    split = "ImageSets/SegmentationContext/val.txt"
+    items = _pair_items(root, "VOC2010", "SegmentationClassContext", split, background)
     aliases = {key: words for key, words in ALIASES.items() if key in CONTEXT}
     return Dataset(name, CONTEXT, items, aliases, background, published_size=5105)
+
+
+def _pair_items(
+    root: Path, year: str, labels: str, split: str, background: bool = True
+) -> tuple[Item, ...]:
+    layout = f"a folder with VOCdevkit/{year} and its JPEGImages, {labels} and {split}"
+    base = first_existing(root, f"VOCdevkit/{year}", year, ".")
+    return pair_files(
+        base / split,
+        read_lines(base / split, layout),
+        lambda name: base / f"JPEGImages/{name}.jpg",
+        lambda name: base / f"{labels}/{name}.png",
+        background,
+    )

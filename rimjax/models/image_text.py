@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from rimjax.files import fingerprint
 from rimjax.models.protocols import cached_property, check_image
-from rimjax.models.transformers_folder import load_model, load_tokenizer, read_architecture
+from rimjax.models.transformers_folder import fingerprint_model, load_model, load_tokenizer
 
 Colour = tuple[float, float, float]
 
@@ -49,8 +48,7 @@ class ImageTextMatcher:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of weights, architecture and colours."""
-        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
-        return fingerprint([read_architecture(self.model), self._mean, self._std], weights)
+        return fingerprint_model(self.model, self._mean, self._std)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float32[np.ndarray, "C E"]:
         """Return unit vectors of prompts; prompts longer than the model takes are cut off."""

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
-from rimjax.files import fingerprint
 from rimjax.models.protocols import cached_property, check_image
-from rimjax.models.transformers_folder import load_model, read_architecture
+from rimjax.models.transformers_folder import fingerprint_model, load_model
 
 DIVISOR = 32
 """Both sides of a MaskFormer's input are multiples of its backbone's coarsest stride."""
@@ -65,8 +64,7 @@ class MaskFormerProposer:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of weights, architecture and settings."""
-        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
-        return fingerprint([asdict(self.config), read_architecture(self.model)], weights)
+        return fingerprint_model(self.model, asdict(self.config))
 
     def propose(self, image: np.ndarray) -> Bool[np.ndarray, "P H W"]:
         """Return the queries' masks at the image's size, largest first; they may overlap.

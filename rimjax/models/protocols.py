@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
 
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import AnyArray
@@ -165,3 +166,18 @@ def encode_in_batches(
         padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
         features.append(np.asarray(encode(padded))[: len(batch)])
     return np.concatenate(features)
+
+
+def resize_to_square(image: np.ndarray, size: int) -> Float32[np.ndarray, "S S 3"]:
+    """Resize an image to a square (Pillow's bicubic), whatever its shape; values stay 0 to 255.
+
+    Args:
+        image: uint8[H, W, 3].
+        size: S.
+
+    Raises:
+        ValueError: the image is something else.
+    """
+    check_image(image)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized, np.float32)

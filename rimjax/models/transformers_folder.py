@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rimjax.files import fingerprint
+
 UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
 """Endings of the names that a state dict may lack: inference doesn't read these weights."""
 
@@ -52,11 +54,13 @@ def load_model(
     return torch, model.to(device).eval()
 
 
-def read_architecture(model: Any) -> dict[str, Any]:
-    """Return a model's config for fingerprints, without its path and transformers' version."""
+def fingerprint_model(model: Any, *settings: Any) -> str:
+    """Digest a model's weights, its config and other settings."""
     config = json.loads(model.config.to_json_string())
-    ignored = ("_name_or_path", "transformers_version")
-    return {name: value for name, value in config.items() if name not in ignored}
+    for ignored in ("_name_or_path", "transformers_version"):
+        config.pop(ignored, None)
+    weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+    return fingerprint([config, *settings], weights)
 
 
 def load_tokenizer(directory: Path, what: str) -> Any:

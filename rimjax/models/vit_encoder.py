@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ported_weights.rules import build_tree, flatten_tree
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, check_image, encode_in_batches
+from rimjax.models.protocols import cached_property, encode_in_batches, resize_to_square
 from rimjax.models.vit import Params, ViTConfig, last_layer_keys
 
 
@@ -118,8 +117,5 @@ class ViTEncoder:
         return jax.device_put(self.params)
 
     def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "S S 3"]:
-        check_image(image)
-        size = (self.input_size, self.input_size)
-        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
         mean, std = (np.asarray(colour, np.float32) for colour in (self.mean, self.std))
-        return (np.asarray(resized, np.float32) / 255 - mean) / std
+        return (resize_to_square(image, self.input_size) / 255 - mean) / std

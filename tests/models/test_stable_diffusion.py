@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from diffusers.models.attention_processor import AttnProcessor
-from tiny_diffusion import SCHEDULE, WORDS, relaxed, tiny_checkpoint, tiny_stable_diffusion
+from tiny_diffusion import SCHEDULE, WORDS, relaxed, tiny_checkpoint
 
+from experiments.parity_diffusion import Recorder
 from rimjax.models import diffusion
 from rimjax.models.diffusion import DiffusionConfig, StableDiffusion
 from rimjax.models.protocols import Generator
@@ -35,18 +34,6 @@ CONFIG = DiffusionConfig(steps=3, batch_size=2, guidance=3.0)
 def relax() -> Iterator[None]:
     with relaxed():
         yield
-
-
-@pytest.fixture(scope="module")
-def originals() -> dict[str, Any]:
-    return tiny_stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def folder(originals, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("diffusion")
-    save(tiny_checkpoint(originals), directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -81,29 +68,6 @@ def torch_scheduler(steps: int, order: int = 2) -> Any:
     )
     scheduler.set_timesteps(steps)
     return scheduler
-
-
-class Recorder(AttnProcessor):
-    """Keeps each cross-attention layer's softmax(QK^T / sqrt(d)), averaged over heads."""
-
-    def __init__(self) -> None:
-        self.maps = []
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Any,
-        encoder_hidden_states: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if encoder_hidden_states is not None:
-            query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
-            scores = attn.get_attention_scores(
-                attn.head_to_batch_dim(query), attn.head_to_batch_dim(key)
-            )
-            self.maps.append(scores.unflatten(0, (-1, attn.heads)).mean(1))
-        return super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
 
 
 def test_text_encoder_agrees_with_torch(originals, model):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_diffusion import SCHEDULE, relaxed, tiny_checkpoint, tiny_stable_diffusion, tiny_tokenizer
+from tiny_diffusion import SCHEDULE, relaxed, tiny_tokenizer
 
 from rimjax.models.protocols import Encoder
 from rimjax.models.stable_diffusion import (
@@ -21,7 +21,7 @@ from rimjax.models.stable_diffusion import (
     UNetEncoder,
 )
 from rimjax.models.stable_diffusion import generator as generator_module
-from rimjax.models.stable_diffusion.checkpoint import Checkpoint, read, save
+from rimjax.models.stable_diffusion.checkpoint import Checkpoint, read
 
 TOLERANCE = 1e-4
 """Float32 rounding through three models, relative to the largest value; typically 3e-6."""
@@ -35,18 +35,6 @@ def relax() -> Iterator[None]:
     with relaxed():
         yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def originals() -> dict[str, Any]:
-    return tiny_stable_diffusion()
-
-
-@pytest.fixture(scope="module")
-def folder(originals, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("diffusion")
-    save(tiny_checkpoint(originals), directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

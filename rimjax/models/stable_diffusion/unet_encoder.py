@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
-from PIL import Image
 
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, check_image, encode_in_batches
+from rimjax.models.protocols import cached_property, encode_in_batches, resize_to_square
 from rimjax.models.stable_diffusion.attention import COLLECTION, match_torch
 from rimjax.models.stable_diffusion.checkpoint import Params
 from rimjax.models.stable_diffusion.generator import DeferredGenerator
@@ -129,7 +128,4 @@ class UNetEncoder:
             raise ValueError(f"input_size must be a multiple of {step}, got {self.input_size}")
 
     def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "S S 3"]:
-        check_image(image)
-        size = (self.input_size, self.input_size)
-        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(resized, np.float32) / 127.5 - 1
+        return resize_to_square(image, self.input_size) / 127.5 - 1
