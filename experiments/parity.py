@@ -1,10 +1,10 @@
 """Compare the full-size models with PyTorch's, on random weights in the published shapes.
 
 Command:  python experiments/parity.py
-              all groups of comparisons: keys, sd, trajectory, sam
+              all groups of comparisons: keys, dinov3, sd, trajectory, sam
           python experiments/parity.py --only keys sd
               some groups
-Hardware: 2 CPU cores and 16 GiB; about 6 minutes; no download
+Hardware: 2 CPU cores and 16 GiB; about 7 minutes; no download
 
 Writes the [[parity]] entries of ported_weights/MANIFEST.toml, and exits with status 1 if an error
 is above its target. Seeds are fixed. An error is the largest absolute difference, divided by the
@@ -37,11 +37,13 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTMAEConfig,
     ViTMAEModel,
 )
 
-from ported_weights import clip, dinov2, mae
+from ported_weights import clip, dinov2, dinov3, mae
 from rimjax.models import sam
 from rimjax.models.vit import last_layer_keys
 
@@ -61,7 +63,7 @@ def compute_torch_keys(
     model(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2), **options)
     handle.remove()
     height, width = (side // patch for side in pixels.shape[1:3])
-    return kept[0][:, 1:].reshape(1, height, width, -1).numpy()
+    return kept[0][:, -height * width :].reshape(1, height, width, -1).numpy()
 
 
 def fuse(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
@@ -138,6 +140,21 @@ def compare_keys() -> Iterator[Row]:
         yield "MAE ViT-B/16", f"{size}x{size}", "keys", error, 1e-5
 
 
+def compare_dinov3() -> Iterator[Row]:
+    for name, width, layers in (("S", 384, 12), ("B", 768, 12), ("L", 1024, 24)):
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"num_hidden_layers": layers, "num_attention_heads": width // 64}
+        sizes |= {"hidden_size": width, "intermediate_size": 4 * width, "num_register_tokens": 4}
+        model = shake(DINOv3ViTModel(DINOv3ViTConfig(**sizes)))
+        params, config = dinov3.port(model.state_dict())
+        layer: Any = model.layer[-1]
+        for size in ((512, 512), (224, 224), (320, 448)):
+            pixels = draw_noise(1, *size, 3)
+            theirs = compute_torch_keys(model, layer.attention.k_proj, pixels, 16)
+            error = compute_error(last_layer_keys(params, pixels, config), theirs)
+            yield f"DINOv3 ViT-{name}/16", f"{size[0]}x{size[1]}", "keys", error, 1e-5
+
+
 def compare_masks() -> Iterator[Row]:
     from segment_anything import SamPredictor
 
@@ -155,6 +172,7 @@ def compare_masks() -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "keys": compare_keys,
+    "dinov3": compare_dinov3,
     "sd": compare_stable_diffusion,
     "trajectory": compare_trajectory,
     "sam": compare_masks,

@@ -27,6 +27,7 @@ class Layout:
     Attributes:
         class_token: whole key.
         position_embedding: whole key; [1, 1 + N, D] or [1 + N, D], the class token's row first.
+            None: positions are rotary.
         patch_embedding: a convolution, with a bias unless `settings` has `patch_bias=False`.
         layers: prefix of a layer's number, with the dot; the names below stand within a layer.
         norms: before the attention and before the MLP.
@@ -43,7 +44,7 @@ class Layout:
     """
 
     class_token: str
-    position_embedding: str
+    position_embedding: str | None
     patch_embedding: str
     layers: str
     norms: tuple[str, str]
@@ -96,13 +97,15 @@ def infer_config(
     fc1_key = f"{layout.layers}0.{layout.mlp[0]}.weight"
     norm_key = f"{layout.layers}0.{layout.norms[0]}.weight"
     needed = (patch_key, layout.position_embedding, norm_key)
-    missing = [key for key in needed if key not in state_dict]
+    missing = [key for key in needed if key is not None and key not in state_dict]
     if missing:
         raise ValueError(f"state_dict must be {expected}, got one without {', '.join(missing)}")
     hidden, _, _, patch = get_shape(state_dict, patch_key, 4)
     if num_heads is None and hidden % 64:
         raise ValueError(f"num_heads must be given: {hidden} features aren't a multiple of 64")
-    positions = max(get_shape(state_dict, layout.position_embedding, 2, 3)[-2] - 1, 1)
+    positions = 32**2  # without an embedding no size is special
+    if layout.position_embedding is not None:
+        positions = max(get_shape(state_dict, layout.position_embedding, 2, 3)[-2] - 1, 1)
     mlp = get_shape(state_dict, fc1_key, 2)[0] if fc1_key in state_dict else 4 * hidden
     number = re.compile(re.escape(layout.layers) + r"(\d+)\.")
     numbers = [int(match[1]) for key in state_dict if (match := number.match(key))]
@@ -167,7 +170,6 @@ def build_rules(layout: Layout, last: int) -> list[Rule]:
     early_layer = rf"{escape(layout.layers)}(?!{last}\.)(\d+)\."
     table = [
         Rule(escape(layout.class_token), ("class_token",), layout.token),
-        Rule(escape(layout.position_embedding), ("position_embedding",), take_first),
         Rule(
             rf"{escape(layout.patch_embedding)}\.weight",
             ("patch_embedding/kernel",),
@@ -185,6 +187,9 @@ def build_rules(layout: Layout, last: int) -> list[Rule]:
         ),
         *map(Rule, layout.unused),
     ]
+    if layout.position_embedding is not None:
+        position = escape(layout.position_embedding)
+        table.append(Rule(position, ("position_embedding",), take_first))
     if layout.settings.get("patch_bias", True):
         table.append(Rule(rf"{escape(layout.patch_embedding)}\.bias", ("patch_embedding/bias",)))
     if layout.pre_norm is not None:

@@ -13,7 +13,7 @@ from ported_weights.rules import build_tree
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Mean and deviation of ImageNet's red, green and blue in 0..1: DINOv2, MAE and MaskFormer."""
+"""Mean and deviation of ImageNet's red, green and blue in 0..1: DINOv2, DINOv3, MAE, MaskFormer."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,20 @@ class ViTConfig:
         num_heads: divides `hidden_size`.
         mlp_ratio: width of the MLPs over `hidden_size`.
         patch_size: side of a patch, pixels.
-        image_size: side in pixels at which the position embedding needs no resizing.
+        image_size: side in pixels at which the position embedding needs no resizing; of no effect
+            with rotary positions.
         layer_norm_eps: epsilon of every LayerNorm.
-        layer_scale: whether each residual branch is multiplied by a learned vector (DINOv2).
+        layer_scale: whether each residual branch is multiplied by a learned vector (both DINOs).
         num_registers: register tokens between the class token and the patches.
         pre_norm: whether a LayerNorm stands before the first layer (CLIP).
         patch_bias: whether the patch embedding has a bias (CLIP's has none).
         qkv_bias: whether queries, keys and values have a bias.
+        key_bias: whether keys have it too (DINOv3's don't).
         activation: of the MLPs; "gelu" is exact, "quick_gelu" is CLIP's x * sigmoid(1.702 x).
         position_rule: how the position embedding is resized (see
             `rimjax.models.vit.build_resize_matrix`): the rule of the checkpoint's own source.
+        rope_theta: base of the periods of rotary positions (DINOv3); None: a learned position
+            embedding instead.
         dtype: of activations and matrix products; LayerNorm, softmax and the residual stream are
             always float32.
         precision: of float32 matrix products; "highest" avoids TF32 and bfloat16 passes.
@@ -53,8 +57,10 @@ class ViTConfig:
     pre_norm: bool = False
     patch_bias: bool = True
     qkv_bias: bool = True
+    key_bias: bool = True
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     position_rule: Literal["transformers", "facebookresearch", "registers"] = "transformers"
+    rope_theta: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     precision: Literal["default", "high", "highest"] = "highest"
 
@@ -67,6 +73,10 @@ class ViTConfig:
             if size % getattr(self, divisor):
                 expected = f"a multiple of {divisor} {getattr(self, divisor)}"
                 raise ValueError(f"{name} must be {expected}, got {size}; change either")
+        if self.rope_theta is not None and self.hidden_size % (4 * self.num_heads):
+            expected = f"a multiple of 4 times num_heads {self.num_heads} with rotary positions"
+            size = self.hidden_size
+            raise ValueError(f"hidden_size must be {expected}, got {size}; change either")
 
 
 def param_shapes(config: ViTConfig) -> dict[str, Any]:
@@ -74,9 +84,10 @@ def param_shapes(config: ViTConfig) -> dict[str, Any]:
     size, patch, width = config.hidden_size, config.patch_size, mlp_width(config)
     shapes: dict[str, tuple[int, ...]] = {
         "class_token": (1, size),
-        "position_embedding": (1 + (config.image_size // patch) ** 2, size),
         "patch_embedding/kernel": (patch, patch, 3, size),
     }
+    if config.rope_theta is None:
+        shapes["position_embedding"] = (1 + (config.image_size // patch) ** 2, size)
     if config.patch_bias:
         shapes["patch_embedding/bias"] = (size,)
     if config.num_registers:
@@ -87,7 +98,8 @@ def param_shapes(config: ViTConfig) -> dict[str, Any]:
         layer, is_last = f"layers_{index}", index == config.num_layers - 1
         shapes |= _norm_shapes(f"{layer}/norm1", size)
         for part in ("key",) if is_last else ("query", "key", "value"):
-            shapes |= _dense_shapes(f"{layer}/{part}", size, size, config.qkv_bias)
+            bias = config.qkv_bias and (config.key_bias or part != "key")
+            shapes |= _dense_shapes(f"{layer}/{part}", size, size, bias)
         if is_last:
             break
         shapes |= _dense_shapes(f"{layer}/out", size, size)

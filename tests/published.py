@@ -27,6 +27,13 @@ def dinov2_state() -> dict[str, Any]:
     return transformers.Dinov2Model(transformers.Dinov2Config(**VIT)).state_dict()
 
 
+def dinov3_state() -> dict[str, Any]:
+    """Return the state dict of a tiny DINOv3ViTModel of transformers."""
+    torch.manual_seed(0)
+    sizes = {**VIT, "intermediate_size": 256, "patch_size": 16, "num_register_tokens": 4}
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes)).state_dict()
+
+
 def write_stable_diffusion(folder: Path) -> None:
     """Write a tiny diffusers folder with the quirks of the published folder.
 

@@ -54,8 +54,9 @@ class StageOptions:
             on validation scenes.
         generator: Stable Diffusion of the paper preset: sd-1.4 or sd-1.5.
         masker: SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h.
-        encoder: Encoder: dinov2-base, dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or
-            sd-unet of the paper preset; mini, mini-clip, mini-mae or mini-unet of mini.
+        encoder: Encoder: dinov2-base, dinov2-small, dinov2-large, dinov3-base, dinov3-small,
+            dinov3-large, clip-vit-b-16, mae-vit-b or sd-unet of the paper preset; mini, mini-clip,
+            mini-mae or mini-unet of mini.
         proposer: Regions from another source than SAM: cells of the encoder's grid, or
             maskformer (mini-maskformer of mini).
         steps: Steps of the sampler that draws images.

@@ -128,7 +128,9 @@ class WeightsPort:
             looks.
     """
 
-    kind: tyro.conf.Positional[Literal["stable-diffusion", "dinov2", "clip", "mae", "transformers"]]
+    kind: tyro.conf.Positional[
+        Literal["stable-diffusion", "dinov2", "dinov3", "clip", "mae", "transformers"]
+    ]
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
 
@@ -141,10 +143,11 @@ class WeightsPort:
         print(self.destination)
         if self.kind in VITS:  # whole missing layers can't be detected: show what there is
             c = load_vit(self.destination)[1]
+            rotary = c.rope_theta is not None
             print(
                 f"{c.num_layers} layers, {c.num_heads} heads, hidden size {c.hidden_size}, "
                 f"patch {c.patch_size}, {c.num_registers} registers, "
-                f"position rule {c.position_rule}"
+                f"{'rotary positions' if rotary else f'position rule {c.position_rule}'}"
             )
 
 

@@ -1,7 +1,11 @@
 """A Flax ViT that returns the keys of its last attention layer (Sec. 4.2).
 
-DINOv2, CLIP and MAE are settings of it. The last layer's queries, values and MLP, and the final
-norm, are neither computed nor among the parameters.
+DINOv2, DINOv3, CLIP and MAE are settings of it. The last layer's queries, values and MLP, and the
+final norm, are neither computed nor among the parameters.
+
+DINOv3's keys are those before the rotation by RoPE. The rotation depends on a patch's place alone:
+after it the same content would differ from place to place, and the average under a region would
+cancel features out.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32
 
 from ported_weights.vit import ViTConfig, mlp_width, param_shapes
+from rimjax.models.rope import build_rotation, rotate
 
 __all__ = ["Params", "ViT", "ViTConfig", "build_resize_matrix", "last_layer_keys", "param_shapes"]
 
@@ -89,10 +94,12 @@ class ViT(nn.Module):
         c = self.config
         patch, native = (c.patch_size, c.patch_size), c.image_size // c.patch_size
         normal = nn.initializers.normal(0.02)
-        shape = (1 + native**2, c.hidden_size)
-        position = self.param("position_embedding", normal, shape, jnp.float32)
-        token = self.param("class_token", normal, (1, c.hidden_size), jnp.float32)
-        leading = token + position[:1]
+        leading = self.param("class_token", normal, (1, c.hidden_size), jnp.float32)
+        position = None
+        if c.rope_theta is None:
+            shape = (1 + native**2, c.hidden_size)
+            position = self.param("position_embedding", normal, shape, jnp.float32)
+            leading = leading + position[:1]
         if c.num_registers:
             shape = (c.num_registers, c.hidden_size)
             registers = self.param("register_tokens", normal, shape, jnp.float32)
@@ -109,17 +116,23 @@ class ViT(nn.Module):
         )
         x = embed(pixels).astype(jnp.float32)
         batch, h, w, _ = x.shape
-        grid = position[1:].reshape(native, native, -1)
-        if (h, w) != (native, native):  # at the native size no source resizes the embedding
-            rows, columns = (build_resize_matrix(native, n, c.position_rule) for n in (h, w))
-            grid = jnp.einsum("hi,wj,ijd->hwd", rows, columns, grid, precision="highest")
-        x = (x + grid[None]).reshape(batch, h * w, -1)
+        if position is not None:
+            grid = position[1:].reshape(native, native, -1)
+            if (h, w) != (native, native):  # at the native size no source resizes the embedding
+                rows, columns = (build_resize_matrix(native, n, c.position_rule) for n in (h, w))
+                grid = jnp.einsum("hi,wj,ijd->hwd", rows, columns, grid, precision="highest")
+            x = x + grid[None]
+        x = x.reshape(batch, h * w, -1)
         x = jnp.concatenate([jnp.broadcast_to(leading, (batch, *leading.shape)), x], axis=1)
 
         if c.pre_norm:
             x = _build_norm(c, "pre_norm")(x)
+        rotation = None
+        if c.rope_theta is not None:
+            width = c.hidden_size // c.num_heads
+            rotation = build_rotation(h, w, len(leading), width, c.rope_theta)
         for index in range(c.num_layers - 1):
-            x = Layer(c, name=f"layers_{index}")(x)
+            x = Layer(c, name=f"layers_{index}")(x, rotation)
         keys = Layer(c, keys_only=True, name=f"layers_{c.num_layers - 1}")(x)
         return keys[:, len(leading) :].reshape(batch, h, w, -1).astype(jnp.float32)
 
@@ -131,17 +144,22 @@ class Layer(nn.Module):
     keys_only: bool = False
 
     @nn.compact
-    def __call__(self, x: Float32[Array, "B n D"]) -> Float[Array, "B n D"]:
+    def __call__(
+        self, x: Float32[Array, "B n D"], rotation: Float32[np.ndarray, "2 n half"] | None = None
+    ) -> Float[Array, "B n D"]:
         c = self.config
         dense = partial(nn.Dense, **_list_numerics(c))
         qkv = partial(dense, c.hidden_size, use_bias=c.qkv_bias)
+        to_key = partial(dense, c.hidden_size, use_bias=c.qkv_bias and c.key_bias)
 
         y = _build_norm(c, "norm1")(x)
-        key = qkv(name="key")(y)
+        key = to_key(name="key")(y)
         if self.keys_only:
             return key
         projections = (qkv(name="query")(y), key, qkv(name="value")(y))
         q, k, v = (a.reshape(*a.shape[:2], c.num_heads, -1) for a in projections)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         logits = jnp.einsum(
             "bqhd,bkhd->bhqk", q, k, precision=c.precision, preferred_element_type=jnp.float32
         )

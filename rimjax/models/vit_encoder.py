@@ -84,7 +84,10 @@ class ViTEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of weights, architecture and input settings."""
-        settings = [asdict(self.config), self.input_size, self.mean, self.std]
+        config = asdict(self.config)
+        if self.config.rope_theta is None:  # as before DINOv3, so that banks stay valid
+            del config["rope_theta"], config["key_bias"]
+        settings = [config, self.input_size, self.mean, self.std]
         return fingerprint(settings, flatten_tree(self.params))
 
     def encode(self, image: np.ndarray) -> Float32[np.ndarray, "h w D"]:

@@ -122,9 +122,9 @@ def load_preset(
             or the user's data folder.
         generator: of `paper`, "sd-1.4" (default) or "sd-1.5".
         masker: of `paper`, "sam-vit-b" (default), "sam-vit-l" or "sam-vit-h".
-        encoder: of `paper`, "dinov2-base" (default), "dinov2-small", "dinov2-large",
-            "clip-vit-b-16", "mae-vit-b" or "sd-unet"; of `mini`, "mini" (default), "mini-clip",
-            "mini-mae" or "mini-unet".
+        encoder: of `paper`, "dinov2-base" (default), "dinov2-small", "dinov2-large", "dinov3-base",
+            "dinov3-small", "dinov3-large", "clip-vit-b-16", "mae-vit-b" or "sd-unet"; of `mini`,
+            "mini" (default), "mini-clip", "mini-mae" or "mini-unet".
         proposer: proposes regions instead of SAM: "cells" (of the encoder's grid), "maskformer" of
             `paper` or "mini-maskformer" of `mini`.
         configuration: "paper" (default of `paper`) or "rimjax" (default of `mini`); see
@@ -251,7 +251,7 @@ def _load_encoder(
 def _check_architecture(path: Path, config: Any, expected: Any) -> None:
     for field in (
         *("hidden_size", "num_layers", "num_heads", "patch_size"),
-        *("num_registers", "layer_scale", "pre_norm"),
+        *("num_registers", "layer_scale", "pre_norm", "rope_theta"),
     ):
         ours, theirs = getattr(expected, field), getattr(config, field)
         if ours != theirs:

@@ -176,6 +176,8 @@ _VIT_B_16 = {"patch_size": 16, "image_size": 224, "layer_scale": False}
 _MAE = _VIT_B_16 | {"layer_norm_eps": 1e-12}
 _CLIP = _VIT_B_16 | {"layer_norm_eps": 1e-5, "pre_norm": True, "patch_bias": False}
 _CLIP |= {"activation": "quick_gelu"}
+_DINOV3 = {"patch_size": 16, "image_size": 512, "num_registers": 4, "layer_norm_eps": 1e-5}
+_DINOV3 |= {"rope_theta": 100.0, "key_bias": False}
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _CLIP_COLOURS = (CLIP_MEAN, CLIP_STD)
 _PAPER = Preset(
@@ -189,6 +191,10 @@ _PAPER = Preset(
         "dinov2-base": EncoderChoice(_path("dinov2-base"), 518, *_IMAGENET, {}),
         "dinov2-small": EncoderChoice(_path("dinov2-small"), 518, *_IMAGENET, _SMALL),
         "dinov2-large": EncoderChoice(_path("dinov2-large"), 518, *_IMAGENET, _LARGE),
+        # 512 pixels give 32x32 patches; rotary positions take any multiple of 16.
+        "dinov3-base": EncoderChoice(_path("dinov3-base"), 512, *_IMAGENET, _DINOV3),
+        "dinov3-small": EncoderChoice(_path("dinov3-small"), 512, *_IMAGENET, _DINOV3 | _SMALL),
+        "dinov3-large": EncoderChoice(_path("dinov3-large"), 512, *_IMAGENET, _DINOV3 | _LARGE),
         # 592 pixels give 37x37 patches, as DINOv2 has at 518 pixels.
         "clip-vit-b-16": EncoderChoice(_path("clip-vit-b-16"), 592, *_CLIP_COLOURS, _CLIP),
         "mae-vit-b": EncoderChoice(_path("mae-vit-b"), 592, *_IMAGENET, _MAE),

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ported_weights import clip, dinov2, mae
+from ported_weights import clip, dinov2, dinov3, mae
 from ported_weights.checkpoints import read_state_dict
 from rimjax.files import atomic_file, atomic_folder
 from rimjax.models.vit_encoder import save_vit
 from rimjax.models.weight_record import locate_record, write_record
 from rimjax.weights.stable_diffusion import port_folder
 
-VITS = {"dinov2": dinov2.port, "clip": clip.port, "mae": mae.port}
+VITS = {"dinov2": dinov2.port, "dinov3": dinov3.port, "clip": clip.port, "mae": mae.port}
 KINDS = ("stable-diffusion", *VITS, "transformers")
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -29,8 +29,8 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
     """Convert published weights.
 
     Args:
-        kind: "stable-diffusion", "dinov2", "clip" or "mae"; or "transformers" for a model that
-            stays in torch (both towers of CLIP, MaskFormer).
+        kind: "stable-diffusion", "dinov2", "dinov3", "clip" or "mae"; or "transformers" for a model
+            that stays in torch (both towers of CLIP, MaskFormer).
         source: a diffusers or transformers folder; for the others a file, or a folder that holds
             model.safetensors or pytorch_model.bin.
         destination: the folder, or for a ViT the .safetensors file, to write; the record goes

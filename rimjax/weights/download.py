@@ -84,10 +84,22 @@ def fetch(source: Source, folder: Path) -> Path:
             check_file(path, file)
             root = path.parents[file.path.count("/")]
     except (OSError, http.client.HTTPException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _explain_gate(source, error)
+        reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = describe_manual_download(source, folder)
         raise OSError(f"{source.name}: can't be downloaded ({reason}). {advice}") from error
     return root / source.files[0].path if len(source.files) == 1 else root
+
+
+def _explain_gate(source: Source, error: Exception) -> str | None:
+    """Say what opens a gated repository, if the error is that this one is closed."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
+
+    if not isinstance(error, GatedRepoError):
+        return None
+    page = f"{constants.ENDPOINT}/{source.repo}"
+    return f"accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN"
 
 
 def describe_manual_download(source: Source, folder: Path) -> str:

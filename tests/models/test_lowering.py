@@ -69,9 +69,22 @@ CLIP = {
 }
 
 
-@pytest.mark.parametrize(("settings", "size"), [({}, 518), (CLIP, 592)], ids=["DINOv2", "CLIP"])
-def test_last_layer_keys(settings: dict[str, Any], size: int) -> None:
+DINOV3 = {
+    "patch_size": 16,
+    "image_size": 512,
+    "num_registers": 4,
+    "rope_theta": 100.0,
+    "key_bias": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "side"),
+    [({}, 518, 37), (DINOV3, 512, 32), (CLIP, 592, 37)],
+    ids=["DINOv2", "DINOv3", "CLIP"],
+)
+def test_last_layer_keys(settings: dict[str, Any], size: int, side: int) -> None:
     config = ViTConfig(**settings, dtype="bfloat16")
     keys = jax.jit(partial(last_layer_keys, config=config))
     results = lowered(keys, param_shapes(config), floats(BATCH, size, size, 3))
-    assert results == [("float32", (BATCH, 37, 37, 768))]
+    assert results == [("float32", (BATCH, side, side, 768))]

@@ -349,3 +349,8 @@ def test_fingerprint_follows_weights_and_settings(encoder):
     }
     assert len(prints) == 3
     assert replace(encoder, batch_size=1).fingerprint == typed.fingerprint
+
+
+def test_fingerprints_stay_as_before_dinov3_so_that_banks_stay_valid():
+    encoder = ViTEncoder({"class_token": np.zeros((1, 4), np.float32)}, ViTConfig())
+    assert encoder.fingerprint == "1db16af4f02166c2d64d"

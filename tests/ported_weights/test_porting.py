@@ -412,6 +412,7 @@ def test_half_precision_is_widened_only_where_asked(value, dtype):
         {"num_registers": 2, "position_rule": "registers"},
         {"pre_norm": True, "patch_bias": False, "layer_scale": False},
         {"qkv_bias": False, "num_layers": 1, "mlp_ratio": 2.5},
+        {"rope_theta": 100.0, "key_bias": False, "num_registers": 4},
     ],
 )
 def test_shapes_are_those_of_the_flax_module(change):

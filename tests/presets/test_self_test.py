@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from cli import run
+from cli import refused, run
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from segment_anything import sam_model_registry
@@ -69,16 +69,19 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     paper = PRESETS["paper"]
     base = EncoderChoice("vit.safetensors", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), TINY_VIT)
     small = replace(base, vit={**TINY_VIT, "hidden_size": 64})
+    rotary = replace(base, vit={**TINY_VIT, "rope_theta": 100.0, "key_bias": False})
     tiny_paper = replace(
         paper,
         maskers={"sam-vit-b": MaskerChoice("sam.pth", TINY_SAM)},
-        encoders={"dinov2-base": base, "dinov2-small": small},
+        encoders={"dinov2-base": base, "dinov2-small": small, "dinov3-base": rotary},
         proposals=ProposalConfig(points_per_side=3),
     )
     monkeypatch.setitem(PRESETS, "paper", tiny_paper)
     monkeypatch.setattr(random_weights, "STABLE_DIFFUSION", TINY_DIFFUSION)
 
 
+DINOV2 = ("dinov2-small", "dinov2-base", "dinov2-large")
+DINOV3 = ("dinov3-small", "dinov3-base", "dinov3-large")
 STAGES = (
     *("load SAM and the encoder", "generator.check", "generator.generate"),
     *("masker.mask", "encoder.encode_batch"),
@@ -121,9 +124,20 @@ def test_bank_and_segment_run_and_report_every_stage(
 
 @pytest.mark.usefixtures("tiny")
 def test_the_encoder_can_be_chosen() -> None:
-    for name, hidden_size in ((None, 32), ("dinov2-small", 64)):
+    for name, hidden_size in ((None, 32), ("dinov2-small", 64), ("dinov3-base", 32)):
         encoder = rimjax.load_preset("paper", random_weights=True, encoder=name).encoder
         assert isinstance(encoder, ViTEncoder) and encoder.config.hidden_size == hidden_size
+        assert (encoder.config.rope_theta is not None) == (name == "dinov3-base")
+        assert encoder.encode(np.zeros((9, 9, 3), np.uint8)).shape == (4, 4, hidden_size)
+
+
+@pytest.mark.parametrize("name", DINOV3)
+def test_a_missing_dinov3_is_named_with_its_download(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--preset", "paper", "--classes", "cat", "--weights-dir", tmp_path)
+    line = refused(capsys, "bank", "build", *words, "--encoder", name)
+    assert f"dinov3-vit{name[7]}16.safetensors (rimjax weights download {name})" in line
 
 
 @pytest.mark.usefixtures("tiny")
@@ -223,7 +237,7 @@ def get_vit_choice(name: str) -> tuple[EncoderChoice, ViTConfig]:
     return choice, ViTConfig(**choice.vit or {})
 
 
-@pytest.mark.parametrize("name", ["dinov2-small", "dinov2-base", "dinov2-large"])
+@pytest.mark.parametrize("name", [*DINOV2, *DINOV3])
 def test_encoders_have_the_published_files_size(name: str) -> None:
     """The published file holds our parameters and those after the last layer's keys."""
     _, config = get_vit_choice(name)
@@ -241,7 +255,7 @@ def test_every_choice_has_a_source_and_fits_its_patches() -> None:
     kinds = {
         "stable-diffusion": ({"stable-diffusion"}, paper.generators),
         "sam": ({"sam"}, paper.maskers),
-        "vit": ({"dinov2", "clip", "mae"}, vits),
+        "vit": ({"dinov2", "dinov3", "clip", "mae"}, vits),
         "transformers": ({"transformers"}, ("maskformer", "clip-image-text")),
     }
     assert set(sources()) == {name for _, names in kinds.values() for name in names}
@@ -257,7 +271,7 @@ def test_every_choice_has_a_source_and_fits_its_patches() -> None:
     assert sources()["clip-image-text"].becomes == paper.image_text.path
     for name in vits:
         choice, config = get_vit_choice(name)
-        assert choice.input_size == 37 * config.patch_size
+        assert choice.input_size == (32 if name in DINOV3 else 37) * config.patch_size
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

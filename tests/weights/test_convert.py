@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch as safetensors_torch
 import torch
 from cli import refused, run
-from published import dinov2_state, write_stable_diffusion
+from published import dinov2_state, dinov3_state, write_stable_diffusion
 from safetensors.numpy import load_file, save_file
 from tiny_diffusion import relaxed
 
@@ -130,6 +130,21 @@ def test_a_vit_is_ported_from_a_file_or_its_folder(
     assert find_damaged(out) == []
     out.write_bytes(out.read_bytes()[:-1] + b"x")
     assert find_damaged(out) == ["vit.safetensors"]
+
+
+def test_a_dinov3_is_ported_and_another_model_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "vit.safetensors"
+    assert "must be DINOv3" in refused(capsys, "weights", "port", "dinov3", source, out)
+    torch.save({"storage_tokens": torch.zeros(1, 4, 64)}, tmp_path / "facebook.pth")
+    line = refused(capsys, "weights", "port", "dinov3", tmp_path / "facebook.pth", out)
+    assert "got facebookresearch's; port the hub's model.safetensors instead" in line
+    safetensors_torch.save_file(dinov3_state(), tmp_path / "model.safetensors")
+    run("weights", "port", "dinov3", tmp_path, out)
+    printed = "2 layers, 1 heads, hidden size 64, patch 16, 4 registers, rotary positions"
+    assert printed in capsys.readouterr().out
+    assert load_vit(out)[1].rope_theta == 100 and find_damaged(out) == []
 
 
 def test_a_stable_diffusion_is_the_same_from_every_format(stable: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import requests
 import safetensors.torch as safetensors_torch
 from cli import refused, run
-from published import dinov2_state, write_stable_diffusion
+from published import dinov2_state, dinov3_state, write_stable_diffusion
 from tiny_diffusion import relaxed
 
 import ported_weights
@@ -205,6 +206,39 @@ def test_offline_lists_the_files_to_get_by_hand(
     assert "weights must be among tiny, sd, sam, got gpt" in refused(
         capsys, "weights", "download", "gpt", *where
     )
+
+
+def test_a_gated_repository_is_explained_and_opens(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, file = ("--weights-dir", tmp_path / "weights"), hub.folder / "org/v3/model.safetensors"
+    file.parent.mkdir()
+    safetensors_torch.save_file(dinov3_state(), file)
+    entry = SourceFile(file.name, file.stat().st_size, sha256(file))
+    licence = "DINOv3 License; gated"
+    hub.sources["v3"] = Source(
+        "v3", "dinov3", licence, "v3.safetensors", (entry,), "org/v3", "main"
+    )
+    reply = requests.Response()
+    reply.status_code = 401
+    refusal = huggingface_hub.errors.GatedRepoError("401 Client Error.\n\nCannot access", reply)
+
+    def refuse(*args: Any, **options: Any) -> str:
+        raise refusal
+
+    with monkeypatch.context() as closed:
+        closed.setattr(huggingface_hub, "hf_hub_download", refuse)
+        closed.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.test")
+        line = refused(capsys, "weights", "download", "v3", "--yes", *where)
+    assert "v3: can't be downloaded (accept its licence at https://hub.test/org/v3, then" in line
+    assert "`hf auth login`" in line and "HF_TOKEN" in line and "\n" not in line
+    assert "rimjax weights port dinov3 FILE" in line
+
+    run("weights", "download", "v3", "--yes", *where)
+    assert f"licence: {licence}" in capsys.readouterr().out
+    assert load_vit(tmp_path / "weights/paper/v3.safetensors")[1].rope_theta == 100
+    run("weights", "verify", *where)
+    assert f"fine      {tmp_path / 'weights/paper/v3.safetensors'}" in capsys.readouterr().out
 
 
 def test_too_little_disk_is_said_before_anything_is_fetched(
