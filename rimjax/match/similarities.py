@@ -40,6 +40,7 @@ def permutation_probabilities(scores: Weights) -> Float[Array, " rankings"]:
     Raises:
         ValueError: another rank, N above 8, negative weights, NaN or infinity.
 
+    >>> import jax.numpy as jnp
     >>> permutation_probabilities(jnp.array([2.0, 1.0, 1.0])).tolist()[:2]  # 2/4 * 1/2, twice
     [0.25, 0.25]
     """
@@ -66,6 +67,7 @@ def permutation_similarity(
         ValueError: another rank, lengths that differ, N out of range, negative weights, NaN or
             infinity.
 
+    >>> import jax.numpy as jnp
     >>> s, r = jnp.array([3.0, 1.0]), jnp.array([1.0, 3.0])
     >>> f"{permutation_similarity(s, r):.3f}"  # (3/4 * 1/4 * 2) / (9/16 + 1/16)
     '0.600'
