@@ -61,10 +61,16 @@ def name_regions(
         timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
 
     Raises:
-        ValueError: the regions have no masks, or `match` refuses them.
+        ValueError: the regions have no masks or lack the scores that `on_top` asks for, or `match`
+            refuses them.
     """
     if regions.masks is None:
         raise ValueError("regions must have masks to be assembled, got None")
+    if settings.on_top == "predicted_iou" and regions.scores is None:
+        raise ValueError(
+            'on_top must be "area" or "score" where the proposer gives no scores, got '
+            '"predicted_iou"; or propose with SAM'
+        )
     timings, masks = dict(timings or {}), np.asarray(regions.masks)
     count, shape = len(masks), masks.shape[1:]
     with measure_stage(timings, "match"):
@@ -73,7 +79,12 @@ def name_regions(
         labels, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
     with measure_stage(timings, "assemble"):
         if settings.assembly == "paint":
-            canvas = paint(masks, labels, shape)
+            priorities = {
+                "area": None,
+                "predicted_iou": regions.scores,
+                "score": scores[np.arange(count), labels],
+            }
+            canvas = paint(masks, labels, shape, priorities[settings.on_top])
         else:
             valid = np.asarray(regions.valid)[:count]
             canvas = vote(masks[valid], scores[valid], shape)

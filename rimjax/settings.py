@@ -101,10 +101,15 @@ class SegmentSettings(MatchSettings):
     """How regions are named and assembled into a label map.
 
     Attributes:
-        assembly: "paint" (large regions first) or "vote" (mean of the class scores at each pixel).
+        assembly: "paint" (regions over each other) or "vote" (mean of the class scores at each
+            pixel).
+        on_top: which region "paint" leaves on top: the one of the smallest "area", of the highest
+            "predicted_iou" (the proposer's score: SAM's predicted IoU), or of the highest "score"
+            of its class.
     """
 
     assembly: Literal["paint", "vote"] = "paint"
+    on_top: Literal["area", "predicted_iou", "score"] = "area"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,13 +59,14 @@ class Regions:
         features: a feature vector per region, of any scale.
         masks: pixels of the first M <= P regions, or None where only features are needed. Rows of
             `features` and `valid` past M are padding.
-        valid: False for padding and for regions that cover no cell of the feature grid; their
-            features are ignored.
+        valid: False for padding and for regions that cover no cell of the grid; not matched.
+        scores: what the proposer thinks of each mask, e.g. SAM's predicted IoU; None if nothing.
     """
 
     features: Float[AnyArray, "P D"]
     masks: Bool[AnyArray, "M H W"] | None
     valid: Bool[AnyArray, " P"]
+    scores: Float[AnyArray, " M"] | None = None
 
 
 def bucket_size(count: int) -> int:

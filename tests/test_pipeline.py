@@ -14,7 +14,7 @@ import rimjax
 from rimjax.match import match
 from rimjax.pipeline import name_regions
 from rimjax.regions.extract import extract_regions
-from rimjax.types import BACKGROUND, ReferenceBank
+from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
 
 def test_each_region_gets_its_colours_name(tmp_path: Path) -> None:
@@ -31,6 +31,27 @@ def test_each_region_gets_its_colours_name(tmp_path: Path) -> None:
             settings = rimjax.SegmentSettings(3, assembly=assembly, similarity=similarity)
             seg = rimjax.segment(image, bank, models, settings=settings)
             np.testing.assert_array_equal(seg.labels, truth)
+
+
+def test_which_region_stays_on_top_is_a_setting() -> None:
+    """Three regions share a pixel: the smallest, the surest proposal and the best named differ."""
+    rows = np.eye(4, 8, dtype=np.float32)
+    bank = ReferenceBank.create(rows, np.arange(4), rows, (BACKGROUND, *NAMES))
+    masks = np.zeros((3, 4, 4), bool)
+    masks[0, :3, :3], masks[1, :2, :2], masks[2] = True, True, True
+    features = np.zeros((3, 8), np.float32)
+    features[[0, 1, 2], [1, 2, 3]] = 1
+    features[[0, 1], 7] = 0.5  # regions 0 and 1 resemble their classes less
+    scores = np.array([0.9, 0.3, 0.6], np.float32)
+    regions = Regions(features, masks, np.ones(3, bool), scores)
+    settings = rimjax.SegmentSettings(3, similarity="cosine")
+    for on_top, winner in (("area", 2), ("predicted_iou", 1), ("score", 3)):
+        labels = name_regions(regions, bank, replace(settings, on_top=on_top)).labels
+        assert labels[0, 0] == winner, on_top
+    assert name_regions(regions, bank, settings).labels[0, 0] == 2, "the default is the area"
+    unscored = replace(regions, scores=None)
+    with pytest.raises(ValueError, match='^on_top must be .* got "predicted_iou"'):
+        name_regions(unscored, bank, replace(settings, on_top="predicted_iou"))
 
 
 def test_zero_proposals_give_background(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def without_type_checks() -> Iterator[None]:
     ("kind", "name", "value"),
     [
         (SegmentSettings, "assembly", "foo"),
+        (SegmentSettings, "on_top", "order"),
         (SegmentSettings, "similarity", "l2"),
         (SegmentSettings, "candidates", "some"),
         (MatchSettings, "score_map", "log"),

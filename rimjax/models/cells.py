@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool
 
-from rimjax.models.protocols import Encoder, check_image
+from rimjax.models.protocols import Encoder, Proposals, check_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +34,8 @@ class CellProposer:
         """The grid's size: proposals depend on nothing else."""
         return f"cells-{self.grid[0]}x{self.grid[1]}"
 
-    def propose(self, image: np.ndarray) -> Bool[np.ndarray, "P H W"]:
-        """Return h * w masks that partition the image.
+    def propose(self, image: np.ndarray) -> Proposals:
+        """Return h * w masks that partition the image, without scores.
 
         Args:
             image: uint8[H, W, 3]; if it is smaller than the grid, some masks are empty.
@@ -49,4 +48,4 @@ class CellProposer:
         rows = np.arange(image.shape[0]) * height // image.shape[0]
         columns = np.arange(image.shape[1]) * width // image.shape[1]
         owners = rows[:, None] * width + columns
-        return owners == np.arange(height * width)[:, None, None]
+        return Proposals(owners == np.arange(height * width)[:, None, None])

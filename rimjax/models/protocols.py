@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -27,6 +27,7 @@ __all__ = [
     "Generator",
     "Masker",
     "Models",
+    "Proposals",
     "Proposer",
     "cached_property",
     "check_image",
@@ -87,11 +88,23 @@ class Masker(Fingerprinted, Protocol):
         ...
 
 
+class Proposals(NamedTuple):
+    """Masks of everything in an image, and what the proposer thinks of each.
+
+    Attributes:
+        masks: largest first; P may be 0.
+        scores: SAM's predicted IoU, MaskFormer's probability; None where a proposer has none.
+    """
+
+    masks: Bool[np.ndarray, "P H W"]
+    scores: Float32[np.ndarray, " P"] | None = None
+
+
 @runtime_checkable
 class Proposer(Fingerprinted, Protocol):
     """An image to class-agnostic region masks (Sec. 3.5)."""
 
-    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "P H W"]:
+    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Proposals:
         """Return masks of everything in the image, largest first; P may be 0."""
         ...
 

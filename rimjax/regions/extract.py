@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,12 +38,13 @@ def extract_regions(
         timings: receives the seconds of "propose", "encode" and "pool".
 
     Returns:
-        Regions with masks bool[M, H, W], M >= 0; features are padded to `bucket_size(M)` rows.
+        Regions with masks bool[M, H, W], M >= 0, and the proposer's scores; features are padded to
+        `bucket_size(M)` rows.
     """
     timings = {} if timings is None else timings
     with measure_stage(timings, "propose"):
-        masks = proposer.propose(image)
+        proposals = proposer.propose(image)
     with measure_stage(timings, "encode"):
         features = encoder.encode(image)
     with measure_stage(timings, "pool"):
-        return pool_regions(features, masks)
+        return replace(pool_regions(features, proposals.masks), scores=proposals.scores)

@@ -7,7 +7,12 @@ from jaxtyping import Bool, Int32
 from numpy.typing import ArrayLike
 
 
-def paint(masks: ArrayLike, labels: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+def paint(
+    masks: ArrayLike,
+    labels: ArrayLike,
+    shape: tuple[int, int],
+    priorities: ArrayLike | None = None,
+) -> Int32[np.ndarray, "H W"]:
     """Paint regions over each other, large before small, so that small regions stay visible.
 
     Of equal areas the first region stays on top.
@@ -16,19 +21,25 @@ def paint(masks: ArrayLike, labels: ArrayLike, shape: tuple[int, int]) -> Int32[
         masks: bool[P, H, W].
         labels: integer class of each region, [P]; -1 leaves a region out.
         shape: (H, W).
+        priorities: [P]; the region with the highest stays on top, whatever its area; areas decide
+            between equal priorities.
 
     Returns:
         The class of each pixel; pixels under no region are background, 0.
 
     Raises:
-        ValueError: shapes that don't fit.
+        ValueError: shapes that don't fit, NaN.
     """
     masks, labels = _check_masks(masks, shape), np.asarray(labels)
     if labels.shape != masks.shape[:1]:
         raise ValueError(f"labels must have shape [P={len(masks)}], got {list(labels.shape)}")
+    priorities = np.zeros(len(masks)) if priorities is None else np.asarray(priorities, float)
+    if priorities.shape != labels.shape or np.isnan(priorities).any():
+        actual = f"{list(priorities.shape)} with {np.isnan(priorities).sum()} NaN"
+        raise ValueError(f"priorities must have shape [P={len(masks)}] without NaN, got {actual}")
     canvas = np.zeros(shape, np.int32)
     areas = masks.sum(axis=(1, 2))
-    for region in np.argsort(areas, kind="stable")[::-1]:
+    for region in np.lexsort((areas, -priorities))[::-1]:
         if labels[region] >= 0:
             canvas[masks[region]] = labels[region]
     return canvas

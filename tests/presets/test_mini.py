@@ -39,7 +39,7 @@ def test_files_are_those_of_the_manifest() -> None:
 def test_proposals_cover_the_items(models: Models) -> None:
     best = []
     for scene in fashion_scenes.render_benchmark(6):
-        masks = models.proposer.propose(scene.image)
+        masks = models.proposer.propose(scene.image).masks
         for position in range(1, len(scene.items) + 1):
             truth = scene.instances == position
             ious = [(mask & truth).sum() / (mask | truth).sum() for mask in masks]

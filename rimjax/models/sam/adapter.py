@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool
 
 from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, check_image
+from rimjax.models.protocols import Proposals, cached_property, check_image
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,6 @@ class ProposalConfig:
     stability_score_thresh: float = 0.95
     box_nms_thresh: float = 0.7
     min_area: int = 1
-
-
-class Proposals(NamedTuple):
-    """Masks of everything in an image, largest first, and the IoU that SAM predicts for each."""
-
-    masks: Bool[np.ndarray, "P H W"]
-    scores: Float32[np.ndarray, " P"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +242,8 @@ class SamProposer:
         settings = asdict(replace(self.config, points_per_batch=None))
         return fingerprint([self.sam.fingerprint, settings])
 
-    def propose(self, image: np.ndarray) -> Bool[np.ndarray, "P H W"]:
-        """Return masks of everything in the image, largest first; P may be 0.
+    def propose(self, image: np.ndarray) -> Proposals:
+        """Return masks of everything in the image, largest first, and SAM's predicted IoU of each.
 
         Args:
             image: uint8[H, W, 3], RGB.
@@ -258,10 +251,6 @@ class SamProposer:
         Raises:
             ValueError: the image is something else.
         """
-        return self.propose_scored(image).masks
-
-    def propose_scored(self, image: np.ndarray) -> Proposals:
-        """Return masks as `propose` does, with the IoU that SAM predicts for each."""
         self.sam.check_image(image)
         with self._torch.inference_mode():
             records = self._generator.generate(image)
