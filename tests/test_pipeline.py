@@ -50,7 +50,7 @@ def test_which_region_stays_on_top_is_a_setting() -> None:
         assert labels[0, 0] == winner, on_top
     assert name_regions(regions, bank, settings).labels[0, 0] == 2, "the default is the area"
     unscored = replace(regions, scores=None)
-    with pytest.raises(ValueError, match='^on_top must be .* got "predicted_iou"'):
+    with pytest.raises(ValueError, match=r'^on_top must be .* got "predicted_iou"'):
         name_regions(unscored, bank, replace(settings, on_top="predicted_iou"))
 
 

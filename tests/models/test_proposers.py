@@ -85,7 +85,12 @@ def reference(
     assert np.abs(likely - threshold).min() > 1e-4, "a query lies on the threshold: choose another"
     logits = output.masks_queries_logits[0].numpy()
     return [
-        (np.asarray(Image.fromarray(logit).resize(size[::-1], Image.Resampling.BILINEAR)), score)
+        (
+            np.asarray(
+                Image.fromarray(logit).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            ),
+            score,
+        )
         for logit, score in zip(logits, likely, strict=True)
         if score > threshold
     ]
