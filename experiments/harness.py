@@ -42,6 +42,7 @@ from rimjax.commands.options import (
 from rimjax.datasets import Dataset, Item, fashion_mnist
 from rimjax.evaluation import Evaluation
 from rimjax.evaluation.loop import (
+    LoadRegions,
     Outcome,
     Setup,
     check_counted,
@@ -49,15 +50,17 @@ from rimjax.evaluation.loop import (
     raise_errors,
 )
 from rimjax.evaluation.metrics import mean_iou
-from rimjax.models.protocols import Encoder, Models, Proposer
+from rimjax.models.protocols import Models, Pixels, Proposer
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
+from rimjax.regions.extract import extract
 from rimjax.regions.store import PoolFeatures, RegionStore
 from rimjax.steps.pool import pool_regions
-from rimjax.types import BACKGROUND, AnyArray, ReferenceBank, Regions
+from rimjax.types import BACKGROUND, AnyArray, ReferenceBank
 
 RESULTS = Path(__file__).parent / "results"
 Options = TypeVar("Options", bound="Experiment")
+Store = RegionStore | LoadRegions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,7 @@ class Experiment:
             cache_dir=self.cache_dir,
             progress=show_class_progress,
         )
-        return assemble_bank(references, settings, models.encoder.fingerprint)
+        return assemble_bank(references, settings, models.features)
 
     def open_store(self, proposer: Proposer, pool: PoolFeatures, fingerprint: str) -> RegionStore:
         """Open the store of regions with these proposals and features; see `RegionStore`."""
@@ -143,11 +146,16 @@ class Experiment:
 
     def open_model_store(self, models: Models) -> RegionStore:
         """Open the store of the models' own regions and features (Eq. 5)."""
-        pool = partial(encode_and_pool, models.encoder)
-        return self.open_store(models.proposer, pool, models.encoder.fingerprint)
+        pool = partial(encode_and_pool, models)
+        return self.open_store(models.proposer, pool, models.features)
+
+    def choose_store(self, models: Models) -> Store:
+        """Open the models' store, or return what encodes an image whose pixels are named."""
+        pixels = isinstance(models.proposer, Pixels)
+        return partial(extract, models) if pixels else self.open_model_store(models)
 
     def evaluate_images(
-        self, store: RegionStore, rows: Mapping[str, Setup], items: Sequence[Item]
+        self, store: Store, rows: Mapping[str, Setup], items: Sequence[Item]
     ) -> Iterator[Outcome]:
         """Evaluate rows that share the regions of a store, image by image.
 
@@ -161,7 +169,7 @@ class Experiment:
                 evaluate_items(shown, _load_from(store), rows, background=background)
             )
 
-    def evaluate(self, store: RegionStore, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
+    def evaluate(self, store: Store, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
         """Evaluate rows that share the regions of a store."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
         for outcome in self.evaluate_images(store, rows, self.items):
@@ -177,7 +185,7 @@ class Experiment:
     def evaluate_models(self, models: Models, items: Sequence[Item]) -> list[Outcome]:
         """Evaluate images under the models' own settings; the outcomes' row is ""."""
         rows = {"": (self.build_bank(models), models.segmentation)}
-        return list(self.evaluate_images(self.open_model_store(models), rows, items))
+        return list(self.evaluate_images(self.choose_store(models), rows, items))
 
     def compare_pictures(
         self, name: str, variants: Mapping[str, Models], items: Sequence[Item]
@@ -212,7 +220,7 @@ class Experiment:
             for title, (paper, choice) in choices.items():
                 models = self.load_models(configuration, **{stage: choice[self.preset]})
                 setup = (self.build_bank(models), models.segmentation)
-                evaluations = self.evaluate(self.open_model_store(models), {title: setup})
+                evaluations = self.evaluate(self.choose_store(models), {title: setup})
                 rows.append(Row(title + suffix, "" if suffix else paper, evaluations[title]))
         self.write_table(name, rows, models=models)
 
@@ -271,10 +279,10 @@ def start(
 
 
 def encode_and_pool(
-    encoder: Encoder, image: np.ndarray, masks: np.ndarray
+    models: Models, image: np.ndarray, masks: np.ndarray
 ) -> tuple[AnyArray, AnyArray]:
     """Encode an image and pool its features under masks (Eq. 5)."""
-    regions = pool_regions(encoder.encode(image), masks)
+    regions = pool_regions(models.encoder.encode(image), masks, models.antialias)
     return regions.features, regions.valid
 
 
@@ -283,5 +291,5 @@ def image_miou(outcome: Outcome) -> float:
     return mean_iou(outcome.confusions[""])
 
 
-def _load_from(store: RegionStore) -> Callable[[np.ndarray, dict[str, float]], Regions]:
-    return lambda image, timings: store.load(image)
+def _load_from(store: Store) -> LoadRegions:
+    return (lambda image, _: store.load(image)) if isinstance(store, RegionStore) else store

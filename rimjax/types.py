@@ -151,7 +151,7 @@ class ReferenceBank:
         owners: the class of each prototype, in [0, C).
         classes: class references (Eq. 4), the candidates for agents; row 0 is the background's.
         names: the C class names; names[0] is "background".
-        encoder: fingerprint of the encoder that made the features; "" if unknown.
+        encoder: `Models.features` of the models that made the features; "" if unknown.
         whitening: the map that prototypes and classes have gone through already and that `match`
             applies to regions; None where features are as the encoder gives them.
     """

@@ -84,8 +84,8 @@ class FakeEncoder:
         colours = image[rows][:, columns].astype(np.float32) / 128 - 1
         return colours + np.array([0, 0, 0.01], np.float32)
 
-    def encode_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([self.encode(image) for image in images])
+    def encode_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [self.encode(image) for image in images]
 
 
 def fake_models() -> Models:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jaxtyping
 import pytest
 
 from rimjax.models.diffusion import DiffusionConfig
 from rimjax.models.vit import ViTConfig
+from rimjax.models.vit_encoder import ViTEncoder
 from rimjax.settings import CONFIGURATIONS, MatchSettings, ReferenceSettings, SegmentSettings
 
 
@@ -36,15 +38,19 @@ def without_type_checks() -> Iterator[None]:
         (ReferenceSettings, "threshold", 1.0),
         (ReferenceSettings, "whiten", -1),
         (ReferenceSettings, "seed", -1),
-        (DiffusionConfig, "scheduler", "pndm"),
+        (DiffusionConfig, "scheduler", "euler"),
+        (DiffusionConfig, "normalise", "step"),
         (DiffusionConfig, "dtype", "int8"),
         (DiffusionConfig, "precision", "low"),
+        (partial(ViTEncoder, {}, ViTConfig()), "resize", "crop"),
         (ViTConfig, "activation", "relu"),
         (ViTConfig, "position_rule", "timm"),
         (ViTConfig, "dtype", "float64"),
     ],
 )
-def test_values_out_of_range_are_refused(kind: type, name: str, value: object) -> None:
+def test_values_out_of_range_are_refused(
+    kind: Callable[..., object], name: str, value: object
+) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}|got '{value}'"):
         kind(**{name: value})
 

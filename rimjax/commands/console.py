@@ -134,6 +134,7 @@ def describe_origin(models: Models) -> dict[str, Any]:
         "settings": {
             "references": asdict(models.references),
             "segmentation": asdict(models.segmentation),
+            "antialias": models.antialias,
         },
         "steps": dict(STEP_VERSIONS),
         "weights": {stage: getattr(models, stage).fingerprint for stage in stages},

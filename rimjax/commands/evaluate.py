@@ -40,7 +40,7 @@ from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
 from rimjax.references.build import assemble_bank, build_references
-from rimjax.regions.extract import extract_regions
+from rimjax.regions.extract import extract
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import ReferenceBank
 
@@ -237,7 +237,7 @@ class Evaluate:
                 for item in items
                 if item.id not in results or results[item.id].error is not None
             ]
-            load = partial(extract_regions, models.proposer, models.encoder)
+            load = partial(extract, models)
             rows = {"": (bank, models.segmentation)}
             outcomes = evaluate_items(todo, load, rows, background=dataset.background)
             for outcome in progress(outcomes, "evaluate", "image", len(todo)):

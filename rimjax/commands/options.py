@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from rimjax.models.protocols import Models
-from rimjax.presets import load_preset
+from rimjax.models.protocols import Models, Pixels
+from rimjax.presets import Scheduler, load_preset
 from rimjax.references.build import read_settings
 from rimjax.references.store import Manifest
 from rimjax.settings import ReferenceSettings
@@ -56,8 +56,11 @@ class StageOptions:
         masker: SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h.
         encoder: Encoder: dinov2-base, dinov2-small, dinov2-large, clip-vit-b-16, mae-vit-b or
             sd-unet of the paper preset; mini, mini-clip, mini-mae or mini-unet of mini.
-        proposer: Regions from another source than SAM: cells of the encoder's grid, or
-            maskformer (mini-maskformer of mini).
+        proposer: Regions from another source than SAM: maskformer (ResNet-101 trained on
+            COCO-Stuff; the paper names no backbone), or mini-maskformer of mini; or pixels, without
+            regions.
+        input_size: Side in pixels that the encoder resizes images to; a multiple of its patch size.
+        scheduler: Sampler that draws images; pndm is Stable Diffusion 1.4's own.
         steps: Steps of the sampler that draws images.
         weights_dir: Folder that holds the paper preset's weights in paper/.
         random_weights: Self-test of the paper preset without its weights: reports the time and
@@ -71,7 +74,9 @@ class StageOptions:
     masker: Annotated[str | None, default("sam-vit-b")] = None
     encoder: Annotated[str | None, default("dinov2-base, or mini")] = None
     proposer: Annotated[str | None, default("SAM")] = None
-    steps: Annotated[int | None, PRESET_DEFAULT] = None
+    input_size: Annotated[int | None, PRESET_DEFAULT] = None
+    scheduler: Annotated[Scheduler | None, default("dpmsolver++")] = None
+    steps: Annotated[int | None, default("the preset's, or 50 with pndm")] = None
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     random_weights: Flag = False
 
@@ -90,13 +95,19 @@ class StageOptions:
             encoder=self.encoder,
             proposer=self.proposer,
             configuration=self.configuration,
+            scheduler=self.scheduler,
             steps=self.steps,
+            input_size=self.input_size,
             random_weights=self.random_weights,
         )
         if self.random_weights:
             report_stage("load SAM and the encoder", time.perf_counter() - start)
             stages = ("generator", "masker", "proposer", "encoder")
-            watched = {stage: WatchedModel(stage, getattr(models, stage)) for stage in stages}
+            watched = {
+                stage: WatchedModel(stage, model)
+                for stage in stages
+                if not isinstance(model := getattr(models, stage), Pixels)
+            }
             models = replace(models, **watched)
         return models
 
@@ -115,9 +126,10 @@ class ModelOptions(StageOptions, PresetOptions):
 
     def load(self, with_bank: bool = False) -> Models:
         """Load the models under these options."""
-        if with_bank and (self.images, self.steps) != (None, None):
-            name = "steps" if self.images is None else "images"
-            raise ValueError(f"{name} must be left out with --bank, whose images are drawn already")
+        for name in ("images", "scheduler", "steps") if with_bank else ():
+            if getattr(self, name) is not None:
+                drawn = "whose images are drawn already"
+                raise ValueError(f"{name} must be left out with --bank, {drawn}")
         models = self.load_stages(self.preset)
         if self.images is None:
             return models

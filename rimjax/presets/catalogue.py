@@ -64,7 +64,7 @@ class ProposerChoice:
     """A proposer other than SAM.
 
     Attributes:
-        path: a MaskFormer's folder, below the preset's; None for the encoder's feature cells.
+        path: a MaskFormer's folder, below the preset's; None for pixels.
         config: how the MaskFormer is run.
     """
 
@@ -141,7 +141,7 @@ _MINI = Preset(
         "mini-unet": UNetChoice(128),
     },
     proposers={
-        "cells": ProposerChoice(None),
+        "pixels": ProposerChoice(None),
         "mini-maskformer": ProposerChoice("maskformer", MaskFormerConfig(None, _HALF, _HALF)),
     },
     image_text=ImageTextChoice("clip", _HALF, _HALF, background="ground"),
@@ -195,7 +195,7 @@ _PAPER = Preset(
         "sd-unet": UNetChoice(),
     },
     proposers={
-        "cells": ProposerChoice(None),
+        "pixels": ProposerChoice(None),
         "maskformer": ProposerChoice(_path("maskformer"), MaskFormerConfig()),
     },
     image_text=ImageTextChoice(_path("clip-image-text"), *_CLIP_COLOURS),

@@ -1,4 +1,4 @@
-"""Proposers other than SAM: feature cells, and a tiny random MaskFormer against transformers."""
+"""A tiny random MaskFormer against transformers."""
 
 import json
 import shutil
@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fakes import FakeEncoder
 from PIL import Image
 from published import write_maskformer
 from scipy import special
 
-from rimjax.models.cells import CellProposer
 from rimjax.models.maskformer import MaskFormerConfig, MaskFormerProposer
 from rimjax.models.protocols import Proposals, Proposer
 
@@ -94,59 +92,6 @@ def reference(
         for logit, score in zip(logits, likely, strict=True)
         if score > threshold
     ]
-
-
-# Feature cells.
-
-
-class OblongEncoder(FakeEncoder):
-    def encode(self, image: np.ndarray) -> np.ndarray:
-        return np.zeros((5, 7, 2), np.float32)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (128, 9), (3, 4), (1, 1), (1, 40)])
-def test_cells_partition_any_image(size):
-    masks = CellProposer(OblongEncoder()).propose(np.zeros((*size, 3), np.uint8)).masks
-    assert masks.shape == (35, *size) and masks.dtype == bool
-    np.testing.assert_array_equal(masks.sum(0), np.ones(size))  # every pixel has exactly one
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (128, 9), (3, 4)])
-def test_a_pixel_belongs_to_the_grids_cell_that_it_lies_in(size):
-    masks = CellProposer(OblongEncoder()).propose(np.zeros((*size, 3), np.uint8)).masks
-    for row in range(size[0]):
-        for column in range(size[1]):
-            (owner,) = np.flatnonzero(masks[:, row, column])
-            assert owner // 7 <= row * 5 / size[0] < owner // 7 + 1  # the pixel's corner, in cells
-            assert owner % 7 <= column * 7 / size[1] < owner % 7 + 1
-
-
-def test_in_an_image_smaller_than_the_grid_cells_are_a_pixel_or_empty():
-    areas = CellProposer(FakeEncoder()).propose(np.zeros((6, 9, 3), np.uint8)).masks.sum((1, 2))
-    assert len(areas) == 256 and sorted(areas) == [0] * (256 - 54) + [1] * 54
-
-
-def test_cells_line_up_with_the_encoders_features():
-    """With a colour for each cell of a 16x16 grid, a cell's feature is its mask's colour."""
-    colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    image = colours.repeat(3, 0).repeat(2, 1)
-    features = FakeEncoder().encode(image).reshape(256, 3)
-    for mask, feature in zip(
-        CellProposer(FakeEncoder()).propose(image).masks, features, strict=True
-    ):
-        (colour,) = np.unique(image[mask], axis=0)
-        np.testing.assert_allclose(
-            colour / 128 - 1 + [0, 0, 0.01], feature, atol=1e-6
-        )  # float32 of numbers up to 1
-
-
-def test_cells_fingerprint_follows_the_grid_alone():
-    proposer: Proposer = CellProposer(FakeEncoder())
-    assert CellProposer(OblongEncoder()).fingerprint != proposer.fingerprint
-    assert CellProposer(FakeEncoder("other-weights")).fingerprint == proposer.fingerprint
-
-
-# MaskFormer.
 
 
 @pytest.mark.parametrize("input_size", [64, 70, None])
@@ -235,9 +180,8 @@ def test_the_image_is_not_written_to_and_may_be_a_view(folder):
     [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)],
 )
 def test_what_is_no_image_is_refused(folder, image):
-    for proposer in (proposer_of(folder), CellProposer(FakeEncoder())):
-        with pytest.raises(ValueError, match="image must be uint8"):
-            proposer.propose(image)
+    with pytest.raises(ValueError, match="image must be uint8"):
+        proposer_of(folder).propose(image)
 
 
 def with_config(folder: Path, path: Path, **change: object) -> Path:

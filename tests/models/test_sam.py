@@ -102,6 +102,17 @@ def test_mask_is_the_predictors_best(sam, masker, image, points):
     assert others, "all three masks are the same: the test couldn't tell a wrong choice"
 
 
+def test_the_single_mask_is_the_predictors_own(sam, masker, image):
+    points = np.array([[3.0, 4.0], [31.0, 23.0], [18.5, 7.25]], np.float32)
+    predictor = segment_anything.SamPredictor(sam.model)
+    predictor.set_image(image)
+    (expected,), _, _ = predictor.predict(points, np.ones(3), multimask_output=False)
+    single = SamMasker(sam, multimask=False)
+    np.testing.assert_array_equal(single.mask(image, points), expected)
+    assert not np.array_equal(masker.mask(image, points), expected), "the outputs differ"
+    assert masker.fingerprint == sam.fingerprint != single.fingerprint
+
+
 def test_proposals_are_the_generators_largest_first(proposer, image, generated):
     typed: Proposer = proposer
     proposals = typed.propose(image)

@@ -12,7 +12,7 @@ from fakes import FakeEncoder, FakeProposer
 from scenes import make_scene
 
 from rimjax import files
-from rimjax.models.cells import CellProposer
+from rimjax.models.protocols import Proposals
 from rimjax.regions.extract import extract_regions
 from rimjax.regions.store import RegionStore
 from rimjax.steps.pool import pool_regions
@@ -42,8 +42,11 @@ def test_stored_regions_equal_extracted_regions(
 
 
 def test_a_proposer_without_scores_has_none_again(tmp_path: Path) -> None:
-    cells = CellProposer(FakeEncoder())
-    store = RegionStore(tmp_path, cells, partial(pool, FakeEncoder()), "fake-encoder")
+    class Unscored(FakeProposer):
+        def propose(self, image: np.ndarray) -> Proposals:
+            return Proposals(super().propose(image).masks)
+
+    store = RegionStore(tmp_path, Unscored(), partial(pool, FakeEncoder()), "fake-encoder")
     image, _ = make_scene()
     assert [store.load(image).scores for _ in range(2)] == [None, None]
 

@@ -180,24 +180,31 @@ class SamMasker:
 
     Args:
         sam: from `load`.
+        multimask: choose the best of SAM's three masks; False takes its single mask, which
+            segment-anything advises for several points.
     """
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, multimask: bool = True) -> None:
         self._torch, library = _import_libraries()
-        self.sam = sam
+        self.sam, self.multimask = sam, multimask
         self._predictor = library.SamPredictor(sam.model)
 
     @property
     def fingerprint(self) -> str:
-        """The SAM's: a mask depends on nothing else."""
-        return self.sam.fingerprint
+        """The SAM's, and which of its outputs is taken."""
+        if self.multimask:  # as before there was a choice, so that caches stay valid
+            return self.sam.fingerprint
+        return fingerprint([self.sam.fingerprint, "single mask"])
 
     def mask(self, image: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
-        """Return the mask with the highest predicted IoU of SAM's three; may be empty.
+        """Return the mask with the highest predicted IoU of SAM's three, or its single mask.
 
         Args:
             image: uint8[H, W, 3], RGB.
             points: [n, 2], x and y in pixels of the image, all of them on the object.
+
+        Returns:
+            bool[H, W]; may be empty.
 
         Raises:
             ValueError: image or points have another shape, or there is no point.
@@ -209,7 +216,9 @@ class SamMasker:
         labels = np.ones(len(points), np.int64)
         with self._torch.inference_mode():
             self._predictor.set_image(image)
-            masks, scores, _ = self._predictor.predict(points, labels, multimask_output=True)
+            masks, scores, _ = self._predictor.predict(
+                points, labels, multimask_output=self.multimask
+            )
             self._predictor.reset_image()
         return masks[scores.argmax()]
 
