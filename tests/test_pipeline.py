@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeEncoder, fake_models, pick_colour
 from scenes import NAMES, make_scene
 
 import rimjax
+from rimjax.evaluation import evaluate
 from rimjax.match import match
+from rimjax.models.protocols import Pixels
 from rimjax.pipeline import name_regions
-from rimjax.regions.extract import extract_regions
+from rimjax.regions.extract import FeatureGrid, extract, extract_regions
+from rimjax.settings import SegmentSettings
+from rimjax.steps.pool import pool_regions
 from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
 
@@ -67,6 +72,64 @@ def test_a_bank_of_another_encoder_is_refused(tmp_path: Path) -> None:
     other = replace(models, encoder=FakeEncoder("another"))
     with pytest.raises(ValueError, match="bank must be built with these models' encoder another"):
         rimjax.segment(make_scene()[0], bank, other)
+
+
+def test_masks_are_resized_alike_in_both_flows(tmp_path: Path) -> None:
+    models = replace(fake_models(), antialias=False)
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    image, truth = make_scene()
+    np.testing.assert_array_equal(rimjax.segment(image, bank, models).labels, truth)
+    regions = extract(models, image)
+    assert isinstance(regions, Regions) and regions.masks is not None
+    expected = pool_regions(models.encoder.encode(image), regions.masks, antialias=False)
+    np.testing.assert_array_equal(regions.features, expected.features)
+    assert not np.allclose(regions.features, np.asarray(extract_default(image).features))
+    with pytest.raises(ValueError, match=r"bank must be built with .* got fake-encoder-bilinear"):
+        rimjax.segment(image, bank, fake_models())
+
+
+def extract_default(image: np.ndarray) -> Regions:
+    return extract_regions(fake_models().proposer, FakeEncoder(), image)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (37, 21), (9, 5)])
+@pytest.mark.parametrize("candidates", ["all", "agents"])
+@pytest.mark.parametrize("background", [True, False])
+def test_pixels_are_named_by_their_cells_scores_resized(
+    shape: tuple[int, int], candidates: str, background: bool
+) -> None:
+    """Against torch's bilinear resizing of `match`'s scores; 16x16 cells."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([np.zeros((1, 3)), rng.normal(size=(5, 3))]).astype(np.float32)
+    rows[0] = [0, 0, 1]
+    bank = ReferenceBank.create(
+        rows, np.arange(6), rows, (BACKGROUND, *"abcde"), FakeEncoder().fingerprint
+    )
+    settings = SegmentSettings(3, similarity="cosine", candidates=candidates)
+    models = replace(fake_models(), proposer=Pixels(), segmentation=settings)
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    grid = extract(models, image)
+    assert isinstance(grid, FeatureGrid) and grid.shape == shape
+    seg = name_regions(grid, bank, settings, background=background)
+    allowed = np.arange(6) >= (0 if background else 1)
+    features = models.encoder.encode(image).reshape(256, 3)
+    scores = match(
+        features, bank, num_agents=3, similarity="cosine", candidates=candidates, allowed=allowed
+    ).scores
+    maps = torch.from_numpy(np.array(scores)).T.reshape(1, 6, 16, 16)
+    resized = torch.nn.functional.interpolate(maps, size=shape, mode="bilinear")[0].numpy()
+    resized[~allowed] = -np.inf
+    top = np.sort(resized, axis=0)
+    sure = top[-1] - top[-2] > 1e-5  # rounding
+    assert sure.mean() > 0.9 and seg.labels.shape == shape
+    np.testing.assert_array_equal(seg.labels[sure], resized.argmax(0)[sure])
+    assert len(np.unique(seg.labels)) > 2 and (background or seg.labels.min() > 0)
+    assert len(seg.masks) == len(seg.region_labels) == len(seg.scores) == 0
+    if background:
+        np.testing.assert_array_equal(rimjax.segment(image, bank, models).labels, seg.labels)
+    pairs = [(image, np.full(shape, 1, np.uint8))]
+    evaluation = evaluate(pairs, bank, models)
+    assert evaluation.confusions.sum() == image[..., 0].size and "encode" in evaluation.timings
 
 
 def test_without_a_background_the_next_best_class_wins() -> None:

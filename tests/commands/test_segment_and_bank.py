@@ -121,6 +121,11 @@ def test_bank_show_and_add(
         ),
         (["segment", "SCENE", "--bank", "BANK", "--images", "4"], "--images must be left out"),
         (["segment", "SCENE", "--bank", "BANK", "--steps", "4"], "--steps must be left out"),
+        (
+            ["segment", "SCENE", "--bank", "BANK", "--scheduler", "pndm"],
+            "--scheduler must be left out",
+        ),
+        (["segment", "SCENE", "--classes", "bag", "--input-size", "100"], "--input-size must be"),
         (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged; "),
         (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
         (["segment", "SCENE", "SCENE", "--classes", "bag"], "a name twice"),

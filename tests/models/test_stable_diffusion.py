@@ -190,7 +190,8 @@ def test_pndm_averages_its_timesteps_which_are_one_more(model):
         offset(model.checkpoint),
         replace(CONFIG, steps=4, scheduler="pndm", attention_resolutions=(8,)),
     )
-    _, attention = toy.denoise(model.params, *model.prompts.encode("bag"), noise(2))
+    ids, weights = model.prompts.encode("bag")
+    _, attention = toy.denoise(model.params, ids, weights, noise(2))
     timesteps = torch_scheduler(4, 4).timesteps.tolist()
     assert timesteps == [751, 501, 501, 251, 1]
     expected = np.zeros((2, 8, 8))

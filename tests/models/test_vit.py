@@ -349,7 +349,7 @@ def test_an_image_may_keep_its_shape_at_about_as_many_pixels(encoder, ported):
         assert relative_error(keys, np.asarray(expected)[0]) <= TOLERANCE
         assert keys.shape == keeping.encode(image).shape
     np.testing.assert_array_equal(together[0], encoder.encode_batch(images[:2])[0])
-    assert together[1].shape == together[2].shape[1::-1] + (48,)
+    assert together[1].shape == (*together[2].shape[1::-1], 48)
 
 
 def test_images_of_any_shape_have_few_grids():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rimjax.steps.assemble import paint, vote
+from rimjax.steps.assemble import label_pixels, paint, vote
 
 SHAPE = (3, 4)
 
@@ -84,6 +84,17 @@ def test_vote_ties_go_to_the_lowest_class_and_invalid_regions_change_nothing() -
 def test_no_regions_are_all_background(masks: np.ndarray) -> None:
     for labels in (paint(masks, np.zeros(0, int), SHAPE), vote(masks, np.zeros((0, 3)), SHAPE)):
         assert labels.shape == SHAPE and not labels.any() and labels.dtype == np.int32
+
+
+def test_scores_of_minus_infinity_never_spread_as_nan() -> None:
+    scores = np.array([[[0.2, -np.inf, 0.1], [-np.inf, 0.4, 0.3]]], np.float32)
+    labels = label_pixels(scores, (2, 8), np.array([True, True, True]))
+    finite = np.array([[[0.2, 0.1, 0.1], [0.1, 0.4, 0.3]]])
+    steps = np.clip((np.arange(8) + 0.5) / 4 - 0.5, 0, 1)
+    expected = [((1 - t) * finite[0, 0] + t * finite[0, 1]).argmax() for t in steps]
+    np.testing.assert_array_equal(labels, [expected] * 2)
+    only = label_pixels(scores, (1, 4), np.array([False, False, True]))
+    np.testing.assert_array_equal(only, [[2] * 4])
 
 
 @pytest.mark.parametrize(
