@@ -184,7 +184,7 @@ def test_sampler_and_input_size_can_be_chosen() -> None:
     assert load(scheduler="pndm", steps=7, input_size=48) == ("pndm", 7, 48)
     unet = rimjax.load_preset("mini", encoder="mini-unet", input_size=64).encoder
     assert isinstance(unet, UNetEncoder) and unet.input_size == 64
-    assert unet.encode(np.zeros((9, 9, 3), np.uint8)).shape[:2] == (8, 8)
+    assert unet.encode(np.zeros((9, 9, 3), np.uint8)).shape[:2] == (16, 16)
 
 
 def test_the_unet_encoder_and_the_generator_share_their_weights() -> None:
