@@ -28,7 +28,7 @@ from rimjax.presets import PNDM_STEPS
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.types import ReferenceBank
 
-SIZES = {"mini": (96, 192), "paper": (336, 672)}
+SIZES = {"mini": (192,), "paper": (336, 672)}
 STEPS = {"mini": 20, "paper": PNDM_STEPS}  # mini's own number, so that drawing takes as long
 BASELINES = {"clip-vit-b-16": (224, 336), "mae-vit-b": (224, 336)}
 """Table 3's encoders of the paper preset, whose default is 592 pixels."""
