@@ -4,7 +4,7 @@ Command:  python experiments/parity.py
               all groups of comparisons: keys, dinov3, sd, trajectory, sam
           python experiments/parity.py --only keys sd
               some groups
-Hardware: 2 CPU cores and 16 GiB; about 7 minutes; no download
+Hardware: 2 CPU cores and 16 GiB; about 8 minutes; no download
 
 Writes the [[parity]] entries of ported_weights/MANIFEST.toml, and exits with status 1 if an error
 is above its target. Seeds are fixed. An error is the largest absolute difference, divided by the
