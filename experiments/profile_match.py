@@ -15,7 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from rimjax.bench.match import make_features, write_trace
-from rimjax.match.classify import MatchOptions, compare_regions
+from rimjax.match.classify import MatchOptions, Scalars, compare_regions
 from rimjax.match.tiling import Tiling
 
 parser = argparse.ArgumentParser(
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     write_trace(args.folder, args.num_agents, *sizes, args.dim)
     arrays = [jnp.asarray(array) for array in make_features(2, *sizes, dim=args.dim)]
     options = MatchOptions(num_agents=args.num_agents)
-    compiled = compare_regions.lower(*arrays, 0.1, None, options, Tiling()).compile()
+    compiled = compare_regions.lower(*arrays, Scalars(), options, Tiling()).compile()
     program, analysis = compiled.as_text(), compiled.memory_analysis()
     assert program is not None and analysis is not None, "not reported on this platform"
     (args.folder / "program.txt").write_text(program)

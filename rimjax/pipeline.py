@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
+from jaxtyping import UInt8
 
 from rimjax.images import ImageSource, read_image
 from rimjax.match import match
@@ -40,7 +43,8 @@ def segment(
     pixels = read_image(image)
     timings: dict[str, float] = {}
     regions = extract_regions(models.proposer, models.encoder, pixels, timings)
-    return name_regions(regions, bank, settings or models.segmentation, timings=timings)
+    settings = settings or models.segmentation
+    return name_regions(regions, bank, settings, image=pixels, timings=timings)
 
 
 def name_regions(
@@ -48,6 +52,7 @@ def name_regions(
     bank: ReferenceBank,
     settings: SegmentSettings,
     *,
+    image: UInt8[np.ndarray, "H W 3"] | None = None,
     background: bool = True,
     timings: dict[str, float] | None = None,
 ) -> Segmentation:
@@ -57,6 +62,7 @@ def name_regions(
         regions: from `extract_regions`, with masks.
         bank: built with the same encoder.
         settings: how to match and assemble.
+        image: the image, which random agents depend on.
         background: whether a region may be named background; False for data sets without one.
         timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
 
@@ -69,7 +75,8 @@ def name_regions(
     count, shape = len(masks), masks.shape[1:]
     with measure_stage(timings, "match"):
         allowed = np.arange(len(bank.names)) >= (0 if background else 1)
-        result = match(regions, bank, allowed=allowed, **settings.as_keywords())
+        number = 0 if image is None else zlib.crc32(image.tobytes())
+        result = match(regions, bank, allowed=allowed, **settings.as_keywords(number))
         labels, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
     with measure_stage(timings, "assemble"):
         if settings.assembly == "paint":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from ported_weights.choices import check_choices
 from rimjax.match.checks import CHOICES, check_choice
@@ -38,8 +39,14 @@ class ReferenceSettings:
         num_subcategories: T, clusters of a class's prototypes (Fig. 5a: 8); 1 gives Eq. 9.
         foreground_mask: pool under the foreground mask; False pools over the whole image
             (Table 2, row 2).
+        background_subcategories: clusters of the background's prototypes; None: T. The paper has
+            "one background reference" (Sec. 3.4: 1) and calls the background a class (Sec. 4.1).
+        background_mask: pool the background under the foreground's complement; False pools it over
+            whole images, where Table 2's row 2 claims no masks.
+        centre: share of the mean of the class features that is subtracted from all features, in
+            [0, 1] (`rimjax.steps.whiten`); not in the paper.
         whiten: ridge of the within-class whitening of features (`rimjax.steps.whiten`), which isn't
-            in the paper; 0 leaves features as they are.
+            in the paper; 0 whitens nothing.
         seed: random seed in [0, 2^32); each class folds its name into it.
     """
 
@@ -48,12 +55,19 @@ class ReferenceSettings:
     num_points: int = 5
     num_subcategories: int = 8
     foreground_mask: bool = True
+    background_subcategories: int | None = None
+    background_mask: bool = True
+    centre: float = 0.0
     whiten: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_images", "num_points", "num_subcategories")
-        check_least(self, 0, "whiten")
+        check_least(self, 0, "whiten", "centre")
+        if self.centre > 1:
+            raise ValueError(f"centre must be in [0, 1], got {self.centre}")
+        if self.background_subcategories is not None:
+            check_least(self, 1, "background_subcategories")
         check_seed(self.seed)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), got {self.threshold}")
@@ -67,33 +81,52 @@ class MatchSettings:
         num_agents: N, category agents of a region (Sec. 4.2: 4).
         score_map: how cosines become positive scores: "clip", "exp" or "shift".
         temperature: temperature of "exp".
-        similarity: "relation" (Eq. 9) or "cosine" (plain matching, Table 2's rows 2 and 3).
+        measure: similarity of two distributions over rankings: "cosine" (Eq. 9), "pearson", ...
+        similarity: the reading of Sec. 3.5: "relation" (Eq. 9), "cosine" (plain matching, Table 2's
+            rows 2 and 3), "combined" (their product), or "weighted" (cosine + relation_weight *
+            relation).
+        relation_weight: of "weighted".
+        class_score: "mean", "sum" (Eq. 10) or "max" over a class's prototypes.
         candidates: classes that may win: "all" (Eq. 9), or "agents", the region's own.
-        agent_policy: "top" or "random" (Table 5).
+        agent_policy: "top" or "random" (Table 5); random agents differ from image to image.
+        agent_source: agents are "classes" (Eq. 6), or "prototypes": sub-categories.
+        background_agent: whether the background may be an agent.
         seed: random seed of the "random" policy, in [0, 2^32).
     """
 
     num_agents: int = 4
     score_map: str = "clip"
     temperature: float = 0.1
+    measure: str = "cosine"
     similarity: str = "relation"
+    relation_weight: float = 0.1
+    class_score: str = "mean"
     candidates: str = "all"
     agent_policy: str = "top"
+    agent_source: str = "classes"
+    background_agent: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in CHOICES.keys() & MatchSettings.__dataclass_fields__.keys():
             check_choice(name, getattr(self, name))
         check_least(self, 1, "num_agents")
+        check_least(self, 0, "relation_weight")
         check_seed(self.seed)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
-    def as_keywords(self) -> dict[str, Any]:
-        """Return the keyword arguments of `rimjax.match.match` for these settings."""
+    def as_keywords(self, image: int = 0) -> dict[str, Any]:
+        """Return the keyword arguments of `rimjax.match.match` for these settings.
+
+        Args:
+            image: number of the image in [0, 2^32), which its random agents depend on.
+        """
         keywords = {name: getattr(self, name) for name in MatchSettings.__dataclass_fields__}
-        seed = keywords.pop("seed")
-        return keywords | {"key": jax.random.key(seed) if self.agent_policy == "random" else None}
+        seed, key = np.uint32(keywords.pop("seed")), None
+        if self.agent_policy == "random":
+            key = jax.random.fold_in(jax.random.key(seed), np.uint32(image))
+        return keywords | {"key": key}
 
 
 @dataclass(frozen=True)
@@ -118,22 +151,31 @@ class Configuration:
     Attributes:
         num_subcategories: T, see `ReferenceSettings`.
         whiten: see `ReferenceSettings`.
+        centre: see `ReferenceSettings`.
         segmentation: settings of the second flow.
     """
 
     num_subcategories: int = 8
     whiten: float = 0.0
+    centre: float = 0.0
     segmentation: SegmentSettings = field(default_factory=SegmentSettings)
 
     def adjust(self, references: ReferenceSettings) -> ReferenceSettings:
-        """Return reference settings with this configuration's T and whitening."""
-        subcategories, whiten = self.num_subcategories, self.whiten
-        return replace(references, num_subcategories=subcategories, whiten=whiten)
+        """Return reference settings with this configuration's T, whitening and centring."""
+        names = ("num_subcategories", "whiten", "centre")
+        return replace(references, **{name: getattr(self, name) for name in names})
 
 
+_PRINTED = Configuration()
 CONFIGURATIONS = {
-    "paper": Configuration(),
-    "rimjax": Configuration(1, 1.0, SegmentSettings(score_map="exp", candidates="agents")),
+    "paper": _PRINTED,
+    "rimjax": Configuration(
+        num_subcategories=1,
+        whiten=1.0,
+        centre=1.0,
+        segmentation=SegmentSettings(score_map="exp", candidates="agents"),
+    ),
+    "printed": _PRINTED,
 }
-"""`paper` follows the paper to the letter and never changes; `rimjax` did best on validation
-scenes (experiments/README.md)."""
+"""`printed`, alias `paper`, follows Eq. 6 to 10 to the letter and never changes; `rimjax` did best
+on mini's validation scenes (experiments/README.md)."""

@@ -15,7 +15,7 @@ import numpy as np
 from rimjax import match as kernel
 from rimjax.bench.peers import PEERS, enumerate_with_numpy, recurse_with_numpy
 from rimjax.bench.timing import Row, measure_peak, time_call
-from rimjax.match.classify import MatchOptions, Method, classify_regions, compare_regions
+from rimjax.match.classify import MatchOptions, Method, Scalars, classify_regions, compare_regions
 from rimjax.match.readings import compare_rankings
 from rimjax.match.tiling import Tiling
 from rimjax.types import ReferenceBank
@@ -118,6 +118,12 @@ def measure_speed(n: int, p: int, r: int, c: int, dim: int, peers: bool) -> Row:
     exact = recurse_with_numpy(start[0][few], start[1][few], start[2][:, few])
     np.testing.assert_allclose(expected[few, few], exact, atol=1e-5)
     row["kernel seconds"] = time_call(alone)[1]
+    combined = partial(whole, similarity="combined")
+    cosines = np.asarray(whole(similarity="cosine"))
+    product = cosines[clear] * expected[clear]
+    np.testing.assert_allclose(np.asarray(combined())[clear], product, atol=1e-5)
+    row["combined seconds"] = time_call(combined)[1]
+    row["combined over relation"] = row["combined seconds"] / time_call(whole)[1]
     if peers:
         row["peers"] = _measure_peers(start, expected, row["kernel seconds"])
     return row
@@ -183,12 +189,12 @@ def measure_memory(p: int, classes: int, per_class: int, dim: int) -> list[Row]:
         "relation_aware_similarity": (
             lambda: kernel.relation_aware_similarity(rows, prototypes, agents),
             lambda: compare_regions.lower(
-                rows, prototypes, agents, 0.1, None, MatchOptions(), tiling
+                rows, prototypes, agents, Scalars(), MatchOptions(), tiling
             ),
         ),
         "match, top_k=5": (
             lambda: kernel.match(rows, bank, top_k=5),
-            lambda: classify_regions.lower(rows, valid, bank, None, 0.1, None, best, tiling),
+            lambda: classify_regions.lower(rows, valid, bank, None, Scalars(), best, tiling),
         ),
     }
     report = []

@@ -120,6 +120,8 @@ def _print_speed(row: dict[str, Any]) -> None:
     whole = f"{row['seconds'] * 1e3:>9.2f} ms, {row['ns per pair']:.2f} ns a pair"
     kernel = f"{row['kernel seconds'] * 1e3:.2f} ms"
     print(f"  {_format_size(row)} {whole}, compiled in {row['compile s']:.2f} s; kernel {kernel}")
+    combined, ratio = row["combined seconds"] * 1e3, row["combined over relation"]
+    print(f"      the reading combined, whole call {combined:.2f} ms, {ratio:.2f} times relation's")
     for name, peer in row.get("peers", {}).items():
         if "missing" in peer:
             print(f"      {name:<38} {peer['missing']}")

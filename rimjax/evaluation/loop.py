@@ -74,7 +74,9 @@ def evaluate_items(
         segmentations, confusions = {}, {}
         try:
             for name, (bank, settings) in rows.items():
-                seg = name_regions(regions, bank, settings, background=background, timings=timings)
+                seg = name_regions(
+                    regions, bank, settings, image=image, background=background, timings=timings
+                )
                 segmentations[name] = seg
                 confusions[name] = metrics.confusion_matrix(
                     truth, seg.labels, len(bank.names), IGNORED

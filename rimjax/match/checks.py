@@ -1,4 +1,4 @@
-"""The arguments of the public functions: their choices, and the errors that name them.
+"""The settings among the public functions' arguments: their choices, and the errors that name them.
 
 Every error says "NAME must be ..., got ...; do ...". Values under a trace can't be looked at, so
 only their shapes and types are checked.
@@ -13,36 +13,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
 
-from rimjax.match.classify import AgentPolicy, Candidates, MatchOptions, Method
+from rimjax.match.classify import (
+    AgentPolicy,
+    AgentSource,
+    Candidates,
+    ClassScore,
+    MatchOptions,
+    Method,
+    Scalars,
+)
 from rimjax.match.rankings import MEASURES, SCORE_MAPS
 from rimjax.match.readings import READINGS
-from rimjax.types import AnyArray, Whitening
 
 CHOICES = {
     "measure": tuple(MEASURES),
     "method": get_args(Method),
     "score_map": tuple(SCORE_MAPS),
     "agent_policy": get_args(AgentPolicy),
+    "agent_source": get_args(AgentSource),
     "similarity": tuple(READINGS),
+    "class_score": get_args(ClassScore),
     "candidates": get_args(Candidates),
 }
 _MAX_AGENTS = {"lattice": 16, "enumerate": 8}
 
 
-# ---- settings
+def check_options(options: MatchOptions, scalars: Scalars) -> tuple[MatchOptions, Scalars]:
+    """Check settings.
 
-
-def check_options(options: MatchOptions, temperature: Any, key: Any) -> MatchOptions:
-    """Check settings; return them with Python's own integers, since NumPy's overflow in sums."""
+    Returns:
+        The settings with Python's own integers, since NumPy's overflow in sums, and the scalars in
+        float32, with a key only where it is used.
+    """
     for name in CHOICES:
         check_choice(name, getattr(options, name))
-    _check_num_agents("num_agents", options.num_agents, options.method)
-    if options.agent_policy == "random" and not _is_key(key):
+    check_num_agents("num_agents", options.num_agents, options.method)
+    is_random, (temperature, weight, key) = options.agent_policy == "random", scalars
+    if is_random and not _is_key(key):
         raise ValueError(
-            f"key must be a single random key with agent_policy='random', got {_describe(key)}; "
+            f"key must be a single random key with agent_policy='random', got {describe(key)}; "
             "pass for example jax.random.key(0)"
+        )
+    if not isinstance(options.background_agent, bool | np.bool):
+        raise ValueError(
+            f"background_agent must be True or False, got {options.background_agent!r}; "
+            "leave it out for True"
         )
     top_k = options.top_k
     if top_k is not None and not (_is_integer(top_k) and top_k >= 1):
@@ -50,13 +66,25 @@ def check_options(options: MatchOptions, temperature: Any, key: Any) -> MatchOpt
             f"top_k must be None or an integer of at least 1, got {top_k!r}; "
             "leave it out for the scores of all classes"
         )
-    if not _is_temperature(temperature):
+    if not _is_number(temperature, np.finfo(np.float32).tiny):
         raise ValueError(
             f"temperature must be a positive number in float32's range, got {temperature!r}; "
             "pass for example 0.1"
         )
+    if not _is_number(weight, 0.0):
+        raise ValueError(
+            f"relation_weight must be a number of at least 0 in float32's range, got {weight!r}; "
+            "pass for example 0.1"
+        )
     top_k = None if top_k is None else int(top_k)
-    return replace(options, num_agents=int(options.num_agents), top_k=top_k)
+    num_agents, background = int(options.num_agents), bool(options.background_agent)
+    options = replace(options, num_agents=num_agents, background_agent=background, top_k=top_k)
+    # Python's numbers of different types would be compiled for separately.
+    temperature, weight = (
+        number if isinstance(number, jax.Array) else np.float32(number)
+        for number in (temperature, weight)
+    )
+    return options, Scalars(temperature, weight, key if is_random else None)
 
 
 def check_choice(name: str, value: Any) -> None:
@@ -76,7 +104,8 @@ def check_max_bytes(max_bytes: Any) -> None:
         )
 
 
-def _check_num_agents(name: str, n: Any, method: str) -> None:
+def check_num_agents(name: str, n: Any, method: str) -> None:
+    """Check a number of agents against what the method can do."""
     check_choice("method", method)
     most = _MAX_AGENTS[method]
     if not _is_integer(n):
@@ -89,177 +118,12 @@ def _check_num_agents(name: str, n: Any, method: str) -> None:
     raise ValueError(f"{name} must be in [1, {most}] with method={method!r}, got {n}; {way_out}")
 
 
-# ---- arrays
-
-
-def check_features(**features: Any) -> None:
-    """Check that arguments are rows of floats, all of the feature size of the first.
-
-    `check_finite` checks the values.
-    """
-    (first, model), *_ = features.items()
-    for name, rows in features.items():
-        if not is_array(rows):
-            raise ValueError(
-                f"{name} must be an array of floats, got {_describe(rows)}; "
-                "convert it with np.asarray(..., np.float32)"
-            )
-        if jnp.ndim(rows) != 2 or rows.shape[1] == 0 or (len(rows) == 0 and name != "regions"):
-            raise ValueError(
-                f"{name} must have shape [rows, D] and not be empty, got {list(jnp.shape(rows))}; "
-                "pass one feature vector per row"
-            )
-        if not jnp.issubdtype(rows.dtype, jnp.floating) or rows.dtype.itemsize > 8:
-            raise ValueError(
-                f"{name} must hold floats, got {rows.dtype}; convert them with .astype(np.float32)"
-            )
-        if rows.shape[1] != model.shape[1]:
-            raise ValueError(
-                f"{name} must have the feature size of {first}, D={model.shape[1]}, got "
-                f"{rows.shape[1]}; encode both with the same encoder"
-            )
-
-
-def check_finite(name: str, rows: Any, valid: Any = None) -> None:
-    """Check that the valid rows hold neither NaN nor infinity.
-
-    A device's arrays are looked at where they are, without a copy.
-    """
-    if isinstance(rows, Tracer) or isinstance(valid, Tracer):
-        return
-    if isinstance(rows, jax.Array):
-        with jax.ensure_compile_time_eval():  # known already, if a trace closes over it
-            finite = bool(_all_finite(rows, valid))
-    else:
-        rows = np.asarray(rows, np.float32)
-        finite = np.isfinite(rows if valid is None else rows[np.asarray(valid)]).all()
-    if not finite:
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinity; remove these rows or mark them invalid"
-        )
-
-
-@jax.jit
-def _all_finite(rows: Float[Array, "rows D"], valid: Bool[AnyArray, " rows"] | None) -> Array:
-    # NaN, if any value is: half the time of looking at each number.
-    largest = jnp.abs(rows.astype(jnp.float32)).max(axis=1)
-    return (jnp.isfinite(largest) | (False if valid is None else ~valid)).all()
-
-
-def check_mask(name: str, mask: Any, item: str, count: int) -> Bool[AnyArray, " count"]:
-    """Check that a mask holds one bool per item; return it as an array."""
-    if not is_array(mask):
-        try:
-            mask = np.asarray(mask)
-        except ValueError as error:  # rows of unequal lengths
-            raise ValueError(
-                f"{name} must hold one bool per {item}, got {error}; pass a flat sequence"
-            ) from error
-    if mask.shape != (count,) or mask.dtype != bool:
-        raise ValueError(
-            f"{name} must hold one bool per {item}, got {_describe(mask)}; "
-            f"pass an array of {count} bools"
-        )
-    return mask
-
-
-def check_allowed(allowed: Any, classes: int) -> Bool[AnyArray, " C"]:
-    """Check that a mask of classes lets at least one class win; return it as an array."""
-    allowed = check_mask("allowed", allowed, f"class, C={classes}", classes)
-    if not isinstance(allowed, Tracer):
-        with jax.ensure_compile_time_eval():
-            some = bool(allowed.any())
-        if not some:
-            raise ValueError(
-                f"allowed must be True for at least one class, got False for all {classes}; "
-                "leave it out to allow all"
-            )
-    return allowed
-
-
-def check_bank_arrays(bank: Any) -> None:
-    """Check the parts of a bank that needn't have come from `ReferenceBank.create`."""
-    owners, whitening = bank.owners, bank.whitening
-    count, classes = len(bank.prototypes), len(bank.classes)
-    if not is_array(owners):
-        raise ValueError(
-            f"bank.owners must be an array of integers, got {_describe(owners)}; "
-            "build the bank with ReferenceBank.create"
-        )
-    if owners.shape != (count,) or not jnp.issubdtype(owners.dtype, jnp.integer):
-        raise ValueError(
-            f"bank.owners must hold one integer per prototype, R={count}, got "
-            f"{_describe(owners)}; build the bank with ReferenceBank.create"
-        )
-    if not isinstance(owners, Tracer):
-        with jax.ensure_compile_time_eval():
-            least, most = int(owners.min()), int(owners.max())
-        if least < 0 or most >= classes:
-            raise ValueError(
-                f"bank.owners must lie in [0, C={classes}), got {least}..{most}; "
-                "index the rows of bank.classes"
-            )
-    if whitening is None:
-        return
-    if not isinstance(whitening, Whitening):
-        raise ValueError(
-            f"bank.whitening must be None or a Whitening, got {_describe(whitening)}; "
-            "build it with rimjax.types.Whitening(mean, matrix)"
-        )
-    dim = bank.prototypes.shape[1]
-    for name, part, shape in (
-        ("mean", whitening.mean, (dim,)),
-        ("matrix", whitening.matrix, (dim, dim)),
-    ):
-        if not is_array(part) or part.shape != shape:
-            raise ValueError(
-                f"bank.whitening.{name} must have shape {list(shape)}, got {_describe(part)}; "
-                "estimate it from features of the bank's encoder"
-            )
-        check_finite(f"bank.whitening.{name}", part.reshape(-1, dim))
-
-
-def check_weights(name: str, weights: Any, method: str) -> Float[Array, " N"]:
-    """Check a weight vector; return it in float32.
-
-    Known values are divided by a power of two, so that they fit float32's range, whatever theirs
-    was.
-    """
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights))
-    try:
-        if not is_array(weights):
-            weights = jnp.asarray(weights) if traced else np.asarray(weights)
-    except ValueError as error:  # rows of unequal lengths
-        raise ValueError(
-            f"{name} must have shape [N], got {error}; pass a flat sequence"
-        ) from error
-    if not any(jnp.issubdtype(weights.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise ValueError(
-            f"{name} must hold real numbers, got {weights.dtype}; "
-            "convert them with .astype(np.float32)"
-        )
-    if weights.ndim != 1:
-        raise ValueError(
-            f"{name} must have shape [N], got {list(weights.shape)}; pass a vector at a time"
-        )
-    _check_num_agents(f"the length of {name}", len(weights), method)
-    if traced:
-        return jnp.asarray(weights, jnp.float32)
-    known = np.asarray(weights, np.float64)
-    if not (np.isfinite(known).all() and known.min() >= 0):
-        raise ValueError(
-            f"{name} must be finite and not negative, got {known.tolist()}; "
-            "map cosines to weights first"
-        )
-    return jnp.asarray(np.ldexp(known, -np.frexp(known.max())[1]), jnp.float32)
-
-
 def is_array(value: Any) -> bool:
     """Return whether a value is an array of JAX, or of NumPy without a mask that would be lost."""
     return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, np.ma.MaskedArray)
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe an array by type and shape, a number or string by its value, the rest by type."""
     if is_array(value):
         return f"{value.dtype}{list(value.shape)}"
@@ -279,10 +143,10 @@ def _is_key(value: Any) -> bool:
     return old or (value.shape == () and jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
-def _is_temperature(value: Any) -> bool:
+def _is_number(value: Any, least: float | np.number) -> bool:
     if isinstance(value, Tracer):
         return value.ndim == 0
     number = np.asarray(value)
     if number.ndim or number.dtype.kind not in "iuf":
         return False
-    return bool(np.finfo(np.float32).tiny <= number <= np.finfo(np.float32).max)
+    return bool(least <= number <= np.finfo(np.float32).max)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ TIE = 1e-6  # scores this close are equal: rounding, and sums in another order, 
 Integer = int | np.integer
 Method = Literal["lattice", "enumerate"]
 AgentPolicy = Literal["top", "random"]
+AgentSource = Literal["classes", "prototypes"]
+ClassScore = Literal["mean", "sum", "max"]
 Candidates = Literal["all", "agents"]
 
 
@@ -41,7 +43,10 @@ class MatchOptions:
         measure: of two distributions over rankings, a key of `rankings.MEASURES`.
         method: how the distributions are compared.
         agent_policy: which classes are a region's agents.
+        agent_source: what the agents are chosen among.
+        background_agent: whether the background may be an agent.
         similarity: the reading of Sec. 3.5, a key of `readings.READINGS`.
+        class_score: how the scores of a class's prototypes become its score.
         candidates: which classes may win.
         top_k: how many class scores to return; None for all.
     """
@@ -51,9 +56,31 @@ class MatchOptions:
     measure: str = "cosine"
     method: Method = "lattice"
     agent_policy: AgentPolicy = "top"
+    agent_source: AgentSource = "classes"
+    background_agent: bool = True
     similarity: str = "relation"
+    class_score: ClassScore = "mean"
     candidates: Candidates = "all"
     top_k: Integer | None = None
+
+
+class Scalars(NamedTuple):
+    """The keyword arguments of `match` that may change without another compilation.
+
+    Attributes:
+        temperature: of the score map "exp".
+        relation_weight: of the reading "weighted".
+        key: random key of the agent policy "random"; otherwise None.
+    """
+
+    temperature: Any = 0.1
+    relation_weight: Any = 0.1
+    key: Any = None
+
+    def as_arrays(self) -> Scalars:
+        """Return the numbers as float32."""
+        temperature, weight = (jnp.asarray(number, jnp.float32) for number in self[:2])
+        return Scalars(temperature, weight, self.key)
 
 
 @partial(jax.jit, static_argnames=("options", "tiling"))
@@ -61,29 +88,24 @@ def compare_regions(
     regions: Float[AnyArray, "P D"],
     prototypes: Float[AnyArray, "R D"],
     classes: Float[AnyArray, "C D"],
-    temperature: Any,
-    key: Any,
+    scalars: Scalars,
     options: MatchOptions,
     tiling: Tiling,
 ) -> Float[Array, "P R"]:
     """Compute the similarity of every region to every prototype (Eq. 6-9)."""
 
     def compare_block(rows: Any, shared: Any) -> Float[Array, "P R"]:
-        (features, index), (prototypes, classes, temperature, key) = rows, shared
-        classes = normalise_rows(classes)
-        cosines = compute_cosines(features, classes)
-        agents = choose_agents(cosines, index, key, options)
-        compare, columns = prepare_comparison(
-            features, cosines, agents, classes, temperature, options, tiling
+        (features, index), (prototypes, classes, scalars) = rows, shared
+        compare, columns, _ = prepare_comparison(
+            features, index, normalise_rows(classes), None, scalars, options, tiling
         )
         return tiles.map_prototypes(compare, prototypes, columns)
 
     widest = max(len(classes), min(len(prototypes), tiles.COLUMNS), regions.shape[1])
-    temperature = jnp.asarray(temperature, jnp.float32)
     return tiles.map_regions(
         compare_block,
         (regions, jnp.arange(len(regions))),
-        (prototypes, classes, temperature, key),
+        (prototypes, classes, scalars.as_arrays()),
         widest,
         tiling,
     )
@@ -95,86 +117,94 @@ def classify_regions(
     valid: Bool[AnyArray, " P"],
     bank: ReferenceBank,
     allowed: Bool[AnyArray, " C"] | None,
-    temperature: Any,
-    key: Any,
+    scalars: Scalars,
     options: MatchOptions,
     tiling: Tiling,
 ) -> Match:
     """Compute every region's class scores and the winner (Eq. 6-10)."""
 
     def classify_block(rows: Any, shared: Any) -> Match:
-        (features, valid, index), (bank, allowed, temperature, key) = rows, shared
+        (features, valid, index), (bank, allowed, scalars) = rows, shared
         features = jnp.where(valid[:, None], features, 0)
         if bank.whitening is not None:
             features = bank.whitening.apply(features)
-        classes = normalise_rows(bank.classes)
-        cosines = compute_cosines(features, classes)
-        agents = choose_agents(cosines, index, key, options)
-        compare, columns = prepare_comparison(
-            features, cosines, agents, classes, temperature, options, tiling
+        classes, owners = len(bank.classes), bank.owners
+        references, owned = bank.classes, jnp.arange(classes)
+        if options.agent_source == "prototypes":
+            references, owned = bank.prototypes, owners
+        eligible = None if options.background_agent else owned != 0
+        compare, columns, agents = prepare_comparison(
+            features, index, normalise_rows(references), eligible, scalars, options, tiling
         )
-        scores, sizes = tiles.average_by_class(
-            compare, bank.prototypes, bank.owners, len(classes), columns
+        scores, sizes = tiles.score_classes(
+            compare, bank.prototypes, owners, classes, columns, options.class_score
         )
-        may_win = find_candidates(sizes, allowed, agents, options)
-        return decide(scores, may_win, valid, agents, options)
+        may_win = find_candidates(sizes, allowed, owned[agents], options)
+        return decide(scores, may_win, valid, agents, find_lowest(sizes, options), options)
 
-    classes, prototypes = len(bank.classes), len(bank.prototypes)
-    widest = max(classes, min(prototypes, tiles.COLUMNS), features.shape[1])
-    temperature = jnp.asarray(temperature, jnp.float32)
+    references = len(list_agent_references(bank, options))
+    widest = max(references, min(len(bank.prototypes), tiles.COLUMNS), features.shape[1])
     return tiles.map_regions(
         classify_block,
         (features, valid, jnp.arange(len(features))),
-        (bank, allowed, temperature, key),
+        (bank, allowed, scalars.as_arrays()),
         widest,
         tiling,
     )
 
 
 def choose_agents(
-    cosines: Float[Array, "P C"], index: Int[Array, " P"], key: Any, options: MatchOptions
+    cosines: Float[Array, "P A"],
+    index: Int[Array, " P"],
+    eligible: Bool[Array, " A"] | None,
+    key: Any,
+    options: MatchOptions,
 ) -> Int[Array, "P N"]:
-    """Choose each region's agents (Eq. 6): the nearest classes, or random classes."""
-    count = min(int(options.num_agents), cosines.shape[1])
-    if options.agent_policy == "top":
-        return lax.top_k(cosines, count)[1]
+    """Choose each region's agents (Eq. 6): the nearest references, or random references."""
+    nearness = cosines
+    if options.agent_policy == "random":
+        # A key from the region's index: its agents don't depend on how many other regions, or how
+        # much padding, there are.
+        def draw(region: Array) -> Float[Array, " A"]:
+            shape = cosines.shape[1:]
+            return jax.random.uniform(jax.random.fold_in(key, region), shape, jnp.float32)
 
-    # A key from the region's index: its agents don't depend on how many other regions, or how much
-    # padding, there are.
-    def draw(region: Array) -> Int[Array, " N"]:
-        return jax.random.permutation(jax.random.fold_in(key, region), cosines.shape[1])[:count]
-
-    return jax.vmap(draw)(index).astype(jnp.int32)
+        nearness = jax.vmap(draw)(index)
+    if eligible is not None:
+        nearness = jnp.where(eligible, nearness, -jnp.inf)
+    return lax.top_k(nearness, min(int(options.num_agents), cosines.shape[1]))[1]
 
 
 def prepare_comparison(
     features: Float[AnyArray, "P D"],
-    cosines: Float[Array, "P C"],
-    agents: Int[Array, "P N"],
-    classes: Float[Array, "C D"],
-    temperature: Array,
+    index: Int[Array, " P"],
+    references: Float[Array, "A D"],
+    eligible: Bool[Array, " A"] | None,
+    scalars: Scalars,
     options: MatchOptions,
     tiling: Tiling,
-) -> tuple[tiles.Compare, int]:
-    """Return the function that compares the regions with prototypes (Eq. 7-9).
+) -> tuple[tiles.Compare, int, Int[Array, "P N"]]:
+    """Choose the regions' agents, and prepare to compare the regions with prototypes (Eq. 6-9).
 
     Args:
         features: the regions'.
-        cosines: of the regions to all classes.
-        agents: of the regions.
-        classes: class references of length 1.
-        temperature: of the score map "exp".
+        index: the regions' numbers.
+        references: of length 1; the agents are rows of them.
+        eligible: which of them may be agents; None for all.
+        scalars: temperature, weight and random key.
         options: the reading, and how rankings are compared.
         tiling: the bound on temporary arrays.
 
     Returns:
-        The function, and how many prototypes to pass to it at a time.
+        The function that compares, how many prototypes to pass to it at a time, and the agents.
     """
-    reading, (n, dim) = READINGS[options.similarity], (agents.shape[1], classes.shape[1])
-    own = jnp.take_along_axis(cosines, agents, axis=1)
-    if 0 < agents.size < len(classes):  # a huge vocabulary: only the classes that are agents
+    reading, dim = READINGS[options.similarity], references.shape[1]
+    cosines = compute_cosines(features, references)
+    chosen = agents = choose_agents(cosines, index, eligible, scalars.key, options)
+    own, n = jnp.take_along_axis(cosines, agents, axis=1), agents.shape[1]
+    if 0 < agents.size < len(references):  # a huge vocabulary: only the references that are agents
         used, agents = jnp.unique(agents, return_inverse=True, size=agents.size, fill_value=0)
-        classes, agents = classes[used], agents.reshape(own.shape)
+        references, agents = references[used], agents.reshape(own.shape)
 
     def compare(prototypes: Float[Array, "X D"]) -> Float[Array, "P X"]:
         units = normalise_rows(prototypes)
@@ -183,23 +213,25 @@ def prepare_comparison(
             return compare_rankings(
                 own,
                 agents,
-                jnp.matmul(classes, units.T, precision=lax.Precision.HIGHEST),
-                temperature,
+                jnp.matmul(references, units.T, precision=lax.Precision.HIGHEST),
+                scalars.temperature,
                 score_map=options.score_map,
                 measure=options.measure,
                 method=options.method,
             )
 
-        return reading.combine(lambda: compute_cosines(features, units), rank)
+        return reading.combine(
+            lambda: compute_cosines(features, units), rank, scalars.relation_weight
+        )
 
     if not reading.uses_rankings:
-        return compare, tiles.fit_columns(tiling, dim)
-    row = max(4 * len(classes), dim)
+        return compare, tiles.fit_columns(tiling, dim), chosen
+    row = max(4 * len(references), dim)
     if is_unrolled(n, options.method):
-        return compare, tiles.fit_columns(tiling, row)
+        return compare, tiles.fit_columns(tiling, row), chosen
     # Level by level, every member's array is gathered.
     rankings = math.factorial(n) * n if options.method == "enumerate" else math.comb(n, n // 2)
-    return compare, tiles.fit_columns(tiling, row, rankings, copies=n)
+    return compare, tiles.fit_columns(tiling, row, rankings, copies=n), chosen
 
 
 def find_candidates(
@@ -208,7 +240,7 @@ def find_candidates(
     agents: Int[Array, "P N"],
     options: MatchOptions,
 ) -> Bool[Array, "P C"]:
-    """Find the classes that may win: with prototypes, allowed and, if asked, agents."""
+    """Find the classes that may win: with prototypes, allowed and, if asked, agents' classes."""
     may_win = sizes > 0 if allowed is None else (sizes > 0) & allowed
     may_win = jnp.broadcast_to(may_win, (len(agents), len(sizes)))
     if options.candidates == "agents":
@@ -222,6 +254,7 @@ def decide(
     may_win: Bool[Array, "P C"],
     valid: Bool[Array, " P"],
     agents: Int[Array, "P N"],
+    lowest: Array | float,
     options: MatchOptions,
 ) -> Match:
     """Choose the winner of every region (Eq. 9), the lowest of the classes that tie."""
@@ -229,13 +262,21 @@ def decide(
     best = may_win & (in_play >= in_play.max(axis=1, keepdims=True) - TIE)  # none, if NaN came in
     winner = jnp.argmax(best, axis=1).astype(jnp.int32)
     labels = jnp.where(valid & best.any(axis=1), winner, -1)
-    reading, excluded = READINGS[options.similarity], READINGS[options.similarity].lowest
-    if reading.uses_rankings:
-        excluded = min(excluded, MEASURES[options.measure].lowest)
-    scores = jnp.where(valid[:, None], jnp.where(may_win, scores, excluded), 0)
+    scores = jnp.where(valid[:, None], jnp.where(may_win, scores, lowest), 0)
     if options.top_k is None:
         return Match(labels, scores, agents)
     # The winner first, where another class ties with it.
     in_play = in_play.at[jnp.arange(len(winner)), winner].set(jnp.inf)
     chosen = lax.top_k(in_play, min(int(options.top_k), scores.shape[1]))[1]
     return Match(labels, jnp.take_along_axis(scores, chosen, axis=1), agents, chosen)
+
+
+def find_lowest(sizes: Int[Array, " C"], options: MatchOptions) -> Array | float:
+    """Find the score of a class that may not win: no class's score is lower."""
+    lowest = min(-1.0, READINGS[options.similarity].find_lowest(MEASURES[options.measure].lowest))
+    return lowest * sizes.max().astype(jnp.float32) if options.class_score == "sum" else lowest
+
+
+def list_agent_references(bank: ReferenceBank, options: MatchOptions) -> Float[AnyArray, "A D"]:
+    """Return the references of a bank that agents are chosen among."""
+    return bank.prototypes if options.agent_source == "prototypes" else bank.classes

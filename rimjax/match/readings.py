@@ -5,6 +5,7 @@ The paper's Sec. 3.5 can be read in several ways. To add a reading, add an entry
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from rimjax.match.rankings import SCORE_MAPS, UNROLLED, compare_weights
 from rimjax.types import AnyArray
 
+Compute = Callable[[], Array]
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -22,20 +25,33 @@ class Reading:
 
     Attributes:
         combine: receives two functions without arguments, which compute the cosines of the features
-            (f32[P, R]) and the similarity of the rankings (f32[P, R]); returns the scores. A
-            similarity that isn't called for isn't computed.
+            (f32[P, R]) and the similarity of the rankings (f32[P, R]), and `relation_weight`;
+            returns the scores. A similarity that isn't called for isn't computed.
         uses_rankings: whether `combine` calls for the second.
-        lowest: lower bound of the scores, if that of the rankings' measure isn't lower still.
+        find_lowest: lower bound of the measure of rankings to the lower bound of the scores, if
+            that is below -1.
     """
 
-    combine: Callable[[Callable[[], Array], Callable[[], Array]], Array]
+    combine: Callable[[Compute, Compute, Array], Array]
     uses_rankings: bool = True
-    lowest: float = -1.0
+    find_lowest: Callable[[float], float] = lambda measure: measure
 
 
 READINGS = {
-    "relation": Reading(lambda cosines, rankings: rankings()),  # Eq. 9
-    "cosine": Reading(lambda cosines, rankings: cosines(), uses_rankings=False),  # Table 2, row 2
+    # Eq. 9 as printed.
+    "relation": Reading(lambda cosines, rankings, weight: rankings()),
+    # "Matching" without relations (Table 2, rows 2 and 3).
+    "cosine": Reading(
+        lambda cosines, rankings, weight: cosines(),
+        uses_rankings=False,
+        find_lowest=lambda measure: -1.0,
+    ),
+    # Relations refine the intra-modal similarity instead of taking its place.
+    "combined": Reading(lambda cosines, rankings, weight: cosines() * rankings()),
+    "weighted": Reading(
+        lambda cosines, rankings, weight: cosines() + weight * rankings(),
+        find_lowest=lambda measure: -1.0 if measure >= 0 else -math.inf,
+    ),
 }
 
 

@@ -158,26 +158,29 @@ def map_prototypes(
     return lax.scan(step, empty, _list_starts(count, columns)[0])[0]
 
 
-def average_by_class(
+def score_classes(
     compare: Compare,
     prototypes: Float[Array, "R D"],
     owners: Int[Array, " R"],
     classes: int,
     columns: int,
+    class_score: str = "mean",
 ) -> tuple[Float[Array, "P C"], Int[Array, " C"]]:
-    """Compute the mean similarity to each class's prototypes, `columns` at a time (Eq. 10).
+    """Compute the class scores from the similarities, `columns` prototypes at a time (Eq. 10).
 
     Summed by a matrix product: unlike a scatter, it gives the same bits on every run. Blocks take
     the prototypes in the order of their classes: then a block holds at most `columns` classes in a
     row, and their sums are added to that window of the scores.
 
     Returns:
-        The class scores, and how many prototypes each class has.
+        The mean, sum or maximum over each class's prototypes, and how many prototypes it has.
     """
-    count = len(prototypes)
+    count, is_max = len(prototypes), class_score == "max"
     sizes = jnp.zeros(classes, jnp.int32).at[owners].add(1)
-    divisors = jnp.maximum(sizes, 1).astype(jnp.float32)[None]
+    divisors = jnp.maximum(sizes, 1).astype(jnp.float32)[None] if class_score == "mean" else 1
     if columns >= count:
+        if is_max:
+            return _find_maxima(compare(prototypes), owners, classes), sizes
         owned = jax.nn.one_hot(owners, classes, dtype=jnp.float32)
         return _multiply(compare(prototypes), owned) / divisors, sizes
 
@@ -187,11 +190,13 @@ def average_by_class(
     ranked = rank[owners[order]]
     window = min(columns, classes)
 
-    def sum_window(start: Array, done: Array) -> Float[Array, "P window"]:
+    def reduce_window(start: Array, done: Array) -> Float[Array, "P window"]:
         own = lax.dynamic_slice_in_dim(ranked, start, columns)
+        part = compare(prototypes[lax.dynamic_slice_in_dim(order, start, columns)])
+        if is_max:
+            return _find_maxima(part, own - own[0], window)
         fresh = (jnp.arange(columns, dtype=done.dtype) >= done).astype(jnp.float32)[:, None]
         owned = jax.nn.one_hot(own - own[0], window, dtype=jnp.float32) * fresh
-        part = compare(prototypes[lax.dynamic_slice_in_dim(order, start, columns)])
         return _multiply(part, owned)
 
     def step(
@@ -199,13 +204,23 @@ def average_by_class(
     ) -> tuple[Float[Array, "P width"], None]:
         first = ranked[at[0]]
         before = lax.dynamic_slice_in_dim(sums, first, window, axis=1)
-        return lax.dynamic_update_slice_in_dim(sums, before + sum_window(*at), first, axis=1), None
+        part = reduce_window(*at)
+        after = jnp.maximum(before, part) if is_max else before + part
+        return lax.dynamic_update_slice_in_dim(sums, after, first, axis=1), None
 
     starts = _list_starts(count, columns)
-    part = jax.eval_shape(sum_window, starts[0][0], starts[1][0])
+    part = jax.eval_shape(reduce_window, starts[0][0], starts[1][0])
     empty = _make_zeros(part, (part.shape[0], classes + window))
+    if is_max:
+        empty -= jnp.inf
     sums = lax.scan(step, empty, starts)[0]
     return jnp.where((sizes > 0)[None], sums[:, rank], 0) / divisors, sizes
+
+
+def _find_maxima(
+    similarities: Float[Array, "P X"], owners: Int[Array, " X"], classes: int
+) -> Float[Array, "P C"]:
+    return jax.ops.segment_max(similarities.T, owners, num_segments=classes).T
 
 
 def _multiply(a: Float[Array, "P X"], b: Float[Array, "X C"]) -> Float[Array, "P C"]:

@@ -61,7 +61,12 @@ def assemble_bank(
     Raises:
         ValueError: a class without a usable foreground, or no background at all.
     """
-    background = np.concatenate([_drop_invalid(group.background) for group in references])
+    background = np.concatenate(
+        [
+            _drop_invalid(group.background if settings.background_mask else group.whole)
+            for group in references
+        ]
+    )
     if not len(background):
         raise ValueError("references must show some background, got none in any image")
     groups = [background]
@@ -73,11 +78,16 @@ def assemble_bank(
                 "look at them with `rimjax bank show`"
             )
         groups.append(rows)
-    whitening = fit_whitening(groups, settings.whiten) if settings.whiten else None
+    whitening = None
+    if settings.whiten or settings.centre:
+        whitening = fit_whitening(groups, settings.whiten, settings.centre)
     if whitening is not None:
         groups = [np.asarray(whitening.apply(rows)) for rows in groups]
+    counts = [settings.num_subcategories] * len(groups)
+    counts[0] = settings.background_subcategories or counts[0]
     clusters = [
-        cluster_prototypes(rows, settings.num_subcategories, settings.seed) for rows in groups
+        cluster_prototypes(rows, count, settings.seed)
+        for rows, count in zip(groups, counts, strict=True)
     ]
     return ReferenceBank.create(
         prototypes=np.concatenate(clusters),
@@ -195,6 +205,8 @@ def read_settings(manifest: Manifest) -> ReferenceSettings:
         ValueError: they are damaged, or another version's.
     """
     try:
+        if missing := ReferenceSettings.__dataclass_fields__.keys() - manifest.settings.keys():
+            raise ValueError(f"without {', '.join(sorted(missing))}")
         return ReferenceSettings(**manifest.settings)
     except (TypeError, ValueError) as error:
         raise ValueError(

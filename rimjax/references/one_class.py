@@ -21,7 +21,10 @@ PHOTO_SIZE = 512
 """Side in pixels at which photographs are kept; encoders resize to their own input anyway."""
 
 Point = tuple[float, float]
-_SUMMARY = ("num_subcategories", "foreground_mask", "whiten")  # settings of the bank, not of images
+_SUMMARY = (  # settings of the bank, not of images
+    *("num_subcategories", "foreground_mask", "background_subcategories", "background_mask"),
+    *("centre", "whiten"),
+)
 
 
 def draw_references(

@@ -252,13 +252,12 @@ def test_random_agents_differ_within_and_between_regions_and_repeat_with_the_key
     )
 
 
-def test_a_reading_may_use_features_and_rankings(monkeypatch):
-    """The product of both, as an entry of the table would be."""
-    product = Reading(lambda cosines, rankings: cosines() * rankings())
-    monkeypatch.setitem(READINGS, "product", product)
+def test_a_reading_is_an_entry_of_the_table(monkeypatch):
+    squared = Reading(lambda cosines, rankings, weight: cosines() ** 2 * rankings())
+    monkeypatch.setitem(READINGS, "squared", squared)
     monkeypatch.setitem(m.CHOICES, "similarity", tuple(READINGS))
     bank, (regions,) = make_bank(41), features(42, 9)
     relation = m.relation_aware_similarity(regions, bank.prototypes, bank.classes)
-    pairs = cosine_similarity(regions, bank.prototypes) * np.asarray(relation)
-    result = m.match(regions, bank, similarity="product")
+    pairs = cosine_similarity(regions, bank.prototypes) ** 2 * np.asarray(relation)
+    result = m.match(regions, bank, similarity="squared")
     np.testing.assert_allclose(result.scores, pairs.reshape(9, 6, 3).mean(axis=2), atol=1e-6)

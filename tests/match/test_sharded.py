@@ -11,7 +11,7 @@ from dataclasses import replace
 from jax.sharding import NamedSharding, PartitionSpec
 from oracle import features, make_bank, make_whitening
 from rimjax import match as m
-from rimjax.match.classify import MatchOptions, classify_regions, compare_regions
+from rimjax.match.classify import MatchOptions, Scalars, classify_regions, compare_regions
 from rimjax.match.tiling import COLUMNS, Tiling, shard_map
 from rimjax.types import Regions
 bank = make_bank(1, classes=12)
@@ -36,9 +36,9 @@ def check(devices, explicit=False, bank=bank, **settings):
     if explicit:
         return
     chosen = dict(options=MatchOptions(), tiling=Tiling(mesh=mesh, axes="regions"))
-    arguments = [place(rows), bank.prototypes, bank.classes, 0.1, None]
+    arguments = [place(rows), bank.prototypes, bank.classes, Scalars()]
     program = compare_regions.lower(*arguments, **chosen).compile().as_text()
-    arguments = [place(rows), place(valid), bank, allowed, 0.1, None]
+    arguments = [place(rows), place(valid), bank, allowed, Scalars()]
     program += classify_regions.lower(*arguments, **chosen).compile().as_text()
     assert f"f32[{64 // devices},16]" in program
     assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", program)
@@ -46,6 +46,8 @@ for devices in (1, 2, 4, 8):
     check(devices)
 check(8, top_k=3, agent_policy="random", key=jax.random.key(0))
 check(8, num_agents=7)
+check(8, similarity="combined", class_score="max")
+check(8, similarity="weighted", agent_source="prototypes", background_agent=False)
 check(8, allowed=allowed, candidates="agents")
 check(8, allowed=allowed, top_k=5)
 check(8, bank=whitened)
@@ -55,7 +57,15 @@ put = lambda array: jax.device_put(array, NamedSharding(mesh8, split))
 check(8, explicit=True, top_k=3, agent_policy="random", key=jax.random.key(0))
 many = make_bank(3, classes=12, per_class=175)  # more prototypes than a block holds
 assert len(many.prototypes) > COLUMNS
-for settings in ({}, dict(top_k=3), dict(similarity="cosine"), dict(max_bytes=50_000)):
+for settings in (
+    {},
+    dict(top_k=3),
+    dict(similarity="cosine"),
+    dict(similarity="combined"),
+    dict(similarity="combined", class_score="max"),
+    dict(agent_source="prototypes"),
+    dict(max_bytes=50_000),
+):
     whole = m.match(rows, many, **settings)
     np.testing.assert_allclose(m.match(put(rows), many, **settings).scores, whole.scores, atol=1e-5)
     one_device = lambda a, b: m.match(a, b, **settings).scores

@@ -9,7 +9,7 @@ import pytest
 from oracle import assert_same, cosine_similarity, features, make_bank
 
 from rimjax import match as m
-from rimjax.match.classify import MatchOptions, classify_regions
+from rimjax.match.classify import MatchOptions, Scalars, classify_regions
 from rimjax.match.tiling import Tiling
 from rimjax.types import ReferenceBank, Regions
 
@@ -66,7 +66,7 @@ def test_blocks_change_no_class_scores(similarity, candidates):
 def test_the_compiled_program_keeps_to_its_blocks():
     options, tiling = MatchOptions(top_k=5), Tiling(elements=8 * 400)
     lowered = classify_regions.lower(
-        jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), None, 0.1, None, options, tiling
+        jnp.ones((4000, 16)), np.ones(4000, bool), large_bank(), None, Scalars(), options, tiling
     )
     assert measure_temporary(lowered.compile()) < 1 << 20, "P x R would be 6.4 MB, P x C 2.4 MB"
 

@@ -1,0 +1,113 @@
+"""Evaluate any number of readings in one pass over stored regions.
+
+Which region lies on top of a pixel doesn't depend on the regions' names (`paint`, by area). So an
+image is reduced, once, to the number of pixels of each true class under each region on top; a
+reading names all images' regions in a single call, and its pixel counts are sums of those rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float32, Int
+
+from rimjax.datasets import Item
+from rimjax.datasets.dataset import IGNORED
+from rimjax.evaluation import Evaluation
+from rimjax.match import match
+from rimjax.regions.store import RegionStore
+from rimjax.settings import SegmentSettings
+from rimjax.steps.assemble import paint
+from rimjax.types import BACKGROUND, ReferenceBank
+
+REGIONS_AT_A_TIME = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """All images' regions.
+
+    Attributes:
+        features: of the images' valid regions, one image after the other.
+        images: the image that each region belongs to.
+        owned: pixels of each true class under each region on top; row P + i counts the pixels of
+            image i that lie under no region.
+        names: the class names, the background first.
+        background: whether regions may be named background.
+    """
+
+    features: Float32[np.ndarray, "P D"]
+    images: Int[np.ndarray, " P"]
+    owned: Int[np.ndarray, "rows C"]
+    names: tuple[str, ...]
+    background: bool
+
+    def evaluate(self, bank: ReferenceBank, settings: SegmentSettings) -> Evaluation:
+        """Name every region and count the pixels, as the loop over images does.
+
+        Random agents depend on the regions' numbers here, so they differ from image to image.
+
+        Args:
+            bank: the references.
+            settings: how to match; regions are painted by area.
+        """
+        allowed = np.arange(len(bank.names)) >= (0 if self.background else 1)
+        labels = [np.zeros(0, np.int32)]
+        for start in range(0, len(self.features), REGIONS_AT_A_TIME):
+            rows = self.features[start : start + REGIONS_AT_A_TIME]
+            result = match(rows, bank, allowed=allowed, **settings.as_keywords(start))
+            labels.append(np.asarray(result.labels))
+        count, classes = len(self.owned) - len(self.features), len(self.names)
+        # Pixels under no region, the last rows, are background.
+        named = np.concatenate([*labels, np.zeros(count, np.int32)]).clip(0)
+        target = np.concatenate([self.images, np.arange(count)]) * classes + named
+        ones, rows = np.ones(len(target), np.int64), np.arange(len(target))
+        shape = (count * classes, len(target))
+        counts = scipy.sparse.csr_array((ones, (target, rows)), shape=shape) @ self.owned
+        confusions = counts.reshape(count, classes, classes).swapaxes(1, 2)
+        return Evaluation(self.names, confusions, {}, self.background)
+
+
+def collect(
+    items: Iterable[Item], store: RegionStore, classes: tuple[str, ...], background: bool
+) -> Pass:
+    """Load or compute the regions of images, and count the pixels under each of them.
+
+    Raises:
+        ValueError: an image can't be used.
+    """
+    names = (BACKGROUND, *classes)
+    features, images, owned, free = [], [], [], []
+    for number, item in enumerate(items):
+        try:
+            image, truth = item.read()
+            regions = store.load(image)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{item.id}: {error}") from error
+        assert regions.masks is not None
+        valid = np.asarray(regions.valid)[: len(regions.masks)]
+        masks = np.asarray(regions.masks)[valid]
+        owner = paint(masks, np.arange(1, len(masks) + 1), truth.shape)
+        counts = truth != IGNORED
+        if not background:
+            counts &= truth != 0
+        pairs = owner[counts].astype(np.int64) * len(names) + truth[counts]
+        table = np.bincount(pairs, minlength=(len(masks) + 1) * len(names))
+        table = table.reshape(-1, len(names))
+        features.append(np.asarray(regions.features)[: len(valid)][valid])
+        images.append(np.full(len(masks), number))
+        owned.append(table[1:])
+        free.append(table[:1])
+    if not features:
+        raise ValueError("dataset must hold at least one image, got none")
+    rows = np.concatenate([*owned, *free])
+    return Pass(
+        np.concatenate(features).astype(np.float32),
+        np.concatenate(images),
+        rows,
+        names,
+        background,
+    )

@@ -1,0 +1,311 @@
+"""Every reading of Sec. 3.5 beside the paper's own pattern, in one pass over stored regions.
+
+Command:  python experiments/readings.py --validation
+              mini's validation scenes, to choose the `rimjax` configuration; 2 CPU cores, minutes
+          python experiments/readings.py
+              mini's benchmark, to report it
+          python experiments/readings.py --synthetic
+              synthetic features like DINOv2's; 2 CPU cores, about 20 minutes
+          python experiments/readings.py --preset paper --data data --dataset voc
+              any published data set; a GPU
+
+Paper: Table 2's rows 3, 4 and 5 (41.8, 43.1, 44.5), Table 5's random and top agents (43.8, 44.5),
+and Figure 5a (rising to T = 8, then falling)
+
+As printed, Eq. 9 compares rankings alone. Other readings keep the similarity of features as well.
+A reading is consistent with the paper's order unless the paired 95 % interval of a step of that
+order excludes the paper's sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from harness import Experiment, start
+from one_pass import collect
+from tables import write_csv
+from worlds import WORLDS, make_world
+
+from rimjax.commands.console import progress
+from rimjax.commands.options import Flag
+from rimjax.evaluation.metrics import bootstrap_means
+from rimjax.match import match
+from rimjax.references.build import assemble_bank
+from rimjax.references.store import ClassReferences
+from rimjax.settings import ReferenceSettings, SegmentSettings
+from rimjax.types import ReferenceBank
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "as they are": {},
+    "centred": {"centre": 1.0},
+    "whitened": {"whiten": 1.0, "centre": 1.0},
+    "whitened, half centred": {"whiten": 1.0, "centre": 0.5},
+}
+COSINE = SegmentSettings(similarity="cosine")
+_EXP = SegmentSettings(score_map="exp")
+_COMBINED = replace(_EXP, similarity="combined")
+_WEIGHTED = replace(_EXP, similarity="weighted")
+READINGS = {
+    "printed": SegmentSettings(),
+    "printed, exp": _EXP,
+    "printed, exp, only agents may win": replace(_EXP, candidates="agents"),
+    "combined, clip": SegmentSettings(similarity="combined"),
+    "combined, exp": _COMBINED,
+    "weighted 0.1, exp": _WEIGHTED,
+}
+"""Title -> settings; every reading is tried on every kind of features."""
+VARIANTS = {
+    "combined, exp 0.01": replace(_COMBINED, temperature=0.01),
+    "combined, exp 0.03": replace(_COMBINED, temperature=0.03),
+    "combined, exp 0.3": replace(_COMBINED, temperature=0.3),
+    "combined, exp 1": replace(_COMBINED, temperature=1.0),
+    "combined, Pearson": replace(_COMBINED, measure="pearson"),
+    "combined, Bhattacharyya": replace(_COMBINED, measure="bhattacharyya"),
+    "combined, N = 8": replace(_COMBINED, num_agents=8),
+    "combined, agents among sub-categories": replace(_COMBINED, agent_source="prototypes"),
+    "combined, background never an agent": replace(_COMBINED, background_agent=False),
+    "combined, best sub-category": replace(_COMBINED, class_score="max"),
+    "cosine, best sub-category": replace(COSINE, class_score="max"),
+    "weighted 0.03, exp": replace(_WEIGHTED, relation_weight=0.03),
+    "weighted 0.3, exp": replace(_WEIGHTED, relation_weight=0.3),
+    "weighted 0.03, KL": replace(_WEIGHTED, relation_weight=0.03, measure="kl"),
+}
+"""Variants of the two readings that hold up, tried on the features that hold up."""
+T = 8
+CURVE = (1, 2, 4, 8, 12)  # of Figure 5a
+PER_IMAGE = "each image a prototype"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings(Experiment):
+    """Options; see `Experiment`.
+
+    Attributes:
+        synthetic: Synthetic features instead of images.
+        seeds: With --synthetic, worlds of each kind; else banks drawn with as many seeds.
+    """
+
+    synthetic: Flag = False
+    seeds: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: 2)")] = 2
+
+
+Build = Callable[[ReferenceSettings], ReferenceBank]
+
+
+def list_banks(build: Build, base: ReferenceSettings, counts: tuple[int, ...]) -> dict[Any, Any]:
+    """Build a bank for every kind of features and every T."""
+    return {
+        (features, count): build(replace(base, num_subcategories=count, **changes))
+        for features, changes in FEATURES.items()
+        for count in counts
+    }
+
+
+def list_trials() -> list[tuple[str, str, int, str, SegmentSettings]]:
+    """List features, reading, T, agents and settings of every trial."""
+    trials = []
+    for features in FEATURES:
+        for count in (1, T):
+            trials.append((features, "cosine", count, "", COSINE))
+            for title, settings in READINGS.items():
+                for policy in ("top", "random"):
+                    chosen = replace(settings, agent_policy=policy)
+                    trials.append((features, title, count, policy, chosen))
+    for features in ("whitened", "whitened, half centred"):
+        for title, settings in VARIANTS.items():
+            for count in (1, T):
+                trials.append((features, title, count, "top", settings))
+    return trials
+
+
+# ---- images
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """mIoU (%) and its bootstrap draws over images, the same draws for every score."""
+
+    miou: float
+    draws: np.ndarray
+
+    def describe(self) -> str:
+        """Return the mIoU with its interval."""
+        low, high = np.nanquantile(self.draws, [0.025, 0.975])
+        return f"{self.miou:.1f} ({low:.1f} to {high:.1f})"
+
+    def gain(self, base: Score) -> tuple[float, float, float]:
+        """Return the difference to another score and its paired interval."""
+        low, high = np.nanquantile(self.draws - base.draws, [0.025, 0.975])
+        return self.miou - base.miou, float(low), float(high)
+
+
+def run_images(experiment: Readings) -> None:
+    """Evaluate every trial on images; write the table and what it says."""
+    models = experiment.load_models()
+    items = progress(experiment.items, "regions", "image")
+    dataset = experiment.dataset
+    images = collect(
+        items, experiment.open_model_store(models), dataset.classes, dataset.background
+    )
+    kept: dict[tuple[str, int], ReferenceBank] = {}
+
+    def find_bank(features: str, count: int) -> ReferenceBank:
+        if (features, count) not in kept:
+            changes = FEATURES[features] | {"num_subcategories": count}
+            kept[features, count] = experiment.build_bank(models, **changes)
+        return kept[features, count]
+
+    def measure(features: str, count: int, settings: SegmentSettings) -> Score:
+        evaluation = images.evaluate(find_bank(features, count), settings)
+        draws = bootstrap_means(evaluation.confusions, background=dataset.background)
+        return Score(100 * evaluation.miou, 100 * draws)
+
+    shown = progress(list_trials(), "readings", "reading")
+    scores = {trial[:4]: measure(trial[0], trial[2], trial[4]) for trial in shown}
+    header = (
+        "features",
+        "reading",
+        "T",
+        "agents",
+        "mIoU, 95 % interval",
+        "gain over cosine, T = 1",
+    )
+    lines: list[tuple[str, ...]] = [header]
+    for (features, title, count, policy), score in scores.items():
+        gain = format_gain(score.gain(scores[features, "cosine", 1, ""]))
+        lines.append((features, title, str(count), policy, score.describe(), gain))
+    print_lines(lines)
+    write_csv(experiment.folder, "readings", lines)
+    verdicts: list[tuple[str, ...]] = [("features", "reading", *STEPS, "verdict")]
+    for features in FEATURES:
+        for title, settings in READINGS.items():
+            curve = [measure(features, count, settings) for count in CURVE]
+            verdicts.append((features, title, *judge(scores, features, title, curve)))
+    print_lines(verdicts)
+    write_csv(experiment.folder, "readings-order", verdicts)
+
+
+STEPS = (
+    "row 4 - row 3 (paper +1.3)",
+    "row 5 - row 4 (+1.4)",
+    "top - random (+0.7)",
+    "random - row 3 (+2.0)",
+    "T = 8 - T = 1 and T = 8 - T = 12 (both +)",
+)
+
+
+def judge(
+    scores: Mapping[Any, Score], features: str, title: str, curve: list[Score]
+) -> tuple[str, ...]:
+    """Compare a reading with the paper's order; return its steps and the verdict."""
+    three = scores[features, "cosine", 1, ""]
+    four, five = scores[features, title, 1, "top"], scores[features, title, T, "top"]
+    random = scores[features, title, T, "random"]
+    peak = curve[CURVE.index(T)]
+    steps = [
+        [four.gain(three)],
+        [five.gain(four)],
+        [five.gain(random)],
+        [random.gain(three)],
+        [peak.gain(curve[0]), peak.gain(curve[-1])],
+    ]
+    against = [
+        name.split(" (")[0]
+        for name, gains in zip(STEPS, steps, strict=True)
+        if any(high < 0 for _, _, high in gains)
+    ]
+    verdict = f"contradicted by {'; '.join(against)}" if against else "consistent"
+    return (*(" and ".join(map(format_gain, gains)) for gains in steps), verdict)
+
+
+# ---- synthetic features
+
+
+def run_worlds(experiment: Readings) -> None:
+    """Name the regions of every world by every trial; write the accuracies."""
+    right: dict[tuple[str, str, int, str], dict[str, list[np.ndarray]]] = {}
+    jobs = [(name, seed) for name in WORLDS for seed in range(experiment.seeds)]
+    for name, seed in progress(jobs, "worlds", "world"):
+        references, regions, labels = make_world(WORLDS[name], seed)
+
+        def build(
+            settings: ReferenceSettings, references: list[ClassReferences] = references
+        ) -> ReferenceBank:
+            return assemble_bank(references, settings, "")
+
+        banks = list_banks(build, ReferenceSettings(), (1, T))
+        trials = [(*trial, banks[trial[0], trial[2]]) for trial in list_trials()]
+        for features, changes in FEATURES.items():
+            bank = split_images(references, build, ReferenceSettings(**changes))
+            for title, settings in (("cosine", COSINE), ("combined, exp", _COMBINED)):
+                trials.append((features, title, 0, PER_IMAGE, settings, bank))
+        for *trial, settings, bank in trials:
+            named = np.asarray(match(regions, bank, **settings.as_keywords(seed)).labels)
+            found = right.setdefault(tuple(trial), {})  # pyright: ignore[reportArgumentType]
+            found.setdefault(name, []).append(named == labels)
+    lines: list[tuple[str, ...]] = [
+        (
+            *("features", "reading", "T", "agents", *WORLDS),
+            *("worst gain over centred cosine, T = 1", "worst gain over cosine, same T"),
+        )
+    ]
+    centred = right["centred", "cosine", 1, ""]
+    for (features, title, count, policy), hits in right.items():
+        same = right[features, "cosine", count, PER_IMAGE if policy == PER_IMAGE else ""]
+        accuracies = [f"{100 * np.concatenate(hits[name]).mean():.1f}" for name in WORLDS]
+        worst = [find_worst(hits, base) for base in (centred, same)]
+        lines.append((features, title, str(count or "K"), policy, *accuracies, *worst))
+    print_lines(lines)
+    write_csv(experiment.folder, "readings-synthetic", lines)
+
+
+def split_images(
+    references: list[ClassReferences], build: Build, settings: ReferenceSettings
+) -> ReferenceBank:
+    """Build a bank in which each foreground image is a prototype, so no profile is a mean's."""
+    single = build(replace(settings, num_subcategories=1))
+    rows = np.concatenate([group.foreground for group in references])
+    if single.whitening is not None:
+        rows = np.asarray(single.whitening.apply(rows))
+    owners = np.repeat(np.arange(len(references)), [len(group.foreground) for group in references])
+    return replace(
+        single,
+        prototypes=np.concatenate([np.asarray(single.prototypes)[:1], rows]),
+        owners=np.concatenate([[0], owners + 1]).astype(np.int32),
+    )
+
+
+def find_worst(hits: Mapping[str, list[np.ndarray]], base: Mapping[str, list[np.ndarray]]) -> str:
+    """Return the lowest gain in accuracy over the worlds, with its paired interval."""
+    gains = []
+    for name in WORLDS:
+        gain = np.subtract(np.concatenate(hits[name]), np.concatenate(base[name]), dtype=float)
+        error = 196 * gain.std() / len(gain) ** 0.5
+        gains.append((100 * gain.mean(), 100 * gain.mean() - error, 100 * gain.mean() + error))
+    return format_gain(min(gains))
+
+
+# ---- tables
+
+
+def format_gain(gain: tuple[float, float, float]) -> str:
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain)
+
+
+def print_lines(lines: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def main(experiment: Readings) -> None:
+    run_worlds(experiment) if experiment.synthetic else run_images(experiment)
+
+
+if __name__ == "__main__":
+    start(main, Readings, __doc__)
