@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-EXPERIMENTS := table1 table2 table3 table4 table5 fig3 fig4 fig5 fig6 beyond
+EXPERIMENTS := table1 table2 table3 table4 table5 fig3 fig4 fig5 fig6 beyond ablations readings
 
 .PHONY: demo test test-full experiments lint constraints clean
 

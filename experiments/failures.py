@@ -4,7 +4,8 @@ Command:  python experiments/failures.py --validation
               mini; 2 CPU cores, under 1 minute after beyond.py
 """
 
-from harness import Experiment, image_miou, start
+from comparisons import compare_pictures, image_miou
+from harness import Experiment, start
 
 COUNT = 12
 
@@ -13,8 +14,8 @@ def main(experiment: Experiment) -> None:
     models = experiment.load_models("rimjax")
     outcomes = experiment.evaluate_models(models, experiment.items)
     worst = [outcome.item for outcome in sorted(outcomes, key=image_miou)[:COUNT]]
-    variants = {"paper": experiment.load_models("paper"), "rimjax": models}
-    experiment.compare_pictures("failures", variants, worst)
+    variants = {"printed": experiment.load_models(), "rimjax": models}
+    compare_pictures(experiment, "failures", variants, worst)
 
 
 if __name__ == "__main__":

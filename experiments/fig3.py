@@ -5,10 +5,11 @@ Command:  python experiments/fig3.py
           python experiments/fig3.py --preset paper --dataset voc --data data
               likewise context, coco-object; a GPU
 
-Shows the data set's first images (the paper's are hand-picked) under the configurations `paper` and
-`rimjax`.
+Shows the data set's first images (the paper's are hand-picked) under the configurations
+`printed` and `rimjax`.
 """
 
+from comparisons import compare_pictures
 from harness import Experiment, start
 
 COUNT = 12
@@ -17,10 +18,10 @@ COUNT = 12
 def main(experiment: Experiment) -> None:
     items = experiment.items[:COUNT]
     variants = {
-        "paper": experiment.load_models("paper"),
+        "printed": experiment.load_models(),
         "rimjax": experiment.load_models("rimjax"),
     }
-    experiment.compare_pictures("fig3", variants, items)
+    compare_pictures(experiment, "fig3", variants, items)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: matching by pixels (here cells of the feature grid) and by regions.
+"""Figure 4 of the paper: matching by pixels and by regions.
 
 Command:  python experiments/fig4.py
               mini, Fashion Scenes; 2 CPU cores, under 1 minute after table4.py
@@ -6,6 +6,7 @@ Command:  python experiments/fig4.py
               PASCAL VOC 2012; a GPU
 """
 
+from comparisons import compare_pictures
 from harness import Experiment, start
 
 COUNT = 8
@@ -13,10 +14,10 @@ COUNT = 8
 
 def main(experiment: Experiment) -> None:
     variants = {
-        "cells": experiment.load_models(proposer="cells"),
+        "pixels": experiment.load_models(proposer="pixels"),
         "regions": experiment.load_models(),
     }
-    experiment.compare_pictures("fig4", variants, experiment.items[:COUNT])
+    compare_pictures(experiment, "fig4", variants, experiment.items[:COUNT])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tyro
-from tables import Row, write_chart, write_csv, write_table
+from tables import Row, write_spread, write_table
 from validation import open_validation_scenes
 
 import rimjax
@@ -42,22 +42,25 @@ from rimjax.commands.options import (
 from rimjax.datasets import Dataset, Item, fashion_mnist
 from rimjax.evaluation import Evaluation
 from rimjax.evaluation.loop import (
+    LoadRegions,
     Outcome,
     Setup,
     check_counted,
     evaluate_items,
     raise_errors,
 )
-from rimjax.evaluation.metrics import mean_iou
-from rimjax.models.protocols import Encoder, Models, Proposer
+from rimjax.models.protocols import Models, Pixels, Proposer
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
+from rimjax.regions.extract import extract
 from rimjax.regions.store import PoolFeatures, RegionStore
+from rimjax.settings import SegmentSettings
 from rimjax.steps.pool import pool_regions
-from rimjax.types import BACKGROUND, AnyArray, ReferenceBank, Regions
+from rimjax.types import BACKGROUND, AnyArray, ReferenceBank
 
 RESULTS = Path(__file__).parent / "results"
 Options = TypeVar("Options", bound="Experiment")
+Store = RegionStore | LoadRegions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +74,14 @@ class Experiment:
         validation: Evaluate 200 scenes of training-split photographs, for choosing settings,
             instead of mini's benchmark.
         limit: Number of images to evaluate, from the first on.
+        seed: Random seed of the drawn images.
+        seeds: Number of seeds from --seed on. With more than one, a bank is drawn with each, and
+            the tables show the spread over them.
         images: K, images drawn of each class.
         cache_dir: Folder that keeps banks and regions.
         weights_dir: Folder that holds the paper preset's weights.
-        out: Folder for tables and pictures. The default ends in -DATASET for other images, and
-            in -part for fewer images.
+        out: Folder for tables and pictures. The default ends in -DATASET for other images, in
+            -part for fewer images, and in -seed-SEED or -seeds for other seeds.
     """
 
     preset: Literal["mini", "paper"] = "mini"
@@ -88,6 +94,8 @@ class Experiment:
     data: Annotated[Path | None, NO_DEFAULT] = None
     validation: Flag = False
     limit: Annotated[int | None, default("all")] = None
+    seed: int = 0
+    seeds: int = 1
     images: Annotated[int | None, PRESET_DEFAULT] = None
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
@@ -112,7 +120,7 @@ class Experiment:
         """The cache folder."""
         return locate_cache(self.cache_dir)
 
-    def load_models(self, configuration: str = "paper", **stages: Any) -> Models:
+    def load_models(self, configuration: str = "printed", **stages: Any) -> Models:
         """Load the preset's models under a configuration.
 
         Args:
@@ -123,7 +131,8 @@ class Experiment:
             self.preset, self.weights_dir, configuration=configuration, **stages
         )
         count = self.images or models.references.num_images
-        return replace(models, references=replace(models.references, num_images=count))
+        references = replace(models.references, num_images=count, seed=self.seed)
+        return replace(models, references=references)
 
     def build_bank(self, models: Models, **changes: Any) -> ReferenceBank:
         """Build the bank, with changes to the reference settings, e.g. `num_subcategories=1`."""
@@ -135,7 +144,22 @@ class Experiment:
             cache_dir=self.cache_dir,
             progress=show_class_progress,
         )
-        return assemble_bank(references, settings, models.encoder.fingerprint)
+        return assemble_bank(references, settings, models.features)
+
+    def build_cosine_rows(self, models: Models, title: str = "") -> dict[str, Setup]:
+        """Build the rows that every table has beside its own: plain cosine at T = 1 and T = 8.
+
+        Args:
+            models: under the printed configuration, whose features are as the encoder gives them.
+            title: the beginning of the rows' names.
+        """
+        return {
+            f"{title}plain cosine, T = {count}": (
+                self.build_bank(models, num_subcategories=count),
+                SegmentSettings(similarity="cosine"),
+            )
+            for count in (1, 8)
+        }
 
     def open_store(self, proposer: Proposer, pool: PoolFeatures, fingerprint: str) -> RegionStore:
         """Open the store of regions with these proposals and features; see `RegionStore`."""
@@ -143,11 +167,16 @@ class Experiment:
 
     def open_model_store(self, models: Models) -> RegionStore:
         """Open the store of the models' own regions and features (Eq. 5)."""
-        pool = partial(encode_and_pool, models.encoder)
-        return self.open_store(models.proposer, pool, models.encoder.fingerprint)
+        pool = partial(encode_and_pool, models)
+        return self.open_store(models.proposer, pool, models.features)
+
+    def choose_store(self, models: Models) -> Store:
+        """Open the models' store, or return what encodes an image whose pixels are named."""
+        pixels = isinstance(models.proposer, Pixels)
+        return partial(extract, models) if pixels else self.open_model_store(models)
 
     def evaluate_images(
-        self, store: RegionStore, rows: Mapping[str, Setup], items: Sequence[Item]
+        self, store: Store, rows: Mapping[str, Setup], items: Sequence[Item]
     ) -> Iterator[Outcome]:
         """Evaluate rows that share the regions of a store, image by image.
 
@@ -161,7 +190,7 @@ class Experiment:
                 evaluate_items(shown, _load_from(store), rows, background=background)
             )
 
-    def evaluate(self, store: RegionStore, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
+    def evaluate(self, store: Store, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
         """Evaluate rows that share the regions of a store."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
         for outcome in self.evaluate_images(store, rows, self.items):
@@ -177,44 +206,7 @@ class Experiment:
     def evaluate_models(self, models: Models, items: Sequence[Item]) -> list[Outcome]:
         """Evaluate images under the models' own settings; the outcomes' row is ""."""
         rows = {"": (self.build_bank(models), models.segmentation)}
-        return list(self.evaluate_images(self.open_model_store(models), rows, items))
-
-    def compare_pictures(
-        self, name: str, variants: Mapping[str, Models], items: Sequence[Item]
-    ) -> None:
-        """Write a picture of images, each variant's segmentation and the truth.
-
-        A CSV of each image's mIoU goes beside it.
-        """
-        columns = [self.evaluate_models(models, items) for models in variants.values()]
-        pictures, rows = [], []
-        for item, *outcomes in zip(items, *columns, strict=True):
-            image, truth = item.read()
-            segs = [outcome.segmentations[""] for outcome in outcomes]
-            titled = dict(zip(variants, segs, strict=True))
-            pictures.append(rimjax.draw.comparison(image, titled, truth))
-            rows.append((item.id, *(f"{100 * image_miou(outcome):.1f}" for outcome in outcomes)))
-        write_chart(self.folder, name, rimjax.draw.grid(pictures, 2))
-        write_csv(self.folder, name, [("image", *(f"mIoU, {title}" for title in variants)), *rows])
-
-    def compare_stages(
-        self, name: str, stage: str, choices: Mapping[str, tuple[str, Mapping[str, str | None]]]
-    ) -> None:
-        """Write the table of a stage's choices under the paper's and the `rimjax` configuration.
-
-        Args:
-            name: name of the table.
-            stage: "encoder" or "proposer".
-            choices: title -> the paper's figure, and the choice's name in each preset.
-        """
-        rows, models = [], None
-        for configuration, suffix in (("rimjax", ", rimjax configuration"), ("paper", "")):
-            for title, (paper, choice) in choices.items():
-                models = self.load_models(configuration, **{stage: choice[self.preset]})
-                setup = (self.build_bank(models), models.segmentation)
-                evaluations = self.evaluate(self.open_model_store(models), {title: setup})
-                rows.append(Row(title + suffix, "" if suffix else paper, evaluations[title]))
-        self.write_table(name, rows, models=models)
+        return list(self.evaluate_images(self.choose_store(models), rows, items))
 
     @property
     def folder(self) -> Path:
@@ -225,6 +217,10 @@ class Experiment:
             suffix = "-validation"
         if self.limit is not None or self.images is not None:
             suffix += "-part"
+        if self.seeds > 1:
+            suffix += "-seeds"
+        elif self.seed:
+            suffix += f"-seed-{self.seed}"
         return self.out or RESULTS / (self.preset + suffix)
 
     def write_table(
@@ -258,30 +254,39 @@ def start(
     try:
         if experiment.dataset_name is None and experiment.preset == "paper":
             experiment = replace(experiment, dataset_name=dataset)
-        for name in ("limit", "images"):
+        for name in ("limit", "images", "seeds"):
             if (number := getattr(experiment, name)) is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         check_outputs(experiment.folder / "any")
         keep_compilations(experiment.cache)
-        main(experiment)
+        if experiment.seeds > 1:
+            run_seeds(main, experiment)
+        else:
+            main(experiment)
     except (ValueError, OSError, ImportError) as error:
         message = name_flag(shorten(error), experiment)
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
+def run_seeds(main: Callable[[Options], None], experiment: Options) -> None:
+    """Run an experiment with each seed, and write each table's spread over them."""
+    folders = []
+    for seed in range(experiment.seed, experiment.seed + experiment.seeds):
+        folders.append(experiment.folder / f"seed-{seed}")
+        print(f"seed {seed}")
+        main(replace(experiment, seed=seed, seeds=1, out=folders[-1]))
+    for path in sorted(folders[0].glob("*.csv")):
+        write_spread(experiment.folder, path.stem, folders)
+
+
 def encode_and_pool(
-    encoder: Encoder, image: np.ndarray, masks: np.ndarray
+    models: Models, image: np.ndarray, masks: np.ndarray
 ) -> tuple[AnyArray, AnyArray]:
     """Encode an image and pool its features under masks (Eq. 5)."""
-    regions = pool_regions(encoder.encode(image), masks)
+    regions = pool_regions(models.encoder.encode(image), masks, models.antialias)
     return regions.features, regions.valid
 
 
-def image_miou(outcome: Outcome) -> float:
-    """Return the mIoU of an outcome of `evaluate_models`, in 0..1, over the classes present."""
-    return mean_iou(outcome.confusions[""])
-
-
-def _load_from(store: RegionStore) -> Callable[[np.ndarray, dict[str, float]], Regions]:
-    return lambda image, timings: store.load(image)
+def _load_from(store: Store) -> LoadRegions:
+    return (lambda image, _: store.load(image)) if isinstance(store, RegionStore) else store

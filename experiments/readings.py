@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from harness import Experiment, start
 from one_pass import collect
-from tables import write_csv
+from tables import format_gain, print_lines, write_csv
 from worlds import WORLDS, make_world
 
 from rimjax.commands.console import progress
@@ -86,11 +85,11 @@ class Readings(Experiment):
 
     Attributes:
         synthetic: Synthetic features instead of images.
-        seeds: With --synthetic, worlds of each kind; else banks drawn with as many seeds.
+        worlds: Worlds of each kind, with --synthetic.
     """
 
     synthetic: Flag = False
-    seeds: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: 2)")] = 2
+    worlds: int = 2
 
 
 Build = Callable[[ReferenceSettings], ReferenceBank]
@@ -166,14 +165,8 @@ def run_images(experiment: Readings) -> None:
 
     shown = progress(list_trials(), "readings", "reading")
     scores = {trial[:4]: measure(trial[0], trial[2], trial[4]) for trial in shown}
-    header = (
-        "features",
-        "reading",
-        "T",
-        "agents",
-        "mIoU, 95 % interval",
-        "gain over cosine, T = 1",
-    )
+    titles = ("features", "reading", "T", "agents")
+    header = (*titles, "mIoU, 95 % interval", "gain over cosine, T = 1")
     lines: list[tuple[str, ...]] = [header]
     for (features, title, count, policy), score in scores.items():
         gain = format_gain(score.gain(scores[features, "cosine", 1, ""]))
@@ -228,7 +221,7 @@ def judge(
 def run_worlds(experiment: Readings) -> None:
     """Name the regions of every world by every trial; write the accuracies."""
     right: dict[tuple[str, str, int, str], dict[str, list[np.ndarray]]] = {}
-    jobs = [(name, seed) for name in WORLDS for seed in range(experiment.seeds)]
+    jobs = [(name, seed) for name in WORLDS for seed in range(experiment.worlds)]
     for name, seed in progress(jobs, "worlds", "world"):
         references, regions, labels = make_world(WORLDS[name], seed)
 
@@ -287,20 +280,6 @@ def find_worst(hits: Mapping[str, list[np.ndarray]], base: Mapping[str, list[np.
         error = 196 * gain.std() / len(gain) ** 0.5
         gains.append((100 * gain.mean(), 100 * gain.mean() - error, 100 * gain.mean() + error))
     return format_gain(min(gains))
-
-
-# ---- tables
-
-
-def format_gain(gain: tuple[float, float, float]) -> str:
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain)
-
-
-def print_lines(lines: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
 
 
 def main(experiment: Readings) -> None:

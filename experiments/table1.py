@@ -45,12 +45,14 @@ def main(experiment: Experiment) -> None:
     rows = [Row(name, paper, reason=reason) for name, paper in OTHERS.items()]
     for dataset in names:
         own = replace(experiment, dataset_name=dataset)
-        for configuration, name in (("rimjax", "the rimjax configuration"), ("paper", "RIM")):
-            models = own.load_models(configuration)
-            setup = (own.build_bank(models), models.segmentation)
-            evaluations = own.evaluate(own.open_model_store(models), {name: setup})
-            paper = RIM.get(dataset, "") if name == "RIM" else ""
-            rows.append(Row(f"{dataset}: {name}", paper, evaluations[name]))
+        printed, models = own.load_models(), own.load_models("rimjax")
+        setups = {
+            f"{dataset}: RIM, as printed": (own.build_bank(printed), printed.segmentation),
+            **own.build_cosine_rows(printed, f"{dataset}: "),
+            f"{dataset}: RIM, rimjax configuration": (own.build_bank(models), models.segmentation),
+        }
+        for name, evaluation in own.evaluate(own.open_model_store(models), setups).items():
+            rows.append(Row(name, RIM.get(dataset, "") if "printed" in name else "", evaluation))
     experiment.write_table("table1", rows, models=models)
 
 

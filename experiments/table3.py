@@ -11,6 +11,7 @@ The paper doesn't state which features of CLIP and MAE it uses (here the keys of
 with DINOv2), nor the UNet's block and noise level (here those of DIFT, see `UNetEncoder`).
 """
 
+from comparisons import compare_stages
 from harness import Experiment, start
 
 ENCODERS = {
@@ -22,7 +23,7 @@ ENCODERS = {
 
 
 def main(experiment: Experiment) -> None:
-    experiment.compare_stages("table3", "encoder", ENCODERS)
+    compare_stages(experiment, "table3", "encoder", ENCODERS)
 
 
 if __name__ == "__main__":

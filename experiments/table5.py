@@ -7,7 +7,8 @@ Command:  python experiments/table5.py
 
 Paper: random 43.8, top-N 44.5
 
-Random agents are drawn five times, and the pixels of all five runs are counted together.
+Random agents are drawn five times, and the pixels of all five runs are counted together. Plain
+cosine has no agents.
 """
 
 from dataclasses import replace
@@ -19,20 +20,25 @@ SEEDS = range(5)
 
 
 def main(experiment: Experiment) -> None:
-    models = experiment.load_models()
-    bank, top = experiment.build_bank(models), models.segmentation
-    random = {
-        f"random {seed}": (bank, replace(top, agent_policy="random", seed=seed)) for seed in SEEDS
-    }
-    store = experiment.open_model_store(models)
-    evaluations = experiment.evaluate(store, {"top": (bank, top), **random})
-    counts = sum(evaluations[name].confusions for name in random)
-    together = replace(evaluations["top"], confusions=counts)
-    rows = [
-        Row("random agents", "43.8", together),
-        Row("top-N agents", "44.5", evaluations["top"]),
-    ]
-    experiment.write_table("table5", rows, {"random": together}, models)
+    models = {name: experiment.load_models(name) for name in ("printed", "rimjax")}
+    setups = experiment.build_cosine_rows(models["printed"])
+    for name, own in models.items():
+        bank, top = experiment.build_bank(own), own.segmentation
+        setups[f"{name}, top"] = bank, top
+        for seed in SEEDS:
+            random = replace(top, agent_policy="random", seed=seed)
+            setups[f"{name}, random {seed}"] = bank, random
+    evaluations = experiment.evaluate(experiment.open_model_store(models["printed"]), setups)
+    rows, bases = [], {}
+    for name in models:
+        counts = sum(evaluations[f"{name}, random {seed}"].confusions for seed in SEEDS)
+        top = evaluations[f"{name}, top"]
+        together = bases[f"random agents, {name}"] = replace(top, confusions=counts)
+        suffix = "" if name == "printed" else ", rimjax configuration"
+        rows.append(Row(f"random agents{suffix}", "" if suffix else "43.8", together))
+        rows.append(Row(f"top-N agents{suffix}", "" if suffix else "44.5", top))
+    rows += [Row(name, "", evaluations[name]) for name in evaluations if "cosine" in name]
+    experiment.write_table("table5", rows, bases, models["rimjax"])
 
 
 if __name__ == "__main__":

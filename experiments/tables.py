@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,22 @@ def write_table(
     gains = [f"gain over {title}, 95 % interval" for title in bases]
     header = ("", "paper", "measured", "95 % interval", "images", *gains)
     lines = [_format_row(row, bases.values()) for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    for line in (header, *lines):
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print_lines([header, *lines])
     write_csv(folder, name, [("row", *header[1:]), *lines])
     write_json(folder / f"{name}.json", origin)
+
+
+def print_lines(lines: Sequence[Sequence[str]]) -> None:
+    """Print lines of a table in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def format_gain(gain: tuple[float, float, float]) -> str:
+    """Format a gain and its interval, as `measure_gain` returns them."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain)
 
 
 def write_csv(folder: Path, name: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -70,6 +81,46 @@ def write_csv(folder: Path, name: str, rows: Iterable[Sequence[Any]]) -> None:
     with (folder / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     print(f"-> {folder / name}.csv")
+
+
+def write_spread(folder: Path, name: str, seeds: Sequence[Path]) -> None:
+    """Write a table's mean over seeds beside its standard deviation.
+
+    A number that differs between the seeds becomes "mean, seeds +-deviation", followed by the first
+    seed's interval over images. A gain smaller than its deviation is said to be so.
+
+    Args:
+        folder: folder of the file.
+        name: name of the table, in each seed's folder too.
+        seeds: folders of the seeds.
+    """
+    tables = []
+    for seed in seeds:
+        with (seed / f"{name}.csv").open(newline="") as file:
+            tables.append(list(csv.reader(file)))
+    header, *rows = [list(zip(*rows, strict=True)) for rows in zip(*tables, strict=True)]
+    titles = [cells[0] for cells in header]
+    lines = [
+        [_describe_spread(title, cells) for title, cells in zip(titles, row, strict=True)]
+        for row in rows
+    ]
+    print_lines([titles, *lines])
+    write_csv(folder, name, [titles, *lines])
+
+
+def _describe_spread(title: str, cells: Sequence[str]) -> str:
+    numbers = [re.match(r"[+-]?\d+\.\d+", cell) for cell in cells]
+    if len(set(cells)) == 1 or not all(numbers):
+        return cells[0] if len(set(cells)) == 1 else "; ".join(cells)
+    values = [float(number.group()) for number in numbers if number]
+    mean, deviation = np.mean(values), np.std(values, ddof=1)
+    is_gain, images = title.startswith("gain"), cells[0].partition(" ")[2]
+    described = f"{mean:{'+' if is_gain else ''}.1f}, seeds +-{deviation:.1f}"
+    if images:
+        described += f", images {images}"
+    if is_gain and abs(mean) < deviation:
+        described += ", smaller than the spread over seeds"
+    return described
 
 
 def write_chart(folder: Path, name: str, picture: Image.Image) -> None:
@@ -93,10 +144,7 @@ def _format_row(row: Row, bases: Collection[Evaluation]) -> tuple[str, ...]:
         return (row.name, row.paper, "-", row.reason, "", *("" for _ in bases))
     low, high = evaluation.estimate_interval()
     gains = [
-        ""
-        if evaluation is base
-        else "{:+.1f} ({:+.1f} to {:+.1f})".format(*measure_gain(evaluation, base))
-        for base in bases
+        "" if evaluation is base else format_gain(measure_gain(evaluation, base)) for base in bases
     ]
     measured = (f"{100 * evaluation.miou:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
     return (row.name, row.paper, *measured, str(len(evaluation.confusions)), *gains)

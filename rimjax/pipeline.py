@@ -5,14 +5,14 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int32, Integer, UInt8
 
 from rimjax.images import ImageSource, read_image
 from rimjax.match import match
 from rimjax.models.protocols import Models
-from rimjax.regions.extract import extract_regions, measure_stage
+from rimjax.regions.extract import FeatureGrid, extract, measure_stage
 from rimjax.settings import SegmentSettings
-from rimjax.steps.assemble import paint, vote
+from rimjax.steps.assemble import label_pixels, paint, vote
 from rimjax.types import ReferenceBank, Regions, Segmentation
 
 
@@ -42,13 +42,13 @@ def segment(
     check_encoder(bank, models)
     pixels = read_image(image)
     timings: dict[str, float] = {}
-    regions = extract_regions(models.proposer, models.encoder, pixels, timings)
+    regions = extract(models, pixels, timings)
     settings = settings or models.segmentation
     return name_regions(regions, bank, settings, image=pixels, timings=timings)
 
 
 def name_regions(
-    regions: Regions,
+    regions: Regions | FeatureGrid,
     bank: ReferenceBank,
     settings: SegmentSettings,
     *,
@@ -59,7 +59,7 @@ def name_regions(
     """Match regions with a bank and assemble a label map (Eq. 6-10).
 
     Args:
-        regions: from `extract_regions`, with masks.
+        regions: from `extract`, with masks; a grid's pixels are named as by `name_pixels`.
         bank: built with the same encoder.
         settings: how to match and assemble.
         image: the image, which random agents depend on.
@@ -67,32 +67,102 @@ def name_regions(
         timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
 
     Raises:
-        ValueError: the regions have no masks, or `match` refuses them.
+        ValueError: the regions have no masks or lack the scores that `on_top` asks for, or `match`
+            refuses them.
     """
+    if isinstance(regions, FeatureGrid):
+        return name_pixels(
+            regions, bank, settings, image=image, background=background, timings=timings
+        )
     if regions.masks is None:
         raise ValueError("regions must have masks to be assembled, got None")
+    if settings.on_top == "predicted_iou" and regions.scores is None:
+        raise ValueError(
+            'on_top must be "area" or "score" where the proposer gives no scores, got '
+            '"predicted_iou"; or propose with SAM'
+        )
     timings, masks = dict(timings or {}), np.asarray(regions.masks)
     count, shape = len(masks), masks.shape[1:]
     with measure_stage(timings, "match"):
-        allowed = np.arange(len(bank.names)) >= (0 if background else 1)
-        number = 0 if image is None else zlib.crc32(image.tobytes())
-        result = match(regions, bank, allowed=allowed, **settings.as_keywords(number))
+        allowed = _allow(bank, background)
+        keywords = settings.as_keywords(_number_image(image))
+        result = match(regions, bank, allowed=allowed, **keywords)
         labels, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
     with measure_stage(timings, "assemble"):
         if settings.assembly == "paint":
-            canvas = paint(masks, labels, shape)
+            priorities = {
+                "area": None,
+                "predicted_iou": regions.scores,
+                "score": scores[np.arange(count), labels],
+            }
+            canvas = paint(masks, labels, shape, priorities[settings.on_top])
         else:
             valid = np.asarray(regions.valid)[:count]
             canvas = vote(masks[valid], scores[valid], shape)
-        canvas = canvas.astype(np.uint8 if len(bank.names) <= 255 else np.int32)
-    return Segmentation(canvas, masks, labels, scores, bank.names, timings)
+    return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings)
+
+
+def name_pixels(
+    grid: FeatureGrid,
+    bank: ReferenceBank,
+    settings: SegmentSettings,
+    *,
+    image: UInt8[np.ndarray, "H W 3"] | None = None,
+    background: bool = True,
+    timings: dict[str, float] | None = None,
+) -> Segmentation:
+    """Match a grid's features with a bank and resize the class scores to the image (Table 4).
+
+    Args:
+        grid: from `extract`.
+        bank: built with the same encoder.
+        settings: how to match; `assembly` and `on_top` concern regions alone.
+        image: the image, which random agents depend on.
+        background: whether a pixel may be named background.
+        timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
+
+    Returns:
+        The label map; there are no regions.
+
+    Raises:
+        ValueError: `match` refuses the features.
+    """
+    timings, (height, width, size) = dict(timings or {}), grid.features.shape
+    with measure_stage(timings, "match"):
+        allowed = _allow(bank, background)
+        keywords = settings.as_keywords(_number_image(image))
+        rows = grid.features.reshape(-1, size)
+        result = match(rows, bank, allowed=allowed, **keywords)
+        scores = np.asarray(result.scores).reshape(height, width, -1)
+    with measure_stage(timings, "assemble"):
+        canvas = label_pixels(scores, grid.shape, allowed)
+    return Segmentation(
+        labels=_narrow(canvas, bank),
+        masks=np.zeros((0, *grid.shape), bool),
+        region_labels=np.zeros(0, np.int32),
+        scores=np.zeros((0, len(bank.names)), np.float32),
+        names=bank.names,
+        timings=timings,
+    )
+
+
+def _allow(bank: ReferenceBank, background: bool) -> Bool[np.ndarray, " C"]:
+    return np.arange(len(bank.names)) >= (0 if background else 1)
+
+
+def _number_image(image: UInt8[np.ndarray, "H W 3"] | None) -> int:
+    return 0 if image is None else zlib.crc32(image.tobytes())
+
+
+def _narrow(canvas: Int32[np.ndarray, "H W"], bank: ReferenceBank) -> Integer[np.ndarray, "H W"]:
+    return canvas.astype(np.uint8 if len(bank.names) <= 255 else np.int32)
 
 
 def check_encoder(bank: ReferenceBank, models: Models) -> None:
-    """Raise ValueError unless the bank's features come from these models' encoder."""
-    if bank.encoder != models.encoder.fingerprint:
+    """Raise ValueError unless the bank's features come from these models' encoder and pooling."""
+    if bank.encoder != models.features:
         raise ValueError(
-            f"bank must be built with these models' encoder {models.encoder.fingerprint}, got "
+            f"bank must be built with these models' encoder {models.features}, got "
             f"{bank.encoder or 'an unknown encoder'}; build the bank again with this preset, or "
             "load the preset that it was built with"
         )

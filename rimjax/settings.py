@@ -134,10 +134,15 @@ class SegmentSettings(MatchSettings):
     """How regions are named and assembled into a label map.
 
     Attributes:
-        assembly: "paint" (large regions first) or "vote" (mean of the class scores at each pixel).
+        assembly: "paint" (regions over each other) or "vote" (mean of the class scores at each
+            pixel).
+        on_top: which region "paint" leaves on top: the one of the smallest "area", of the highest
+            "predicted_iou" (the proposer's score: SAM's predicted IoU), or of the highest "score"
+            of its class.
     """
 
     assembly: Literal["paint", "vote"] = "paint"
+    on_top: Literal["area", "predicted_iou", "score"] = "area"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,16 +171,25 @@ class Configuration:
         return replace(references, **{name: getattr(self, name) for name in names})
 
 
-_PRINTED = Configuration()
 CONFIGURATIONS = {
-    "paper": _PRINTED,
     "rimjax": Configuration(
         num_subcategories=1,
         whiten=1.0,
-        centre=1.0,
-        segmentation=SegmentSettings(score_map="exp", candidates="agents"),
+        centre=0.5,
+        segmentation=SegmentSettings(score_map="exp", similarity="weighted"),
     ),
-    "printed": _PRINTED,
+    "printed": Configuration(),
+    "paper": Configuration(),
 }
-"""`printed`, alias `paper`, follows Eq. 6 to 10 to the letter and never changes; `rimjax` did best
-on mini's validation scenes (experiments/README.md)."""
+"""`rimjax`, the default, is level with plain cosine or better wherever it was tried, whatever the
+features (docs/reproduction.md); `printed`, also known as `paper`, follows Eq. 6 to 10 to the
+letter and never changes."""
+
+
+def name_configuration(references: ReferenceSettings, segmentation: SegmentSettings) -> str:
+    """Return the name of the configuration that settings belong to; "custom" if there is none."""
+    for name, configuration in CONFIGURATIONS.items():
+        adjusted = configuration.adjust(references)
+        if (adjusted, configuration.segmentation) == (references, segmentation):
+            return name
+    return "custom"

@@ -59,13 +59,14 @@ class Regions:
         features: a feature vector per region, of any scale.
         masks: pixels of the first M <= P regions, or None where only features are needed. Rows of
             `features` and `valid` past M are padding.
-        valid: False for padding and for regions that cover no cell of the feature grid; their
-            features are ignored.
+        valid: False for padding and for regions that cover no cell of the grid; not matched.
+        scores: what the proposer thinks of each mask, e.g. SAM's predicted IoU; None if nothing.
     """
 
     features: Float[AnyArray, "P D"]
     masks: Bool[AnyArray, "M H W"] | None
     valid: Bool[AnyArray, " P"]
+    scores: Float[AnyArray, " M"] | None = None
 
 
 def bucket_size(count: int) -> int:
@@ -150,7 +151,7 @@ class ReferenceBank:
         owners: the class of each prototype, in [0, C).
         classes: class references (Eq. 4), the candidates for agents; row 0 is the background's.
         names: the C class names; names[0] is "background".
-        encoder: fingerprint of the encoder that made the features; "" if unknown.
+        encoder: `Models.features` of the models that made the features; "" if unknown.
         whitening: the map that prototypes and classes have gone through already and that `match`
             applies to regions; None where features are as the encoder gives them.
     """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rimjax.models.protocols import Generated, Models
+from rimjax.models.protocols import Generated, Models, Proposals
 from rimjax.settings import ReferenceSettings, SegmentSettings
 
 SIZE = 32
@@ -62,14 +62,15 @@ class FakeMasker:
 
 
 class FakeProposer:
-    """Proposals are the image's colours except grey."""
+    """Proposals are the image's colours except grey; the darker, the higher the score."""
 
     fingerprint = "fake-proposer"
 
-    def propose(self, image: np.ndarray) -> np.ndarray:
+    def propose(self, image: np.ndarray) -> Proposals:
         colours = np.unique(image.reshape(-1, 3), axis=0)
-        masks = [(image == colour).all(-1) for colour in colours if not (colour == 128).all()]
-        return np.array(masks, bool).reshape(-1, *image.shape[:2])
+        colours = colours[(colours != 128).any(1)]
+        masks = (image == colours[:, None, None]).all(-1)
+        return Proposals(masks, 1 - colours.mean(1, dtype=np.float32) / 255)
 
 
 class FakeEncoder:
@@ -83,8 +84,8 @@ class FakeEncoder:
         colours = image[rows][:, columns].astype(np.float32) / 128 - 1
         return colours + np.array([0, 0, 0.01], np.float32)
 
-    def encode_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([self.encode(image) for image in images])
+    def encode_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [self.encode(image) for image in images]
 
 
 def fake_models() -> Models:

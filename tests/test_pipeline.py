@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeEncoder, fake_models, pick_colour
 from scenes import NAMES, make_scene
 
 import rimjax
+from rimjax.evaluation import evaluate
 from rimjax.match import match
+from rimjax.models.protocols import Pixels
 from rimjax.pipeline import name_regions
-from rimjax.regions.extract import extract_regions
-from rimjax.types import BACKGROUND, ReferenceBank
+from rimjax.regions.extract import FeatureGrid, extract, extract_regions
+from rimjax.settings import SegmentSettings
+from rimjax.steps.pool import pool_regions
+from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
 
 def test_each_region_gets_its_colours_name(tmp_path: Path) -> None:
@@ -33,6 +39,27 @@ def test_each_region_gets_its_colours_name(tmp_path: Path) -> None:
             np.testing.assert_array_equal(seg.labels, truth)
 
 
+def test_which_region_stays_on_top_is_a_setting() -> None:
+    """Three regions share a pixel: the smallest, the surest proposal and the best named differ."""
+    rows = np.eye(4, 8, dtype=np.float32)
+    bank = ReferenceBank.create(rows, np.arange(4), rows, (BACKGROUND, *NAMES))
+    masks = np.zeros((3, 4, 4), bool)
+    masks[0, :3, :3], masks[1, :2, :2], masks[2] = True, True, True
+    features = np.zeros((3, 8), np.float32)
+    features[[0, 1, 2], [1, 2, 3]] = 1
+    features[[0, 1], 7] = 0.5  # regions 0 and 1 resemble their classes less
+    scores = np.array([0.9, 0.3, 0.6], np.float32)
+    regions = Regions(features, masks, np.ones(3, bool), scores)
+    settings = rimjax.SegmentSettings(3, similarity="cosine")
+    for on_top, winner in (("area", 2), ("predicted_iou", 1), ("score", 3)):
+        labels = name_regions(regions, bank, replace(settings, on_top=on_top)).labels
+        assert labels[0, 0] == winner, on_top
+    assert name_regions(regions, bank, settings).labels[0, 0] == 2, "the default is the area"
+    unscored = replace(regions, scores=None)
+    with pytest.raises(ValueError, match=r'^on_top must be .* got "predicted_iou"'):
+        name_regions(unscored, bank, replace(settings, on_top="predicted_iou"))
+
+
 def test_zero_proposals_give_background(tmp_path: Path) -> None:
     models = fake_models()
     bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
@@ -46,6 +73,66 @@ def test_a_bank_of_another_encoder_is_refused(tmp_path: Path) -> None:
     other = replace(models, encoder=FakeEncoder("another"))
     with pytest.raises(ValueError, match="bank must be built with these models' encoder another"):
         rimjax.segment(make_scene()[0], bank, other)
+
+
+def test_masks_are_resized_alike_in_both_flows(tmp_path: Path) -> None:
+    models = replace(fake_models(), antialias=False)
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    image, truth = make_scene()
+    np.testing.assert_array_equal(rimjax.segment(image, bank, models).labels, truth)
+    regions = extract(models, image)
+    assert isinstance(regions, Regions) and regions.masks is not None
+    expected = pool_regions(
+        models.encoder.encode(image), np.asarray(regions.masks), antialias=False
+    )
+    np.testing.assert_array_equal(regions.features, expected.features)
+    assert not np.allclose(regions.features, np.asarray(extract_default(image).features))
+    with pytest.raises(ValueError, match=r"bank must be built with .* got fake-encoder-bilinear"):
+        rimjax.segment(image, bank, fake_models())
+
+
+def extract_default(image: np.ndarray) -> Regions:
+    return extract_regions(fake_models().proposer, FakeEncoder(), image)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (37, 21), (9, 5)])
+@pytest.mark.parametrize("candidates", ["all", "agents"])
+@pytest.mark.parametrize("background", [True, False])
+def test_pixels_are_named_by_their_cells_scores_resized(
+    shape: tuple[int, int], candidates: Literal["all", "agents"], background: bool
+) -> None:
+    """Against torch's bilinear resizing of `match`'s scores; 16x16 cells."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([np.zeros((1, 3)), rng.normal(size=(5, 3))]).astype(np.float32)
+    rows[0] = [0, 0, 1]
+    bank = ReferenceBank.create(
+        rows, np.arange(6), rows, (BACKGROUND, *"abcde"), FakeEncoder().fingerprint
+    )
+    settings = SegmentSettings(3, similarity="cosine", candidates=candidates)
+    models = replace(fake_models(), proposer=Pixels(), segmentation=settings)
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    grid = extract(models, image)
+    assert isinstance(grid, FeatureGrid) and grid.shape == shape
+    seg = name_regions(grid, bank, settings, background=background)
+    allowed = np.arange(6) >= (0 if background else 1)
+    features = models.encoder.encode(image).reshape(256, 3)
+    scores = match(
+        features, bank, num_agents=3, similarity="cosine", candidates=candidates, allowed=allowed
+    ).scores
+    maps = torch.from_numpy(np.array(scores)).T.reshape(1, 6, 16, 16)
+    resized = torch.nn.functional.interpolate(maps, size=shape, mode="bilinear")[0].numpy()
+    resized[~allowed] = -np.inf
+    top = np.sort(resized, axis=0)
+    sure = top[-1] - top[-2] > 1e-5  # rounding
+    assert sure.mean() > 0.9 and seg.labels.shape == shape
+    np.testing.assert_array_equal(seg.labels[sure], resized.argmax(0)[sure])
+    assert len(np.unique(seg.labels)) > 2 and (background or seg.labels.min() > 0)
+    assert len(seg.masks) == len(seg.region_labels) == len(seg.scores) == 0
+    if background:
+        np.testing.assert_array_equal(rimjax.segment(image, bank, models).labels, seg.labels)
+    pairs = [(image, np.full(shape, 1, np.uint8))]
+    evaluation = evaluate(pairs, bank, models)
+    assert evaluation.confusions.sum() == image[..., 0].size and "encode" in evaluation.timings
 
 
 def test_without_a_background_the_next_best_class_wins() -> None:

@@ -56,7 +56,7 @@ def run_step(step: str, models: Models) -> list[float]:
         )
         return [foreground.mask.mean(), *foreground.points.ravel()]
     if step == "propose":
-        return [mask.mean() for mask in models.proposer.propose(image)]
+        return [mask.mean() for mask in models.proposer.propose(image).masks]
     if step in ("cluster", "whiten", "match", "assemble"):
         return run_step_after_models(step)
     features = models.encoder.encode(image)

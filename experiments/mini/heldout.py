@@ -85,7 +85,7 @@ def measure_proposals(models: Models, count: int = 100) -> dict[str, float]:
     """Measure (b)."""
     best, counts = [], []
     for scene in progress(fashion_scenes.render_benchmark(count), "proposals", "scene", count):
-        masks = models.proposer.propose(scene.image)
+        masks = models.proposer.propose(scene.image).masks
         counts.append(len(masks))
         for position in range(1, len(scene.items) + 1):
             visible = scene.instances == position

@@ -117,7 +117,7 @@ class BankAdd:
         extended, _ = build_references(
             names,
             models,
-            settings=self.models.choose_settings(manifest, models),
+            settings=self.models.adopt_bank(manifest, models).references,
             cache_dir=manifest.cache,
             references=photos,
             progress=show_class_progress,

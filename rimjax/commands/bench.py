@@ -120,8 +120,10 @@ def _print_speed(row: dict[str, Any]) -> None:
     whole = f"{row['seconds'] * 1e3:>9.2f} ms, {row['ns per pair']:.2f} ns a pair"
     kernel = f"{row['kernel seconds'] * 1e3:.2f} ms"
     print(f"  {_format_size(row)} {whole}, compiled in {row['compile s']:.2f} s; kernel {kernel}")
-    combined, ratio = row["combined seconds"] * 1e3, row["combined over relation"]
-    print(f"      the reading combined, whole call {combined:.2f} ms, {ratio:.2f} times relation's")
+    for call, key in (("kernel", "combined kernel"), ("whole call", "combined")):
+        seconds, ratio = row[f"{key} seconds"] * 1e3, row[f"{key} over relation"]
+        title = f"reading combined, {call}"
+        print(f"      {title:<38} {seconds:>9.2f} ms  {ratio:>10.2f} times relation's")
     for name, peer in row.get("peers", {}).items():
         if "missing" in peer:
             print(f"      {name:<38} {peer['missing']}")

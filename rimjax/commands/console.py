@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rimjax.files import STEP_VERSIONS, atomic_file, package_versions
 from rimjax.models.protocols import Models
+from rimjax.settings import name_configuration
 
 LOG_SECONDS = 30
 """Progress prints a line at most this often where standard error isn't a terminal."""
@@ -131,9 +132,11 @@ def describe_origin(models: Models) -> dict[str, Any]:
     stages = ("generator", "masker", "proposer", "encoder")
     return {
         "preset": models.name,
+        "configuration": name_configuration(models.references, models.segmentation),
         "settings": {
             "references": asdict(models.references),
             "segmentation": asdict(models.segmentation),
+            "antialias": models.antialias,
         },
         "steps": dict(STEP_VERSIONS),
         "weights": {stage: getattr(models, stage).fingerprint for stage in stages},

@@ -53,7 +53,7 @@ class Demo:
         manifest, references = build_references(
             dataset.prompts, models, cache_dir=cache, progress=show_class_progress
         )
-        bank = assemble_bank(references, models.references, models.encoder.fingerprint)
+        bank = assemble_bank(references, models.references, models.features)
         kept: list[Segmentation] = []
         show = partial(progress, description="segment", unit="scene")
         limited = replace(dataset, items=items)

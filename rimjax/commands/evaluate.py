@@ -40,10 +40,11 @@ from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
 from rimjax.references.build import assemble_bank, build_references
-from rimjax.regions.extract import extract_regions
+from rimjax.regions.extract import extract
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import ReferenceBank
 
+Similarity = Literal["relation", "cosine", "combined", "weighted"]
 Settings = TypeVar("Settings", ReferenceSettings, SegmentSettings)
 
 
@@ -115,9 +116,10 @@ class Evaluate:
         save_labels: Write each label map to OUTPUT/labels/ID.png.
         limit: Number of images to evaluate, from the first on.
         bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank; its
-            classes must be the data set's. It keeps its T and whitening unless --configuration is
+            classes must be the data set's. It keeps its configuration unless --configuration is
             given.
-        similarity: Relation-aware matching (Eq. 9), or plain cosine.
+        similarity: Rankings alone (relation, Eq. 9), plain cosine, their product (combined), or
+            cosine plus a share of relation (weighted).
         candidates: Classes that may win: all (Eq. 9), or the region's agents.
         assembly: How overlapping regions become a label map.
         num_agents: N, category agents of a region.
@@ -134,7 +136,7 @@ class Evaluate:
     save_labels: Flag = False
     limit: Annotated[int | None, default("all")] = None
     bank: Annotated[Path | None, NO_DEFAULT] = None
-    similarity: Annotated[Literal["relation", "cosine"] | None, PRESET_DEFAULT] = None
+    similarity: Annotated[Similarity | None, PRESET_DEFAULT] = None
     candidates: Annotated[Literal["all", "agents"] | None, PRESET_DEFAULT] = None
     assembly: Annotated[Literal["paint", "vote"] | None, PRESET_DEFAULT] = None
     num_agents: Annotated[int | None, PRESET_DEFAULT] = None
@@ -192,12 +194,11 @@ class Evaluate:
 
     def _load_models(self, manifest: store.Manifest | None) -> Models:
         models = self.models.load(with_bank=manifest is not None)
-        references = models.references
         if manifest is not None:
-            references = self.models.choose_settings(manifest, models)
+            models = self.models.adopt_bank(manifest, models)
         return replace(
             models,
-            references=self._override(references),
+            references=self._override(models.references),
             segmentation=self._override(models.segmentation),
         )
 
@@ -237,7 +238,7 @@ class Evaluate:
                 for item in items
                 if item.id not in results or results[item.id].error is not None
             ]
-            load = partial(extract_regions, models.proposer, models.encoder)
+            load = partial(extract, models)
             rows = {"": (bank, models.segmentation)}
             outcomes = evaluate_items(todo, load, rows, background=dataset.background)
             for outcome in progress(outcomes, "evaluate", "image", len(todo)):

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from rimjax.models.protocols import Models
-from rimjax.presets import load_preset
+from rimjax.models.protocols import Models, Pixels
+from rimjax.presets import Scheduler, load_preset
 from rimjax.references.build import read_settings
 from rimjax.references.store import Manifest
-from rimjax.settings import ReferenceSettings
+from rimjax.settings import CONFIGURATIONS
 
 
 def default(text: str) -> object:
@@ -50,29 +50,32 @@ class StageOptions:
     """Models.
 
     Attributes:
-        configuration: Named settings of matching: the paper's own, or the settings that did best
-            on validation scenes.
+        configuration: Named settings of matching: rimjax, which is never clearly below plain cosine
+            matching; or printed (alias paper), the paper's equations to the letter.
         generator: Stable Diffusion of the paper preset: sd-1.4 or sd-1.5.
         masker: SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h.
         encoder: Encoder: dinov2-base, dinov2-small, dinov2-large, dinov3-base, dinov3-small,
             dinov3-large, clip-vit-b-16, mae-vit-b or sd-unet of the paper preset; mini, mini-clip,
             mini-mae or mini-unet of mini.
-        proposer: Regions from another source than SAM: cells of the encoder's grid, or
-            maskformer (mini-maskformer of mini).
+        proposer: Regions from another source than SAM: maskformer (ResNet-101 trained on
+            COCO-Stuff; the paper names no backbone), or mini-maskformer of mini; or pixels, without
+            regions.
+        input_size: Side in pixels that the encoder resizes images to; a multiple of its patch size.
+        scheduler: Sampler that draws images; pndm is Stable Diffusion 1.4's own.
         steps: Steps of the sampler that draws images.
         weights_dir: Folder that holds the paper preset's weights in paper/.
         random_weights: Self-test of the paper preset without its weights: reports the time and
             memory of each stage; results mean nothing.
     """
 
-    configuration: Annotated[
-        Literal["paper", "rimjax"] | None, default("rimjax with mini, paper with paper")
-    ] = None
+    configuration: Annotated[Literal["rimjax", "printed", "paper"] | None, default("rimjax")] = None
     generator: Annotated[str | None, default("sd-1.4")] = None
     masker: Annotated[str | None, default("sam-vit-b")] = None
     encoder: Annotated[str | None, default("dinov2-base, or mini")] = None
     proposer: Annotated[str | None, default("SAM")] = None
-    steps: Annotated[int | None, PRESET_DEFAULT] = None
+    input_size: Annotated[int | None, PRESET_DEFAULT] = None
+    scheduler: Annotated[Scheduler | None, default("dpmsolver++")] = None
+    steps: Annotated[int | None, default("the preset's, or 50 with pndm")] = None
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     random_weights: Flag = False
 
@@ -90,24 +93,38 @@ class StageOptions:
             masker=self.masker,
             encoder=self.encoder,
             proposer=self.proposer,
-            configuration=self.configuration,
+            configuration=self.configuration or "rimjax",
+            scheduler=self.scheduler,
             steps=self.steps,
+            input_size=self.input_size,
             random_weights=self.random_weights,
         )
         if self.random_weights:
             report_stage("load SAM and the encoder", time.perf_counter() - start)
             stages = ("generator", "masker", "proposer", "encoder")
-            watched = {stage: WatchedModel(stage, getattr(models, stage)) for stage in stages}
+            watched = {
+                stage: WatchedModel(stage, model)
+                for stage in stages
+                if not isinstance(model := getattr(models, stage), Pixels)
+            }
             models = replace(models, **watched)
         return models
 
-    def choose_settings(self, manifest: Manifest, models: Models) -> ReferenceSettings:
-        """Return a finished bank's settings; a chosen configuration overrides T and whitening."""
-        settings = read_settings(manifest)
-        if self.configuration is None:
-            return settings
-        subcategories = models.references.num_subcategories
-        return replace(settings, num_subcategories=subcategories, whiten=models.references.whiten)
+    def adopt_bank(self, manifest: Manifest, models: Models) -> Models:
+        """Return models with a finished bank's settings, or with the chosen configuration's.
+
+        Without a chosen configuration, matching follows the configuration that the bank was built
+        with; "rimjax" if it was built with settings of its own.
+        """
+        references = read_settings(manifest)
+        if self.configuration is not None:
+            references = CONFIGURATIONS[self.configuration].adjust(references)
+            return replace(models, references=references)
+        chosen = next(
+            (each for each in CONFIGURATIONS.values() if each.adjust(references) == references),
+            CONFIGURATIONS["rimjax"],
+        )
+        return replace(models, references=references, segmentation=chosen.segmentation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +133,10 @@ class ModelOptions(StageOptions, PresetOptions):
 
     def load(self, with_bank: bool = False) -> Models:
         """Load the models under these options."""
-        if with_bank and (self.images, self.steps) != (None, None):
-            name = "steps" if self.images is None else "images"
-            raise ValueError(f"{name} must be left out with --bank, whose images are drawn already")
+        for name in ("images", "scheduler", "steps") if with_bank else ():
+            if getattr(self, name) is not None:
+                drawn = "whose images are drawn already"
+                raise ValueError(f"{name} must be left out with --bank, {drawn}")
         models = self.load_stages(self.preset)
         if self.images is None:
             return models

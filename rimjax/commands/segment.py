@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, segment
 from rimjax.references import store
 from rimjax.references.build import build_bank, load_bank, parse_names
+from rimjax.settings import name_configuration
 from rimjax.show import draw
 from rimjax.types import ReferenceBank, Segmentation
 
@@ -40,7 +41,7 @@ class Segment:
         files: Image files.
         classes: Class names, comma-separated. Leave them out with --bank.
         bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank. It
-            keeps its T and whitening unless --configuration is given.
+            keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes
             beside it.
         json: File for regions, scores and timings.
@@ -67,8 +68,10 @@ class Segment:
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
         if manifest is not None:
-            models = replace(models, references=self.models.choose_settings(manifest, models))
+            models = self.models.adopt_bank(manifest, models)
         bank = _open_bank(manifest, names, models, self.cache_dir)
+        configuration = name_configuration(models.references, models.segmentation)
+        print(f"configuration: {configuration}")
         results = []
         jobs = list(zip(self.files, images, outputs, strict=True))
         for path, image, (overlay, labels) in progress(jobs, "segment", "image"):

@@ -13,13 +13,13 @@ from rimjax.datasets.dataset import IGNORED, Dataset, Item
 from rimjax.evaluation import metrics
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, name_regions
-from rimjax.regions.extract import extract_regions
+from rimjax.regions.extract import FeatureGrid, extract
 from rimjax.settings import SegmentSettings
 from rimjax.types import BACKGROUND, ReferenceBank, Regions, Segmentation
 
 Setup = tuple[ReferenceBank, SegmentSettings]
-LoadRegions = Callable[[UInt8[np.ndarray, "H W 3"], dict[str, float]], Regions]
-"""Image, and the timings that receive the seconds of each stage, to the image's regions."""
+LoadRegions = Callable[[UInt8[np.ndarray, "H W 3"], dict[str, float]], Regions | FeatureGrid]
+"""Image, and the timings that receive the seconds of each stage, to what `extract` returns."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def evaluate(
     else:
         items, background, names = map(_make_item, enumerate(dataset)), True, bank.names
     rows = {"": (bank, settings or models.segmentation)}
-    load = partial(extract_regions, models.proposer, models.encoder)
+    load = partial(extract, models)
     confusions, seconds = [], []
     for outcome in raise_errors(evaluate_items(progress(items), load, rows, background=background)):
         confusions.append(outcome.confusions[""])

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
-from rimjax.models.protocols import cached_property, check_image
+from rimjax.models.protocols import Proposals, cached_property, check_image
 from rimjax.models.transformers_folder import fingerprint_model, load_model
 
 DIVISOR = 32
@@ -66,8 +65,10 @@ class MaskFormerProposer:
         """Digest of weights, architecture and settings."""
         return fingerprint_model(self.model, asdict(self.config))
 
-    def propose(self, image: np.ndarray) -> Bool[np.ndarray, "P H W"]:
-        """Return the queries' masks at the image's size, largest first; they may overlap.
+    def propose(self, image: np.ndarray) -> Proposals:
+        """Return the queries' masks at the image's size, and the probability of their best class.
+
+        The largest mask comes first; masks may overlap.
 
         Args:
             image: uint8[H, W, 3].
@@ -86,16 +87,17 @@ class MaskFormerProposer:
             pixels = resize(pixels, size, mode="bilinear", antialias=True)
         with torch.inference_mode():
             output = self.model(pixel_values=pixels.to(self.model.device))
-            probabilities = output.class_queries_logits[0].softmax(-1)[:, :-1]
-            likely = probabilities.amax(-1) > config.threshold
+            probabilities = output.class_queries_logits[0].float().softmax(-1)[:, :-1].amax(-1)
+            likely = probabilities > config.threshold
             if not likely.any():  # torch doesn't resize an empty batch
-                return np.zeros((0, height, width), bool)
+                return Proposals(np.zeros((0, height, width), bool), np.zeros(0, np.float32))
             logits = output.masks_queries_logits[:, likely].float()
             masks = resize(logits, (height, width), mode="bilinear")[0] > 0
-        masks = masks.cpu().numpy()
+        masks, scores = masks.cpu().numpy(), probabilities[likely].cpu().numpy()
         areas = masks.sum((1, 2))
         order = np.argsort(-areas, kind="stable")
-        return masks[order[areas[order] > 0]]
+        order = order[areas[order] > 0]
+        return Proposals(masks[order], scores[order])
 
     def _choose_input_size(self, height: int, width: int) -> tuple[int, int]:
         sides, shorter, longest = (height, width), self.config.input_size, self.config.longest_side

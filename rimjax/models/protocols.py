@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -27,6 +27,8 @@ __all__ = [
     "Generator",
     "Masker",
     "Models",
+    "Pixels",
+    "Proposals",
     "Proposer",
     "cached_property",
     "check_image",
@@ -87,13 +89,42 @@ class Masker(Fingerprinted, Protocol):
         ...
 
 
+class Proposals(NamedTuple):
+    """Masks of everything in an image, and what the proposer thinks of each.
+
+    Attributes:
+        masks: largest first; P may be 0.
+        scores: SAM's predicted IoU, MaskFormer's probability; None where a proposer has none.
+    """
+
+    masks: Bool[np.ndarray, "P H W"]
+    scores: Float32[np.ndarray, " P"] | None = None
+
+
 @runtime_checkable
 class Proposer(Fingerprinted, Protocol):
     """An image to class-agnostic region masks (Sec. 3.5)."""
 
-    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "P H W"]:
+    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Proposals:
         """Return masks of everything in the image, largest first; P may be 0."""
         ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """No proposals: flow 2 names pixels by the encoder's features themselves (Table 4, "none").
+
+    It stands in the place of a `Proposer`.
+
+    Attributes:
+        fingerprint: always the same.
+    """
+
+    fingerprint: str = "pixels"
+
+    def propose(self, image: UInt8[np.ndarray, "H W 3"]) -> Proposals:
+        """Return no masks."""
+        return Proposals(np.zeros((0, *image.shape[:2]), bool))
 
 
 @runtime_checkable
@@ -104,8 +135,8 @@ class Encoder(Fingerprinted, Protocol):
         """Return the image's feature map; its grid covers the whole image whatever its shape."""
         ...
 
-    def encode_batch(self, images: Sequence[np.ndarray]) -> Float32[np.ndarray, "B h w D"]:
-        """Encode several images, which may differ in size."""
+    def encode_batch(self, images: Sequence[np.ndarray]) -> list[Float32[np.ndarray, "h w D"]]:
+        """Encode several images, which may differ in size; so may their grids."""
         ...
 
 
@@ -117,10 +148,12 @@ class Models:
         name: name of the preset.
         generator: draws the references.
         masker: cuts out the references' foregrounds.
-        proposer: proposes an image's regions.
+        proposer: proposes an image's regions; `Pixels` names pixels without regions.
         encoder: computes the features of both.
         references: settings of flow 1.
         segmentation: settings of flow 2.
+        antialias: resize masks to the feature grid antialiased, in both flows; see
+            `rimjax.steps.pool.resize_masks`.
     """
 
     name: str
@@ -130,6 +163,12 @@ class Models:
     encoder: Encoder
     references: ReferenceSettings = field(default_factory=ReferenceSettings)
     segmentation: SegmentSettings = field(default_factory=SegmentSettings)
+    antialias: bool = True
+
+    @property
+    def features(self) -> str:
+        """Digest of what pooled features depend on; only features with the same are compared."""
+        return self.encoder.fingerprint + ("" if self.antialias else "-bilinear")
 
 
 def check_image(image: np.ndarray) -> None:
@@ -145,8 +184,10 @@ def encode_in_batches(
     read_pixels: Callable[[np.ndarray], np.ndarray],
     images: Sequence[np.ndarray] | np.ndarray,
     batch_size: int,
-) -> Float32[np.ndarray, "B h w D"]:
-    """Encode images in batches; the last batch is padded, so that one shape is compiled.
+) -> list[Float32[np.ndarray, "h w D"]]:
+    """Encode images in batches of equal shape, each image's features in its place.
+
+    A shape's last batch is padded, so that the shape is compiled once.
 
     Args:
         encode: pixels of a batch to features.
@@ -160,24 +201,37 @@ def encode_in_batches(
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
     size = min(batch_size, len(images))
-    features = []
-    for start in range(0, len(images), size):
-        batch = np.stack([read_pixels(image) for image in images[start : start + size]])
-        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        features.append(np.asarray(encode(padded))[: len(batch)])
-    return np.concatenate(features)
+    features: dict[int, np.ndarray] = {}
+    waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+
+    def encode_waiting(batch: dict[int, np.ndarray]) -> None:
+        stacked = np.stack(list(batch.values()))
+        padded = np.pad(stacked, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        features.update(zip(batch, np.asarray(encode(padded)), strict=False))  # without padding
+        batch.clear()
+
+    for index, image in enumerate(images):
+        pixels = read_pixels(image)
+        batch = waiting.setdefault(pixels.shape, {})
+        batch[index] = pixels
+        if len(batch) == size:
+            encode_waiting(batch)
+    for batch in filter(None, waiting.values()):
+        encode_waiting(batch)
+    return [features[index] for index in range(len(images))]
 
 
-def resize_to_square(image: np.ndarray, size: int) -> Float32[np.ndarray, "S S 3"]:
-    """Resize an image to a square (Pillow's bicubic), whatever its shape; values stay 0 to 255.
+def resize_image(image: np.ndarray, height: int, width: int) -> Float32[np.ndarray, "H W 3"]:
+    """Resize an image (Pillow's bicubic), whatever its shape; values stay 0 to 255.
 
     Args:
-        image: uint8[H, W, 3].
-        size: S.
+        image: uint8[h, w, 3].
+        height: H.
+        width: W.
 
     Raises:
         ValueError: the image is something else.
     """
     check_image(image)
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized, np.float32)

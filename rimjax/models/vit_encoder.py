@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,10 +16,11 @@ from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ported_weights.choices import check_choices
 from ported_weights.rules import build_tree, flatten_tree
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, encode_in_batches, resize_to_square
+from rimjax.models.protocols import cached_property, check_image, encode_in_batches, resize_image
 from rimjax.models.vit import Params, ViTConfig, last_layer_keys
 
 
@@ -52,18 +54,20 @@ def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:
 class ViTEncoder:
     """A ViT's last-layer keys as an `Encoder`.
 
-    Images are resized (Pillow's bicubic) to a square and normalised.
+    Images are resized (Pillow's bicubic) and normalised.
 
     Attributes:
         params: of the ViT.
         config: of the ViT.
-        input_size: S; every image is resized to SxS pixels, whatever its shape.
+        input_size: S.
         mean: of red, green and blue in 0..1, subtracted.
         std: of the same, divided by.
         batch_size: images encoded at once; the last batch is padded.
+        resize: "square" resizes every image to SxS pixels, whatever its shape; "aspect" to about as
+            many pixels in its own shape, see `choose_grid`.
 
     Raises:
-        ValueError: S isn't a multiple of the patch size, or batch_size < 1.
+        ValueError: S isn't a multiple of the patch size, batch_size < 1, or another `resize`.
     """
 
     params: Params
@@ -72,8 +76,10 @@ class ViTEncoder:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     batch_size: int = 8
+    resize: Literal["square", "aspect"] = "square"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         patch = self.config.patch_size
         if self.input_size < 1 or self.input_size % patch:
             expected = f"a multiple of the patch size {patch}"
@@ -88,10 +94,12 @@ class ViTEncoder:
         if self.config.rope_theta is None:  # as before DINOv3, so that banks stay valid
             del config["rope_theta"], config["key_bias"]
         settings = [config, self.input_size, self.mean, self.std]
+        if self.resize != "square":  # left out as before there was a choice: caches stay valid
+            settings.append(self.resize)
         return fingerprint(settings, flatten_tree(self.params))
 
     def encode(self, image: np.ndarray) -> Float32[np.ndarray, "h w D"]:
-        """Encode an image; h = w = S / patch size.
+        """Encode an image; h = w = S / patch size, unless the image keeps its shape.
 
         Args:
             image: uint8[H, W, 3].
@@ -103,8 +111,8 @@ class ViTEncoder:
 
     def encode_batch(
         self, images: Sequence[np.ndarray] | np.ndarray
-    ) -> Float32[np.ndarray, "B h w D"]:
-        """Encode several images.
+    ) -> list[Float32[np.ndarray, "h w D"]]:
+        """Encode several images; a batch holds images of one grid.
 
         Args:
             images: each uint8[H, W, 3] of any size.
@@ -119,6 +127,28 @@ class ViTEncoder:
     def _placed_params(self) -> Params:
         return jax.device_put(self.params)
 
-    def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "S S 3"]:
+    def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "H W 3"]:
+        check_image(image)
         mean, std = (np.asarray(colour, np.float32) for colour in (self.mean, self.std))
-        return (resize_to_square(image, self.input_size) / 255 - mean) / std
+        patch = self.config.patch_size
+        side = self.input_size // patch
+        rows, columns = (side, side)
+        if self.resize == "aspect":
+            rows, columns = choose_grid(image.shape[0], image.shape[1], side)
+        return (resize_image(image, rows * patch, columns * patch) / 255 - mean) / std
+
+
+def choose_grid(height: int, width: int, side: int) -> tuple[int, int]:
+    """Choose the rows and columns of an image's own shape, about side^2 cells in all.
+
+    The longer side is rounded first and alone decides the other, so there are fewer than 2 side^2
+    grids, most of them for images that are longer than any photograph.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        side: cells along a side of a square image's grid.
+    """
+    longer = min(side * side, round(side * math.sqrt(max(height, width) / min(height, width))))
+    shorter = max(1, round(side * side / longer))
+    return (longer, shorter) if height > width else (shorter, longer)

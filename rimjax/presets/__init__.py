@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ported_weights
-from rimjax.models.cells import CellProposer
 from rimjax.models.maskformer import MaskFormerProposer
-from rimjax.models.protocols import Encoder, Models, Proposer
+from rimjax.models.protocols import Encoder, Models, Pixels, Proposer
 from rimjax.models.sam import ProposalConfig, Sam, SamMasker, SamProposer
 from rimjax.models.stable_diffusion import DeferredGenerator, StoredWeights
 from rimjax.models.stable_diffusion.generator import WeightSource
@@ -30,6 +29,10 @@ RANDOM_WEIGHTS = " (random weights)"
 """Follows the preset's name in results and banks of a self-test."""
 
 Precision = Literal["float32", "bfloat16"]
+Scheduler = Literal["dpmsolver++", "ddim", "pndm"]
+
+PNDM_STEPS = 50
+"""Steps of PNDM unless others are chosen: Stable Diffusion 1.4's own default."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def list_weights(
     folder, files = locate_weights(preset, weights_dir), []
     for stage, (name, choice) in _choose(preset, generator, masker, encoder, proposer).items():
         place = choice if isinstance(choice, str) else getattr(choice, "path", None)
-        if place is None:  # the UNet's are the generator's, and feature cells have no weights
+        if place is None:  # the UNet's are the generator's, and pixels have no weights
             continue
         path, remedy = folder / place, f"rimjax weights download {name}"
         if preset == "mini":
@@ -109,8 +112,10 @@ def load_preset(
     masker: str | None = None,
     encoder: str | None = None,
     proposer: str | None = None,
-    configuration: str | None = None,
+    configuration: str = "rimjax",
+    scheduler: Scheduler | None = None,
     steps: int | None = None,
+    input_size: int | None = None,
     random_weights: bool = False,
     dtype: Precision | None = None,
 ) -> Models:
@@ -125,11 +130,15 @@ def load_preset(
         encoder: of `paper`, "dinov2-base" (default), "dinov2-small", "dinov2-large", "dinov3-base",
             "dinov3-small", "dinov3-large", "clip-vit-b-16", "mae-vit-b" or "sd-unet"; of `mini`,
             "mini" (default), "mini-clip", "mini-mae" or "mini-unet".
-        proposer: proposes regions instead of SAM: "cells" (of the encoder's grid), "maskformer" of
-            `paper` or "mini-maskformer" of `mini`.
-        configuration: "paper" (default of `paper`) or "rimjax" (default of `mini`); see
+        proposer: proposes regions instead of SAM: "maskformer" of `paper` or "mini-maskformer" of
+            `mini`; or "pixels", which are named by the encoder's features without regions.
+        configuration: "rimjax", or "printed" (alias "paper") for Eq. 6 to 10 to the letter; see
             `rimjax.settings.CONFIGURATIONS`.
-        steps: steps of the sampler; default: the preset's.
+        scheduler: sampler that draws images, "dpmsolver++" (default), "ddim", or "pndm", which is
+            Stable Diffusion 1.4's own.
+        steps: steps of the sampler; default: the preset's, but 50 with "pndm".
+        input_size: side in pixels that the encoder resizes images to, a multiple of its patch size;
+            default: the preset's.
         random_weights: of `paper`, a self-test without weight files: shapes, time and memory are
             real, results mean nothing, and every proposal is kept.
         dtype: dtype of generator and encoder; default: float32, but bfloat16 for `paper` on an
@@ -145,7 +154,6 @@ def load_preset(
     if random_weights and name == "mini":
         raise ValueError("random_weights must be False for mini, whose weights are in the package")
     preset = PRESETS[name]
-    configuration = configuration or preset.configuration
     if configuration not in CONFIGURATIONS:
         available = ", ".join(CONFIGURATIONS)
         raise ValueError(f"configuration must be one of {available}, got {configuration!r}")
@@ -159,16 +167,20 @@ def load_preset(
         dtype = "bfloat16" if name == "paper" and jax.default_backend() != "cpu" else "float32"
     choices = {stage: choice for stage, (_, choice) in _choose(name, *names.values()).items()}
     paths = {file.stage: None if random_weights else Path(file.path) for file in files}
-    diffusion = replace(
-        preset.diffusion, dtype=dtype, steps=preset.diffusion.steps if steps is None else steps
-    )
+    if steps is None:
+        steps = PNDM_STEPS if scheduler == "pndm" else preset.diffusion.steps
+    scheduler = scheduler or preset.diffusion.scheduler
+    diffusion = replace(preset.diffusion, dtype=dtype, steps=steps, scheduler=scheduler)
     deferred = DeferredGenerator(_find_diffusion_weights(paths["generator"]), diffusion)
-    features = _load_encoder(paths.get("encoder"), choices["encoder"], dtype, deferred)
+    choice = choices["encoder"]
+    if input_size is not None:
+        choice = replace(choice, input_size=input_size)
+    features = _load_encoder(paths.get("encoder"), choice, dtype, deferred)
     sam, proposals = _load_sam(paths["masker"], choices["masker"], preset.proposals)
     if proposer is None:
         regions: Proposer = SamProposer(sam, proposals)
     else:
-        regions = _load_proposer(paths.get("proposer"), choices["proposer"], features)
+        regions = _load_proposer(paths.get("proposer"), choices["proposer"])
     return Models(
         name=name + RANDOM_WEIGHTS if random_weights else name,
         generator=deferred,
@@ -214,9 +226,9 @@ def _load_sam(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _load_proposer(path: Path | None, choice: ProposerChoice, encoder: Encoder) -> Proposer:
+def _load_proposer(path: Path | None, choice: ProposerChoice) -> Proposer:
     if choice.path is None:
-        return CellProposer(encoder)
+        return Pixels()
     if path is None:
         raise ValueError("random_weights must be False with MaskFormer, which has no self-test")
     return MaskFormerProposer(path, choice.config)

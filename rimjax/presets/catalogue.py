@@ -64,7 +64,7 @@ class ProposerChoice:
     """A proposer other than SAM.
 
     Attributes:
-        path: a MaskFormer's folder, below the preset's; None for the encoder's feature cells.
+        path: a MaskFormer's folder, below the preset's; None for pixels.
         config: how the MaskFormer is run.
     """
 
@@ -103,8 +103,7 @@ class Preset:
         image_text: CLIP of the image-text baseline.
         diffusion: how images are drawn.
         proposals: SAM's grid of points and thresholds.
-        references: reference settings; the configuration overrides T and whitening.
-        configuration: name of the default configuration.
+        references: reference settings; the configuration overrides T, whitening and centring.
     """
 
     generators: Mapping[str, str]
@@ -115,7 +114,6 @@ class Preset:
     diffusion: DiffusionConfig
     proposals: ProposalConfig
     references: ReferenceSettings = field(default_factory=ReferenceSettings)
-    configuration: str = "paper"
 
 
 _HALF = (0.5, 0.5, 0.5)
@@ -141,7 +139,7 @@ _MINI = Preset(
         "mini-unet": UNetChoice(128),
     },
     proposers={
-        "cells": ProposerChoice(None),
+        "pixels": ProposerChoice(None),
         "mini-maskformer": ProposerChoice("maskformer", MaskFormerConfig(None, _HALF, _HALF)),
     },
     image_text=ImageTextChoice("clip", _HALF, _HALF, background="ground"),
@@ -160,7 +158,6 @@ _MINI = Preset(
         min_area=30,
     ),
     references=ReferenceSettings(num_images=24),
-    configuration="rimjax",
 )
 
 
@@ -201,7 +198,7 @@ _PAPER = Preset(
         "sd-unet": UNetChoice(),
     },
     proposers={
-        "cells": ProposerChoice(None),
+        "pixels": ProposerChoice(None),
         "maskformer": ProposerChoice(_path("maskformer"), MaskFormerConfig()),
     },
     image_text=ImageTextChoice(_path("clip-image-text"), *_CLIP_COLOURS),

@@ -56,7 +56,7 @@ def assemble_bank(
     Args:
         references: a class's references each, in the bank's class order.
         settings: `num_subcategories`, `foreground_mask`, `whiten` and `seed` are used.
-        encoder: fingerprint of the encoder that computed the features.
+        encoder: `Models.features` of the models that computed the features.
 
     Raises:
         ValueError: a class without a usable foreground, or no background at all.
@@ -151,7 +151,7 @@ def build_references(
         folders=folders,
         settings=asdict(settings),
         preset=models.name,
-        encoder=models.encoder.fingerprint,
+        encoder=models.features,
     )
     return manifest, list(groups)
 
@@ -252,7 +252,7 @@ def build_bank(
         points=points,
         progress=progress,
     )
-    return assemble_bank(groups, settings or models.references, models.encoder.fingerprint)
+    return assemble_bank(groups, settings or models.references, models.features)
 
 
 def _drop_invalid(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "n D"]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rimjax.files import digest, step_versions
 from rimjax.images import Photograph
-from rimjax.models.protocols import Encoder, Generated, Masker, Models
+from rimjax.models.protocols import Generated, Masker, Models
 from rimjax.references.store import ClassReferences
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.localise import cut_foreground
@@ -62,7 +62,7 @@ def draw_references(
         np.stack([foreground.mask for foreground in foregrounds]),
         drawing.attention,
         points,
-        models.encoder,
+        models,
     )
     fallbacks = sum(foreground.is_fallback for foreground in foregrounds)
     return replace(references, fallbacks=fallbacks, drawing=drawing_key(name, models, settings))
@@ -115,7 +115,7 @@ def cut_photographs(
         np.stack(masks),
         attention,
         np.stack(prompts)[:, None],
-        models.encoder,
+        models,
     )
 
 
@@ -147,7 +147,7 @@ def references_key(
     depends: dict[str, object] = {
         "name": name,
         "masker": models.masker.fingerprint,
-        "encoder": models.encoder.fingerprint,
+        "encoder": models.features,
         **step_versions("localise", "encode", "pool"),
     }
     if photographs is None:
@@ -183,12 +183,13 @@ def _pool_prototypes(
     masks: np.ndarray,
     attention: np.ndarray,
     points: np.ndarray,
-    encoder: Encoder,
+    models: Models,
 ) -> ClassReferences:
     """Pool each image under its mask, under the complement (Eq. 4), and as a whole."""
     rows = []
-    for features, mask in zip(encoder.encode_batch(list(images)), masks, strict=True):
-        weights = resize_masks(np.stack([mask, ~mask, np.ones_like(mask)]), features.shape[:2])
+    for features, mask in zip(models.encoder.encode_batch(list(images)), masks, strict=True):
+        stack = np.stack([mask, ~mask, np.ones_like(mask)])
+        weights = resize_masks(stack, features.shape[:2], models.antialias)
         pooled, valid = (np.asarray(part) for part in average_features(features, weights))
         rows.append(np.where(valid[:, None], pooled, np.nan))
     foreground, background, whole = np.stack(rows, axis=1).astype(np.float32)

@@ -76,7 +76,7 @@ class Manifest:
         folders: folder name of each class's references.
         settings: fields of `ReferenceSettings`.
         preset: name of the preset that the models come from.
-        encoder: fingerprint of the encoder that computed the features.
+        encoder: `Models.features` of the models that computed the features.
         path: the manifest's file.
     """
 

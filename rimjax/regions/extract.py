@@ -1,17 +1,31 @@
-"""Extract an image's regions: propose, encode, pool (Sec. 3.5, Eq. 5). Needs no bank."""
+"""Extract what an image is named by: propose, encode, pool (Sec. 3.5, Eq. 5). Needs no bank."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
-from rimjax.models.protocols import Encoder, Proposer
+from rimjax.models.protocols import Encoder, Models, Pixels, Proposer
 from rimjax.steps.pool import pool_regions
 from rimjax.types import Regions
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureGrid:
+    """An image's features where there are no proposals: its pixels are named one by one.
+
+    Attributes:
+        features: of the encoder's grid.
+        shape: (H, W) of the image.
+    """
+
+    features: Float32[np.ndarray, "h w D"]
+    shape: tuple[int, int]
 
 
 @contextmanager
@@ -27,6 +41,7 @@ def extract_regions(
     encoder: Encoder,
     image: UInt8[np.ndarray, "H W 3"],
     timings: dict[str, float] | None = None,
+    antialias: bool = True,
 ) -> Regions:
     """Propose regions and pool their features (Eq. 5).
 
@@ -35,14 +50,36 @@ def extract_regions(
         encoder: computes the features.
         image: RGB.
         timings: receives the seconds of "propose", "encode" and "pool".
+        antialias: see `Models`.
 
     Returns:
-        Regions with masks bool[M, H, W], M >= 0; features are padded to `bucket_size(M)` rows.
+        Regions with masks bool[M, H, W], M >= 0, and the proposer's scores; features are padded to
+        `bucket_size(M)` rows.
     """
     timings = {} if timings is None else timings
     with measure_stage(timings, "propose"):
-        masks = proposer.propose(image)
+        proposals = proposer.propose(image)
     with measure_stage(timings, "encode"):
         features = encoder.encode(image)
     with measure_stage(timings, "pool"):
-        return pool_regions(features, masks)
+        regions = pool_regions(features, proposals.masks, antialias)
+    return replace(regions, scores=proposals.scores)
+
+
+def extract(
+    models: Models, image: UInt8[np.ndarray, "H W 3"], timings: dict[str, float] | None = None
+) -> Regions | FeatureGrid:
+    """Extract an image's regions with the models, or its feature grid under `Pixels`.
+
+    Args:
+        models: proposer, encoder and `antialias` are used.
+        image: RGB.
+        timings: receives the seconds of "propose", "encode" and "pool"; of a grid of "encode" only.
+    """
+    timings = {} if timings is None else timings
+    if not isinstance(models.proposer, Pixels):
+        return extract_regions(
+            models.proposer, models.encoder, image, timings, antialias=models.antialias
+        )
+    with measure_stage(timings, "encode"):
+        return FeatureGrid(models.encoder.encode(image), (image.shape[0], image.shape[1]))

@@ -1,6 +1,6 @@
 """Keep images' regions on disk, so that no sweep proposes or encodes an image twice.
 
-<cache>/regions/<proposals digest>/<image digest>.npz    masks, packed as bits
+<cache>/regions/<proposals digest>/<image digest>.npz    masks, packed as bits, and scores
 <cache>/regions/<features digest>/<image digest>.npz     features and their validity
 """
 
@@ -48,11 +48,13 @@ class RegionStore:
         features = digest([proposals, self.fingerprint, step_versions("encode", "pool")])
 
         def propose() -> Arrays:
-            masks = self.proposer.propose(image)
+            masks, scores = self.proposer.propose(image)
             rows = masks.reshape(len(masks), math.prod(masks.shape[1:]))
-            return {"bits": np.packbits(rows, axis=1)}
+            scores = np.full(len(masks), np.nan, np.float32) if scores is None else scores
+            return {"bits": np.packbits(rows, axis=1), "scores": scores}
 
-        bits = _load_or_compute(self.folder / proposals / name, ("bits",), propose)["bits"]
+        stored = _load_or_compute(self.folder / proposals / name, ("bits", "scores"), propose)
+        bits, scores = stored["bits"], stored["scores"]
         pixels = np.unpackbits(bits, axis=1, count=image.shape[0] * image.shape[1])
         masks = pixels.astype(bool).reshape(len(bits), *image.shape[:2])
 
@@ -61,7 +63,7 @@ class RegionStore:
             return {"features": np.asarray(features), "valid": np.asarray(valid)}
 
         arrays = _load_or_compute(self.folder / features / name, ("features", "valid"), pool)
-        return Regions(masks=masks, **arrays)
+        return Regions(masks=masks, scores=None if np.isnan(scores).any() else scores, **arrays)
 
 
 def _load_or_compute(path: Path, names: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float, Int32
 from numpy.typing import ArrayLike
 
+from rimjax.steps.resize import bilinear_matrix
 
-def paint(masks: ArrayLike, labels: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+
+def paint(
+    masks: ArrayLike,
+    labels: ArrayLike,
+    shape: tuple[int, int],
+    priorities: ArrayLike | None = None,
+) -> Int32[np.ndarray, "H W"]:
     """Paint regions over each other, large before small, so that small regions stay visible.
 
     Of equal areas the first region stays on top.
@@ -16,19 +23,25 @@ def paint(masks: ArrayLike, labels: ArrayLike, shape: tuple[int, int]) -> Int32[
         masks: bool[P, H, W].
         labels: integer class of each region, [P]; -1 leaves a region out.
         shape: (H, W).
+        priorities: [P]; the region with the highest stays on top, whatever its area; areas decide
+            between equal priorities.
 
     Returns:
         The class of each pixel; pixels under no region are background, 0.
 
     Raises:
-        ValueError: shapes that don't fit.
+        ValueError: shapes that don't fit, NaN.
     """
     masks, labels = _check_masks(masks, shape), np.asarray(labels)
     if labels.shape != masks.shape[:1]:
         raise ValueError(f"labels must have shape [P={len(masks)}], got {list(labels.shape)}")
+    priorities = np.zeros(len(masks)) if priorities is None else np.asarray(priorities, float)
+    if priorities.shape != labels.shape or np.isnan(priorities).any():
+        actual = f"{list(priorities.shape)} with {np.isnan(priorities).sum()} NaN"
+        raise ValueError(f"priorities must have shape [P={len(masks)}] without NaN, got {actual}")
     canvas = np.zeros(shape, np.int32)
     areas = masks.sum(axis=(1, 2))
-    for region in np.argsort(areas, kind="stable")[::-1]:
+    for region in np.lexsort((areas, -priorities))[::-1]:
         if labels[region] >= 0:
             canvas[masks[region]] = labels[region]
     return canvas
@@ -60,6 +73,32 @@ def vote(masks: ArrayLike, scores: ArrayLike, shape: tuple[int, int]) -> Int32[n
     flat = masks.reshape(len(masks), -1)
     totals = flat.T.astype(np.float32) @ scores  # [H*W, C]; sums have the same argmax as means
     return np.where(flat.any(axis=0), totals.argmax(axis=1), 0).astype(np.int32).reshape(shape)
+
+
+def label_pixels(
+    scores: Float[np.ndarray, "h w C"], shape: tuple[int, int], allowed: Bool[np.ndarray, " C"]
+) -> Int32[np.ndarray, "H W"]:
+    """Label each pixel by the highest class score, resized bilinearly from a grid's cells.
+
+    Ties go to the lowest class. A row of pixels is resized at a time, so that the scores of all
+    pixels are never in memory together.
+
+    Args:
+        scores: of the grid's cells; -inf counts as the lowest finite score.
+        shape: (H, W).
+        allowed: classes that may win, at least one.
+
+    Returns:
+        The class of each pixel.
+    """
+    classes = np.flatnonzero(allowed)
+    scores = scores[..., classes].astype(np.float32)
+    scores = np.maximum(scores, scores[np.isfinite(scores)].min())
+    rows, columns = map(bilinear_matrix, scores.shape[:2], shape)
+    canvas = np.empty(shape, np.int32)
+    for line, weights in zip(canvas, rows, strict=True):
+        line[:] = classes[(columns @ np.tensordot(weights, scores, 1)).argmax(-1)]
+    return canvas
 
 
 def _check_masks(masks: ArrayLike, shape: tuple[int, int]) -> Bool[np.ndarray, "P H W"]:

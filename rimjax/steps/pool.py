@@ -14,7 +14,9 @@ from rimjax.types import AnyArray, Regions, bucket_size
 _BLOCK = 16  # masks resized together: all P at once as float32 would take gigabytes
 
 
-def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> Float32[np.ndarray, "P h w"]:
+def resize_masks(
+    masks: np.ndarray, size: tuple[int, int], antialias: bool = True
+) -> Float32[np.ndarray, "P h w"]:
     """Resize masks to a grid: bilinear, antialiased where it shrinks.
 
     Masks are padded to a few side lengths and resized a block at a time, so that the number of
@@ -23,6 +25,7 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> Float32[np.ndarray
     Args:
         masks: [P, H, W], booleans or weights in [0, 1].
         size: (h, w) of the grid.
+        antialias: False samples each cell's centre alone, so that a small mask may vanish.
 
     Returns:
         The share of each cell that a mask covers, in [0, 1]; an empty mask stays all 0.
@@ -34,7 +37,7 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> Float32[np.ndarray
         raise ValueError(f"masks must have shape [P, H, W], got {list(masks.shape)}")
     sides = [round_up_side(side) for side in masks.shape[1:]]
     rows, columns = (
-        np.pad(bilinear_matrix(side, cells, antialias=True), ((0, 0), (0, padded - side)))
+        np.pad(bilinear_matrix(side, cells, antialias), ((0, 0), (0, padded - side)))
         for side, cells, padded in zip(masks.shape[1:], size, sides, strict=True)
     )
     grids = np.zeros((len(masks), *size), np.float32)
@@ -84,7 +87,9 @@ def average_features(
     return jnp.where(valid[:, None], sums / jnp.where(valid, total, 1)[:, None], 0), valid
 
 
-def pool_regions(features: Float[AnyArray, "h w D"], masks: Shaped[np.ndarray, "M H W"]) -> Regions:
+def pool_regions(
+    features: Float[AnyArray, "h w D"], masks: Shaped[np.ndarray, "M H W"], antialias: bool = True
+) -> Regions:
     """Average an image's features under its masks (Eq. 5).
 
     Rows are padded to `bucket_size(M)` here, the only time on the way to matching; so the number of
@@ -93,11 +98,12 @@ def pool_regions(features: Float[AnyArray, "h w D"], masks: Shaped[np.ndarray, "
     Args:
         features: feature map.
         masks: masks of the image's size.
+        antialias: see `resize_masks`.
 
     Returns:
         Regions in NumPy whose rows past M are invalid, and the masks as they came.
     """
-    weights = resize_masks(masks, (features.shape[0], features.shape[1]))
+    weights = resize_masks(masks, (features.shape[0], features.shape[1]), antialias)
     padding = np.zeros((bucket_size(len(masks)) - len(masks), *weights.shape[1:]), np.float32)
     pooled, valid = _average(features, np.concatenate([weights, padding]))
     return Regions(np.asarray(pooled), masks, np.asarray(valid))

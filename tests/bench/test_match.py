@@ -21,6 +21,7 @@ def test_bench_match_reports_its_measurements(
     assert all(row["same inputs"]["disagree above 1e-5"] == 0 for row in report["accuracy"])
     first = report["speed"][0]
     assert first["N"] == 4 and first["seconds"] > 0 and first["combined over relation"] > 0
+    assert first["combined kernel over relation"] > 0
     assert first["peers"]["NumPy enumeration"]["seconds"] > 0
     assert first["peers"]["PyTorch enumeration"]["seconds"] > 0
     assert first["roofline"]["kernel, multiply and add"]["ratio"] > 0

@@ -16,6 +16,7 @@ from rimjax.commands.options import ModelOptions
 from rimjax.datasets import load
 from rimjax.references import store
 from rimjax.references.build import read_settings
+from rimjax.settings import CONFIGURATIONS
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,19 @@ def find_bank(folder: Path) -> Path:
     return next(iter((folder / "cache" / "banks").glob("*.json")))
 
 
-def test_segment_writes_overlay_labels_and_json(folder: Path, tmp_path: Path) -> None:
+def test_segment_writes_overlay_labels_and_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, report = tmp_path / "out.png", tmp_path / "out.json"
     bank = ("--bank", find_bank(folder))
-    run("segment", folder / "scene.png", *bank, "--output", out, "--json", report)
+    words = (*bank, "--output", out, "--json", report)
+    printed = run("segment", folder / "scene.png", *words, capsys=capsys)
     labels = np.asarray(Image.open(tmp_path / "out_labels.png"))
     assert labels.shape == (128, 128) and labels.max() <= 2 and Image.open(out).width >= 384
     contents = json.loads(report.read_text())
     result, names = contents["results"][0], contents["names"]
     assert names == ["background", "sneaker", "bag"]
+    assert "configuration: rimjax" in printed and contents["configuration"] == "rimjax"
     assert contents["preset"] == "mini" and contents["versions"]["jax"]
     assert sum(result["shares"].values()) == pytest.approx(1)
     assert result["regions"] and {"class", "score", "area", "box"} == set(result["regions"][0])
@@ -53,12 +58,17 @@ def test_a_configuration_changes_a_finished_bank_only_if_given(
     folder: Path, tmp_path: Path
 ) -> None:
     manifest = store.read_manifest(find_bank(folder))
-    models = rimjax.load_preset("mini", configuration="paper")
     own = read_settings(manifest)
-    assert ModelOptions().choose_settings(manifest, models) == own
-    settings = ModelOptions(configuration="paper").choose_settings(manifest, models)
-    assert (settings.num_subcategories, settings.whiten) == (8, 0)
-    assert (own.num_subcategories, own.whiten) == (1, 1)
+    assert (own.num_subcategories, own.whiten, own.centre) == (1, 1, 0.5)
+    printed = rimjax.load_preset("mini", configuration="printed")
+    # The bank's own configuration, whatever the models were loaded with.
+    adopted = ModelOptions().adopt_bank(manifest, printed)
+    ours = CONFIGURATIONS["rimjax"].segmentation
+    assert (adopted.references, adopted.segmentation) == (own, ours)
+    changed = ModelOptions(configuration="printed").adopt_bank(manifest, printed)
+    settings = changed.references
+    assert (settings.num_subcategories, settings.whiten, settings.centre) == (8, 0, 0)
+    assert changed.segmentation == CONFIGURATIONS["printed"].segmentation
     scene, paper = folder / "scene.png", ("--configuration", "paper")
     bank = ("--bank", find_bank(folder))
     run("segment", scene, *bank, *paper, "--output", tmp_path / "paper.png")
@@ -121,6 +131,11 @@ def test_bank_show_and_add(
         ),
         (["segment", "SCENE", "--bank", "BANK", "--images", "4"], "--images must be left out"),
         (["segment", "SCENE", "--bank", "BANK", "--steps", "4"], "--steps must be left out"),
+        (
+            ["segment", "SCENE", "--bank", "BANK", "--scheduler", "pndm"],
+            "--scheduler must be left out",
+        ),
+        (["segment", "SCENE", "--classes", "bag", "--input-size", "100"], "--input-size must be"),
         (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged; "),
         (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
         (["segment", "SCENE", "SCENE", "--classes", "bag"], "a name twice"),

@@ -21,7 +21,7 @@ from rimjax.models.protocols import Models
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem.startswith(("table", "fig")))
-SCRIPTS = [name for name in SCRIPTS if name != "tables"] + ["beyond", "failures"]
+SCRIPTS = [name for name in SCRIPTS if name != "tables"] + ["beyond", "ablations", "failures"]
 
 
 @pytest.fixture(scope="module")

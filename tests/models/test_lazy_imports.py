@@ -18,7 +18,6 @@ HEAVY = ("torch", "flax", "diffusers", "transformers", "segment_anything")
         "rimjax.models.sam",
         "rimjax.models.maskformer",
         "rimjax.models.image_text",
-        "rimjax.models.cells",
         "rimjax.weights.sources",
         "rimjax.weights.download",
     ],

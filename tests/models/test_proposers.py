@@ -1,4 +1,4 @@
-"""Proposers other than SAM: feature cells, and a tiny random MaskFormer against transformers."""
+"""A tiny random MaskFormer against transformers."""
 
 import json
 import shutil
@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fakes import FakeEncoder
 from PIL import Image
 from published import write_maskformer
 from scipy import special
 
-from rimjax.models.cells import CellProposer
 from rimjax.models.maskformer import MaskFormerConfig, MaskFormerProposer
-from rimjax.models.protocols import Proposer
+from rimjax.models.protocols import Proposals, Proposer
 
 CONFIG = MaskFormerConfig(input_size=64)
 MULTIPLE, WIDE, TALL, TINY, THIN = (64, 96), (45, 83), (90, 50), (1, 3), (34, 187)
@@ -58,7 +56,7 @@ def proposer_of(folder: Path, config: MaskFormerConfig = CONFIG) -> MaskFormerPr
     return MaskFormerProposer(folder, config, device="cpu")
 
 
-def run_proposer(proposer: MaskFormerProposer, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def run_proposer(proposer: MaskFormerProposer, image: np.ndarray) -> tuple[np.ndarray, Proposals]:
     """Return the pixels that the model gets, and the proposals."""
     inputs = []
     handle = proposer.model.register_forward_pre_hook(
@@ -72,8 +70,8 @@ def run_proposer(proposer: MaskFormerProposer, image: np.ndarray) -> tuple[np.nd
 
 def reference(
     original: Any, pixels: np.ndarray, size: tuple[int, int], threshold: float
-) -> list[np.ndarray]:
-    """Return the logits, at the image's size, of the queries over the threshold.
+) -> list[tuple[np.ndarray, float]]:
+    """Return the logits, at the image's size, and probabilities of the queries over the threshold.
 
     Pillow resizes them; its enlargement is bilinear too.
     """
@@ -83,62 +81,17 @@ def reference(
         -1
     )  # the last of the four is "nothing"
     assert np.abs(likely - threshold).min() > 1e-4, "a query lies on the threshold: choose another"
-    logits = output.masks_queries_logits[0].numpy()[likely > threshold]
+    logits = output.masks_queries_logits[0].numpy()
     return [
-        np.asarray(Image.fromarray(logit).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        for logit in logits
+        (
+            np.asarray(
+                Image.fromarray(logit).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            ),
+            score,
+        )
+        for logit, score in zip(logits, likely, strict=True)
+        if score > threshold
     ]
-
-
-# Feature cells.
-
-
-class OblongEncoder(FakeEncoder):
-    def encode(self, image: np.ndarray) -> np.ndarray:
-        return np.zeros((5, 7, 2), np.float32)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (128, 9), (3, 4), (1, 1), (1, 40)])
-def test_cells_partition_any_image(size):
-    masks = CellProposer(OblongEncoder()).propose(np.zeros((*size, 3), np.uint8))
-    assert masks.shape == (35, *size) and masks.dtype == bool
-    np.testing.assert_array_equal(masks.sum(0), np.ones(size))  # every pixel has exactly one
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (128, 9), (3, 4)])
-def test_a_pixel_belongs_to_the_grids_cell_that_it_lies_in(size):
-    masks = CellProposer(OblongEncoder()).propose(np.zeros((*size, 3), np.uint8))
-    for row in range(size[0]):
-        for column in range(size[1]):
-            (owner,) = np.flatnonzero(masks[:, row, column])
-            assert owner // 7 <= row * 5 / size[0] < owner // 7 + 1  # the pixel's corner, in cells
-            assert owner % 7 <= column * 7 / size[1] < owner % 7 + 1
-
-
-def test_in_an_image_smaller_than_the_grid_cells_are_a_pixel_or_empty():
-    areas = CellProposer(FakeEncoder()).propose(np.zeros((6, 9, 3), np.uint8)).sum((1, 2))
-    assert len(areas) == 256 and sorted(areas) == [0] * (256 - 54) + [1] * 54
-
-
-def test_cells_line_up_with_the_encoders_features():
-    """With a colour for each cell of a 16x16 grid, a cell's feature is its mask's colour."""
-    colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    image = colours.repeat(3, 0).repeat(2, 1)
-    features = FakeEncoder().encode(image).reshape(256, 3)
-    for mask, feature in zip(CellProposer(FakeEncoder()).propose(image), features, strict=True):
-        (colour,) = np.unique(image[mask], axis=0)
-        np.testing.assert_allclose(
-            colour / 128 - 1 + [0, 0, 0.01], feature, atol=1e-6
-        )  # float32 of numbers up to 1
-
-
-def test_cells_fingerprint_follows_the_grid_alone():
-    proposer: Proposer = CellProposer(FakeEncoder())
-    assert CellProposer(OblongEncoder()).fingerprint != proposer.fingerprint
-    assert CellProposer(FakeEncoder("other-weights")).fingerprint == proposer.fingerprint
-
-
-# MaskFormer.
 
 
 @pytest.mark.parametrize("input_size", [64, 70, None])
@@ -168,28 +121,34 @@ def test_the_model_sees_what_transformers_processor_makes(folder, size, input_si
 @pytest.mark.parametrize("threshold", [0.35, 0.45, 0.5])
 @pytest.mark.parametrize("size", [MULTIPLE, WIDE, TALL])
 def test_proposals_are_the_likely_queries_masks_largest_first(folder, original, size, threshold):
-    pixels, ours = run_proposer(
+    pixels, (ours, scores) = run_proposer(
         proposer_of(folder, MaskFormerConfig(64, threshold=threshold)), random_image(size)
     )
-    logits = [logit for logit in reference(original, pixels, size, threshold) if (logit > 0).any()]
-    theirs = sorted(logits, key=lambda logit: -(logit > 0).sum())
+    theirs = [pair for pair in reference(original, pixels, size, threshold) if (pair[0] > 0).any()]
     assert 1 < len(theirs) < 24, (
         "too few or all queries are over the threshold: the test couldn't tell"
     )
     assert ours.shape == (len(theirs), *size) and ours.dtype == bool
     areas = ours.sum((1, 2))
     assert (np.diff(areas) <= 0).all() and areas.min() > 0
-    unmatched = list(ours)
-    for logit in theirs:  # areas may tie, so each is looked for
+    assert scores is not None and scores.dtype == np.float32
+    unmatched = list(zip(ours, scores, strict=True))
+    for logit, likely in theirs:  # areas may tie, so each is looked for
         sure = np.abs(logit) > 1e-4 * np.abs(logit).max()  # float32 rounding of two resizers
-        same = [index for index, mask in enumerate(unmatched) if (mask == (logit > 0))[sure].all()]
+        same = [
+            index
+            for index, (mask, score) in enumerate(unmatched)
+            if (mask == (logit > 0))[sure].all() and abs(score - likely) < 1e-5  # float32 again
+        ]
         assert same
         del unmatched[same[0]]
 
 
 def test_of_no_likely_query_there_are_no_masks(folder):
-    masks = proposer_of(folder, MaskFormerConfig(64, threshold=1.0)).propose(random_image(WIDE))
+    proposer = proposer_of(folder, MaskFormerConfig(64, threshold=1.0))
+    masks, scores = proposer.propose(random_image(WIDE))
     assert masks.shape == (0, *WIDE) and masks.dtype == bool
+    assert scores is not None and scores.shape == (0,)
 
 
 def test_the_best_class_counts_not_all_of_them_together(folder, tmp_path):
@@ -198,22 +157,22 @@ def test_the_best_class_counts_not_all_of_them_together(folder, tmp_path):
     with torch.no_grad():
         proposer.model.class_predictor.weight.zero_()
         proposer.model.class_predictor.bias.copy_(torch.tensor([0.3, 0.3, 0.3, 0.1]).log())
-    assert len(proposer.propose(random_image(WIDE))) == 0
+    assert len(proposer.propose(random_image(WIDE)).masks) == 0
     proposer.config = MaskFormerConfig(64, threshold=0.29)
-    assert len(proposer.propose(random_image(WIDE))) > 1
+    assert len(proposer.propose(random_image(WIDE)).masks) > 1
 
 
 def test_the_image_is_not_written_to_and_may_be_a_view(folder):
     image = random_image(WIDE)
     before = image.copy()
     proposer = proposer_of(folder)
-    straight = proposer.propose(image)
+    straight = proposer.propose(image).masks
     np.testing.assert_array_equal(image, before)
     view = np.flip(
         np.ascontiguousarray(np.flip(image, 1)), 1
     )  # negative strides, which torch lacks
     view.setflags(write=False)
-    np.testing.assert_array_equal(proposer.propose(view), straight)
+    np.testing.assert_array_equal(proposer.propose(view).masks, straight)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +180,8 @@ def test_the_image_is_not_written_to_and_may_be_a_view(folder):
     [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)],
 )
 def test_what_is_no_image_is_refused(folder, image):
-    for proposer in (proposer_of(folder), CellProposer(FakeEncoder())):
-        with pytest.raises(ValueError, match="image must be uint8"):
-            proposer.propose(image)
+    with pytest.raises(ValueError, match="image must be uint8"):
+        proposer_of(folder).propose(image)
 
 
 def with_config(folder: Path, path: Path, **change: object) -> Path:

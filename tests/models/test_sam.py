@@ -102,9 +102,21 @@ def test_mask_is_the_predictors_best(sam, masker, image, points):
     assert others, "all three masks are the same: the test couldn't tell a wrong choice"
 
 
+def test_the_single_mask_is_the_predictors_own(sam, masker, image):
+    points = np.array([[3.0, 4.0], [31.0, 23.0], [18.5, 7.25]], np.float32)
+    predictor = segment_anything.SamPredictor(sam.model)
+    predictor.set_image(image)
+    (expected,), _, _ = predictor.predict(points, np.ones(3), multimask_output=False)
+    single = SamMasker(sam, multimask=False)
+    np.testing.assert_array_equal(single.mask(image, points), expected)
+    assert not np.array_equal(masker.mask(image, points), expected), "the outputs differ"
+    assert masker.fingerprint == sam.fingerprint != single.fingerprint
+
+
 def test_proposals_are_the_generators_largest_first(proposer, image, generated):
     typed: Proposer = proposer
-    proposals = proposer.propose_scored(image)
+    proposals = typed.propose(image)
+    assert proposals.scores is not None and proposals.scores.dtype == np.float32
     assert len(generated) > 3
     assert proposals.masks.shape == (len(generated), 24, 32) and proposals.masks.dtype == bool
     areas = proposals.masks.sum((1, 2))
@@ -117,7 +129,6 @@ def test_proposals_are_the_generators_largest_first(proposer, image, generated):
         assert score == pytest.approx(
             theirs[mask.tobytes()], abs=1e-5
         )  # decoded in batches of another size
-    np.testing.assert_array_equal(typed.propose(image), proposals.masks)
 
 
 def test_small_proposals_are_dropped(sam, image, generated):
@@ -125,17 +136,18 @@ def test_small_proposals_are_dropped(sam, image, generated):
     strict = SamProposer(sam, replace(LENIENT, min_area=limit))
     expected = sum(record["area"] >= limit for record in generated)
     assert 0 < expected < len(generated)
-    assert len(strict.propose(image)) == expected
+    assert len(strict.propose(image).masks) == expected
 
 
 def test_overlapping_boxes_are_suppressed(sam, image, generated):
     strict = SamProposer(sam, replace(LENIENT, box_nms_thresh=0.7))
-    assert 0 < len(strict.propose(image)) < len(generated)
+    assert 0 < len(strict.propose(image).masks) < len(generated)
 
 
 def test_no_proposal_at_all_is_an_empty_stack(sam, image):
     strict = SamProposer(sam, replace(LENIENT, pred_iou_thresh=1e3))
-    proposals = strict.propose_scored(image)
+    proposals = strict.propose(image)
+    assert proposals.scores is not None
     assert (
         proposals.masks.shape == (0, 24, 32)
         and proposals.masks.dtype == bool
@@ -166,7 +178,7 @@ def test_checkpoints_round_trip(sam, proposer, image, tmp_path, suffix):
     loaded = adapter.load(read_state_dict(path), CONFIG, device="cpu")
     assert loaded.fingerprint == sam.fingerprint
     np.testing.assert_array_equal(
-        SamProposer(loaded, LENIENT).propose(image), proposer.propose(image)
+        SamProposer(loaded, LENIENT).propose(image).masks, proposer.propose(image).masks
     )
 
 

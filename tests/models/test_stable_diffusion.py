@@ -21,7 +21,7 @@ from rimjax.models import diffusion
 from rimjax.models.diffusion import DiffusionConfig, StableDiffusion
 from rimjax.models.protocols import Generator
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, save
-from rimjax.models.stable_diffusion.sampler import make_key
+from rimjax.models.stable_diffusion.sampler import list_drawing_settings, make_key
 from rimjax.weights.stable_diffusion import port_folder
 
 TOLERANCE = (
@@ -63,6 +63,12 @@ def noise(batch: int) -> np.ndarray:
 
 
 def torch_scheduler(steps: int, order: int = 2) -> Any:
+    """Return DPM-Solver++ of an order, or PNDM as Stable Diffusion 1.4 sets it (order 4)."""
+    if order == 4:
+        kind: Any = diffusers.PNDMScheduler
+        scheduler = kind(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+        scheduler.set_timesteps(steps)
+        return scheduler
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **SCHEDULE, solver_order=order, final_sigmas_type="sigma_min"
     )
@@ -152,10 +158,18 @@ class Toy(StableDiffusion):
         return strength * jnp.sin(latents) + timestep / 2000, maps
 
 
-@pytest.mark.parametrize(("scheduler", "order"), [("dpmsolver++", 2), ("ddim", 1)])
-@pytest.mark.parametrize("steps", [1, 6, 20])
+def offset(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with the offset of Stable Diffusion 1.4's timesteps."""
+    schedule = {**checkpoint.configs["scheduler"], "steps_offset": 1}
+    configs = {**checkpoint.configs, "scheduler": schedule}
+    return Checkpoint(configs, checkpoint.params, checkpoint.tokenizer)
+
+
+@pytest.mark.parametrize(("scheduler", "order"), [("dpmsolver++", 2), ("ddim", 1), ("pndm", 4)])
+@pytest.mark.parametrize("steps", [1, 6, 20, 50])
 def test_sampler_agrees_with_torch(model, scheduler, order, steps):
-    toy = Toy(model.checkpoint, replace(CONFIG, steps=steps, scheduler=scheduler))
+    config = replace(CONFIG, steps=steps, scheduler=scheduler)
+    toy = Toy(offset(model.checkpoint), config)
     x = noise(2)
     ours, _ = jax.jit(toy.denoise)(model.params, *model.prompts.encode("bag"), x)
     reference = torch_scheduler(steps, order)
@@ -168,6 +182,54 @@ def test_sampler_agrees_with_torch(model, scheduler, order, steps):
             without + CONFIG.guidance * (within - without), timestep, theirs
         ).prev_sample
     assert relative_error(ours, theirs) <= 1e-4
+
+
+def test_pndm_averages_its_timesteps_which_are_one_more(model):
+    """The toy's attention at 8x8: a row at every timestep, another at those below 600."""
+    toy = Toy(
+        offset(model.checkpoint),
+        replace(CONFIG, steps=4, scheduler="pndm", attention_resolutions=(8,)),
+    )
+    ids, weights = model.prompts.encode("bag")
+    _, attention = toy.denoise(model.params, ids, weights, noise(2))
+    timesteps = torch_scheduler(4, 4).timesteps.tolist()
+    assert timesteps == [751, 501, 501, 251, 1]
+    expected = np.zeros((2, 8, 8))
+    expected[:, 0], expected[:, 1] = 1, 0.2 * 4 / 5
+    np.testing.assert_allclose(np.asarray(attention), expected, atol=1e-6)
+
+
+def test_each_tokens_map_may_be_divided_before_the_mean(originals, model):
+    """Against torch's attention at a single step; "bag" is one token, so its map is the same."""
+    x = noise(2)
+    maps = {}
+    for name in ("ankle boot", "bag"):
+        ids, weights = model.prompts.encode(name)
+        for normalise in ("name", "token"):
+            config = replace(CONFIG, steps=1, normalise=normalise, attention_resolutions=(8,))
+            drawer = StableDiffusion(model.checkpoint, config)
+            maps[name, normalise] = np.asarray(drawer.denoise(model.params, ids, weights, x)[1])
+    recorder, unet = Recorder(), originals["unet"]
+    before = unet.attn_processors
+    unet.set_attn_processor(recorder)
+    ids, _ = model.prompts.encode("ankle boot")
+    text = originals["text_encoder"](torch.from_numpy(ids).long()).last_hidden_state[1:]
+    timestep = torch_scheduler(1).timesteps[0]
+    unet(torch.from_numpy(x), timestep, text.expand(2, -1, -1))
+    unet.set_attn_processor(before)
+    layers = [scores for scores in recorder.maps if scores.shape[1] == 64]
+    for normalise in ("name", "token"):
+        total = np.zeros((2, 64))
+        for scores in layers:
+            tokens = scores[:, :, 4:6].numpy()
+            if normalise == "token":
+                tokens = tokens / tokens.max(1, keepdims=True)
+            heat = tokens.mean(-1)
+            total += heat / heat.max(1, keepdims=True) if normalise == "name" else heat
+        expected = (total / len(layers)).reshape(2, 8, 8)
+        np.testing.assert_allclose(maps["ankle boot", normalise], expected, atol=1e-5)
+    assert np.abs(maps["ankle boot", "name"] - maps["ankle boot", "token"]).max() > 0.01
+    np.testing.assert_allclose(maps["bag", "name"], maps["bag", "token"], atol=1e-6)
 
 
 def test_attention_is_averaged_over_layers_and_steps(model):
@@ -395,9 +457,13 @@ def test_fingerprint_follows_weights_and_drawing_settings(model):
     prints = {
         model.fingerprint,
         other.fingerprint,
-        StableDiffusion(checkpoint, replace(CONFIG, steps=4)).fingerprint,
+        *(
+            StableDiffusion(checkpoint, replace(CONFIG, **change)).fingerprint
+            for change in ({"steps": 4}, {"scheduler": "pndm"}, {"normalise": "token"})
+        ),
     }
-    assert len(prints) == 3
+    assert len(prints) == 5
+    assert "normalise" not in list_drawing_settings(CONFIG), "older drawings serve on"
     assert (
         StableDiffusion(checkpoint, replace(CONFIG, batch_size=1)).fingerprint == model.fingerprint
     )
@@ -433,10 +499,14 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
         diffusion.load(tmp_path)
 
 
-def test_64_bit_mode_changes_nothing(folder, drawn):
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "pndm"])
+def test_64_bit_mode_changes_nothing(folder, drawn, scheduler):
+    config = replace(CONFIG, scheduler=scheduler)
+    if scheduler == "pndm":
+        drawn = diffusion.load(folder, config).generate("Ankle boot", 3, seed=7)
     jax.config.update("jax_enable_x64", True)
     try:
-        again = diffusion.load(folder, CONFIG).generate("Ankle boot", 3, seed=7)
+        again = diffusion.load(folder, config).generate("Ankle boot", 3, seed=7)
     finally:
         jax.config.update("jax_enable_x64", False)
     assert again.attention.dtype == np.float32

@@ -16,7 +16,7 @@ from ported_weights.rules import Rule, apply, transpose_convolution, transpose_l
 from rimjax.models import vit
 from rimjax.models.protocols import Encoder
 from rimjax.models.vit import ViTConfig
-from rimjax.models.vit_encoder import ViTEncoder
+from rimjax.models.vit_encoder import ViTEncoder, choose_grid
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -323,10 +323,40 @@ def test_batches_agree_with_single_images(encoder):
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 256, (size, 40, 3), np.uint8) for size in (40, 33, 64)]
     together = encoder.encode_batch(images)
-    assert together.shape == (3, 8, 8, 48)
+    assert [keys.shape for keys in together] == [(8, 8, 48)] * 3
     for image, keys in zip(images, together, strict=True):
         alone = encoder.encode(image)
         assert relative_error(keys, alone) <= TOLERANCE  # another batch size, other rounding
+
+
+SHAPES = [(40, 40), (30, 60), (60, 30), (90, 10), (1, 999), (333, 500), (31, 60)]
+
+
+def test_an_image_may_keep_its_shape_at_about_as_many_pixels(encoder, ported):
+    keeping = replace(encoder, resize="aspect")
+    rng = np.random.default_rng(2)
+    images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in SHAPES]
+    together = keeping.encode_batch(images)  # of five grids, in batches of two
+    for (height, width), image, keys in zip(SHAPES, images, together, strict=True):
+        rows, columns, _ = keys.shape
+        assert 0.75 * 64 <= rows * columns <= 4 / 3 * 64  # the shorter side is a whole number
+        least = min(rows, columns)
+        exact = (rows / columns) / (height / width)
+        assert least == 1 or abs(np.log(exact)) <= 2 * np.log((least + 0.5) / least)
+        resized = Image.fromarray(image).resize((4 * columns, 4 * rows), Image.Resampling.BICUBIC)
+        x = (np.asarray(resized) / 255.0 - encoder.mean) / np.array(encoder.std)
+        expected = vit.last_layer_keys(ported[0], x[None].astype(np.float32), ported[1])
+        assert relative_error(keys, np.asarray(expected)[0]) <= TOLERANCE
+        assert keys.shape == keeping.encode(image).shape
+    np.testing.assert_array_equal(together[0], encoder.encode_batch(images[:2])[0])
+    assert together[1].shape == (*together[2].shape[1::-1], 48)
+
+
+def test_images_of_any_shape_have_few_grids():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(200, 800, (5000, 2))  # photographs, none longer than 4 to 1
+    grids = {choose_grid(int(height), int(width), 37) for height, width in sizes}
+    assert len(grids) <= 2 * 37
 
 
 def test_encoder_refuses_bad_input(encoder):
@@ -346,8 +376,9 @@ def test_fingerprint_follows_weights_and_settings(encoder):
         typed.fingerprint,
         replace(encoder, params=changed).fingerprint,
         replace(encoder, input_size=64).fingerprint,
+        replace(encoder, resize="aspect").fingerprint,
     }
-    assert len(prints) == 3
+    assert len(prints) == 4
     assert replace(encoder, batch_size=1).fingerprint == typed.fingerprint
 
 

@@ -39,7 +39,7 @@ def test_files_are_those_of_the_manifest() -> None:
 def test_proposals_cover_the_items(models: Models) -> None:
     best = []
     for scene in fashion_scenes.render_benchmark(6):
-        masks = models.proposer.propose(scene.image)
+        masks = models.proposer.propose(scene.image).masks
         for position in range(1, len(scene.items) + 1):
             truth = scene.instances == position
             ious = [(mask & truth).sum() / (mask | truth).sum() for mask in masks]
@@ -72,7 +72,7 @@ def test_the_whole_method_names_unlike_classes(models: Models, tmp_path: Path) -
 
 
 def test_a_class_is_the_same_alone_and_among_others(models: Models, tmp_path: Path) -> None:
-    plain = replace(models, references=replace(models.references, whiten=0))
+    plain = replace(models, references=replace(models.references, whiten=0, centre=0))
     alone = rimjax.build_bank(["bag"], plain, cache_dir=tmp_path / "a")
     among = rimjax.build_bank(["sneaker", "bag"], plain, cache_dir=tmp_path / "b")
     np.testing.assert_allclose(alone.classes[1], among.classes[2], atol=1e-5)
@@ -84,5 +84,5 @@ def test_the_paper_preset_lists_missing_weights(tmp_path: Path) -> None:
         rimjax.load_preset("paper", tmp_path)
     with pytest.raises(ValueError, match="preset must be one of mini, paper"):
         rimjax.load_preset("huge")
-    with pytest.raises(ValueError, match="configuration must be one of paper, rimjax"):
+    with pytest.raises(ValueError, match="configuration must be one of rimjax, printed, paper"):
         rimjax.load_preset("mini", configuration="best")

@@ -175,11 +175,30 @@ def test_bfloat16_is_the_default_on_accelerators(monkeypatch: pytest.MonkeyPatch
         ("mini", {"masker": "sam-vit-h"}, "masker must be one of mini in 'mini', got 'sam-vit-h'"),
         ("mini", {"random_weights": True}, "random_weights"),
         ("mini", {"steps": 0}, "steps must be at least 1, got 0"),
+        ("mini", {"input_size": 100}, "input_size must be a multiple of the patch size 8, got 100"),
+        ("mini", {"proposer": "cells"}, "proposer must be one of pixels, mini-maskformer"),
     ],
 )
 def test_bad_choices_are_refused(preset: str, choices: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rimjax.load_preset(preset, **choices)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_sampler_and_input_size_can_be_chosen() -> None:
+    def load(**choices: Any) -> tuple[str, int, int]:
+        models = rimjax.load_preset("paper", random_weights=True, **choices)
+        assert isinstance(models.generator, DeferredGenerator)
+        assert isinstance(models.encoder, ViTEncoder)
+        drawing = models.generator.config
+        return drawing.scheduler, drawing.steps, models.encoder.input_size
+
+    assert load() == ("dpmsolver++", 30, 32)
+    assert load(scheduler="pndm") == ("pndm", 50, 32)
+    assert load(scheduler="pndm", steps=7, input_size=48) == ("pndm", 7, 48)
+    unet = rimjax.load_preset("mini", encoder="mini-unet", input_size=64).encoder
+    assert isinstance(unet, UNetEncoder) and unet.input_size == 64
+    assert unet.encode(np.zeros((9, 9, 3), np.uint8)).shape[:2] == (16, 16)
 
 
 def test_the_unet_encoder_and_the_generator_share_their_weights() -> None:

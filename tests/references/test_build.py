@@ -92,6 +92,7 @@ SMALL = rimjax.ReferenceSettings(num_images=3, num_subcategories=2)
         ({"references": replace(SMALL, num_images=2)}, ["plum"]),
         ({"encoder": FakeEncoder("other")}, []),  # the stored images serve again
         ({"references": replace(SMALL, threshold=0.5)}, []),
+        ({"antialias": False}, []),
     ],
 )
 def test_a_changed_dependency_builds_other_references(

@@ -12,6 +12,7 @@ from fakes import FakeEncoder, FakeProposer
 from scenes import make_scene
 
 from rimjax import files
+from rimjax.models.protocols import Proposals
 from rimjax.regions.extract import extract_regions
 from rimjax.regions.store import RegionStore
 from rimjax.steps.pool import pool_regions
@@ -35,9 +36,19 @@ def test_stored_regions_equal_extracted_regions(
     expected = extract_regions(FakeProposer(), FakeEncoder(), image)
     for _ in range(2):
         regions = store.load(image)
-        for name in ("features", "masks", "valid"):
+        for name in ("features", "masks", "valid", "scores"):
             np.testing.assert_array_equal(getattr(regions, name), getattr(expected, name))
         monkeypatch.setattr(FakeProposer, "propose", lambda *args: pytest.fail("proposed again"))
+
+
+def test_a_proposer_without_scores_has_none_again(tmp_path: Path) -> None:
+    class Unscored(FakeProposer):
+        def propose(self, image: np.ndarray) -> Proposals:
+            return Proposals(super().propose(image).masks)
+
+    store = RegionStore(tmp_path, Unscored(), partial(pool, FakeEncoder()), "fake-encoder")
+    image, _ = make_scene()
+    assert [store.load(image).scores for _ in range(2)] == [None, None]
 
 
 def test_an_image_without_regions(store: RegionStore) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rimjax.steps.assemble import paint, vote
+from rimjax.steps.assemble import label_pixels, paint, vote
 
 SHAPE = (3, 4)
 
@@ -42,6 +42,20 @@ def test_invalid_regions_paint_nothing_and_background_regions_paint() -> None:
     np.testing.assert_array_equal(labels, np.where(BIG & ~SMALL, 5, 0))
 
 
+def test_the_highest_priority_stays_on_top_then_the_smallest_area() -> None:
+    rng = np.random.default_rng(1)
+    masks, labels = rng.random((7, 5, 6)) > 0.4, rng.permutation(7) + 1
+    for priorities in (rng.random(7), np.array([0.5, 0.1, 0.5, 0.9, 0.5, 0.9, 0.1]), np.zeros(7)):
+        expected = np.zeros((5, 6), int)
+        for pixel in np.ndindex(5, 6):
+            over = np.flatnonzero(masks[(slice(None), *pixel)])
+            if len(over):
+                best = max(over, key=lambda i: (priorities[i], -masks[i].sum(), -i))
+                expected[pixel] = labels[best]
+        np.testing.assert_array_equal(paint(masks, labels, (5, 6), priorities), expected)
+    np.testing.assert_array_equal(paint(masks, labels, (5, 6)), expected)
+
+
 def test_votes_are_means_over_the_covering_regions() -> None:
     scores = np.array([[0.1, 0.6, 0.5], [0.2, 0.1, 0.9], [0.0, 0.3, 0.2]])
     expected = np.where(BIG | SIDE, 1, 0)
@@ -72,12 +86,25 @@ def test_no_regions_are_all_background(masks: np.ndarray) -> None:
         assert labels.shape == SHAPE and not labels.any() and labels.dtype == np.int32
 
 
+def test_scores_of_minus_infinity_never_spread_as_nan() -> None:
+    scores = np.array([[[0.2, -np.inf, 0.1], [-np.inf, 0.4, 0.3]]], np.float32)
+    labels = label_pixels(scores, (2, 8), np.array([True, True, True]))
+    finite = np.array([[[0.2, 0.1, 0.1], [0.1, 0.4, 0.3]]])
+    steps = np.clip((np.arange(8) + 0.5) / 4 - 0.5, 0, 1)
+    expected = [((1 - t) * finite[0, 0] + t * finite[0, 1]).argmax() for t in steps]
+    np.testing.assert_array_equal(labels, [expected] * 2)
+    only = label_pixels(scores, (1, 4), np.array([False, False, True]))
+    np.testing.assert_array_equal(only, [[2] * 4])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: paint(BIG, [1], SHAPE), "masks must"),
         (lambda: paint(BIG[None], [1], (4, 3)), "masks must"),
         (lambda: paint(BIG[None], [1, 2], SHAPE), "labels must"),
+        (lambda: paint(BIG[None], [1], SHAPE, [1, 2]), "priorities must"),
+        (lambda: paint(BIG[None], [1], SHAPE, [np.nan]), "priorities must"),
         (lambda: vote(BIG[None], [1.0, 2.0], SHAPE), "scores must"),
         (lambda: vote(BIG[None], [[1.0], [2.0]], SHAPE), "scores must"),
         (lambda: vote(BIG[None], [[np.nan, 2.0]], SHAPE), "scores must be finite"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from rimjax.steps.pool import _average, average_features, pool_regions, resize_masks
 
@@ -88,6 +89,25 @@ def test_resizing_equals_jaxs() -> None:
     masks = np.random.default_rng(3).random((5, 37, 50)) > 0.5
     expected = jax.image.resize(masks.astype(np.float32), (5, 9, 8), "bilinear")
     np.testing.assert_allclose(resize_masks(masks, (9, 8)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((37, 50), (9, 8)), ((64, 48), (4, 16)), ((5, 4), (9, 9))]
+)
+def test_plain_bilinear_resizing_and_pooling_equal_torchs(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(4)
+    masks, features = rng.random((20, *size)) > 0.5, rng.normal(size=(*grid, 3)).astype(np.float32)
+    weights = torch.nn.functional.interpolate(
+        torch.from_numpy(masks[None].astype(np.float32)), size=grid, mode="bilinear"
+    )[0].numpy()
+    np.testing.assert_allclose(resize_masks(masks, grid, antialias=False), weights, atol=1e-5)
+    expected = [np.average(features.reshape(-1, 3), 0, mask.ravel()) for mask in weights]
+    regions = pool_regions(features, masks, antialias=False)
+    np.testing.assert_allclose(np.asarray(regions.features)[:20], expected, atol=1e-4)
+    shrinks = grid < size
+    assert shrinks != np.allclose(resize_masks(masks, grid), weights, atol=0.01)
 
 
 def test_no_masks_and_low_precision_features() -> None:

@@ -2,7 +2,6 @@
 
 from rimjax.models.sam.adapter import (
     ProposalConfig,
-    Proposals,
     Sam,
     SamConfig,
     SamMasker,
@@ -13,7 +12,6 @@ from rimjax.models.sam.adapter import (
 
 __all__ = [
     "ProposalConfig",
-    "Proposals",
     "Sam",
     "SamConfig",
     "SamMasker",

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool
 
 from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, check_image
+from rimjax.models.protocols import Proposals, cached_property, check_image
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,6 @@ class ProposalConfig:
     stability_score_thresh: float = 0.95
     box_nms_thresh: float = 0.7
     min_area: int = 1
-
-
-class Proposals(NamedTuple):
-    """Masks of everything in an image, largest first, and the IoU that SAM predicts for each."""
-
-    masks: Bool[np.ndarray, "P H W"]
-    scores: Float32[np.ndarray, " P"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,24 +180,31 @@ class SamMasker:
 
     Args:
         sam: from `load`.
+        multimask: choose the best of SAM's three masks; False takes its single mask, which
+            segment-anything advises for several points.
     """
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, multimask: bool = True) -> None:
         self._torch, library = _import_libraries()
-        self.sam = sam
+        self.sam, self.multimask = sam, multimask
         self._predictor = library.SamPredictor(sam.model)
 
     @property
     def fingerprint(self) -> str:
-        """The SAM's: a mask depends on nothing else."""
-        return self.sam.fingerprint
+        """The SAM's, and which of its outputs is taken."""
+        if self.multimask:  # as before there was a choice, so that caches stay valid
+            return self.sam.fingerprint
+        return fingerprint([self.sam.fingerprint, "single mask"])
 
     def mask(self, image: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
-        """Return the mask with the highest predicted IoU of SAM's three; may be empty.
+        """Return the mask with the highest predicted IoU of SAM's three, or its single mask.
 
         Args:
             image: uint8[H, W, 3], RGB.
             points: [n, 2], x and y in pixels of the image, all of them on the object.
+
+        Returns:
+            bool[H, W]; may be empty.
 
         Raises:
             ValueError: image or points have another shape, or there is no point.
@@ -216,7 +216,9 @@ class SamMasker:
         labels = np.ones(len(points), np.int64)
         with self._torch.inference_mode():
             self._predictor.set_image(image)
-            masks, scores, _ = self._predictor.predict(points, labels, multimask_output=True)
+            masks, scores, _ = self._predictor.predict(
+                points, labels, multimask_output=self.multimask
+            )
             self._predictor.reset_image()
         return masks[scores.argmax()]
 
@@ -249,8 +251,8 @@ class SamProposer:
         settings = asdict(replace(self.config, points_per_batch=None))
         return fingerprint([self.sam.fingerprint, settings])
 
-    def propose(self, image: np.ndarray) -> Bool[np.ndarray, "P H W"]:
-        """Return masks of everything in the image, largest first; P may be 0.
+    def propose(self, image: np.ndarray) -> Proposals:
+        """Return masks of everything in the image, largest first, and SAM's predicted IoU of each.
 
         Args:
             image: uint8[H, W, 3], RGB.
@@ -258,10 +260,6 @@ class SamProposer:
         Raises:
             ValueError: the image is something else.
         """
-        return self.propose_scored(image).masks
-
-    def propose_scored(self, image: np.ndarray) -> Proposals:
-        """Return masks as `propose` does, with the IoU that SAM predicts for each."""
         self.sam.check_image(image)
         with self._torch.inference_mode():
             records = self._generator.generate(image)

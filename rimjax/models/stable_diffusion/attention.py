@@ -36,6 +36,7 @@ def import_libraries() -> SimpleNamespace:
         from diffusers import (
             FlaxAutoencoderKL,
             FlaxDPMSolverMultistepScheduler,
+            FlaxPNDMScheduler,
             FlaxUNet2DConditionModel,
         )
         from transformers import CLIPTextConfig, FlaxCLIPTextModel
@@ -47,6 +48,7 @@ def import_libraries() -> SimpleNamespace:
         FlaxAutoencoderKL=FlaxAutoencoderKL,
         FlaxCLIPTextModel=FlaxCLIPTextModel,
         FlaxDPMSolverMultistepScheduler=FlaxDPMSolverMultistepScheduler,
+        FlaxPNDMScheduler=FlaxPNDMScheduler,
         FlaxUNet2DConditionModel=FlaxUNet2DConditionModel,
     )
 
@@ -86,7 +88,9 @@ def match_torch(num_groups: int) -> Interceptor:
     return intercept
 
 
-def capture_attention(weights: Float32[Array | np.ndarray, " L"] | None, first: int) -> Interceptor:
+def capture_attention(
+    weights: Float32[Array | np.ndarray, " L"] | None, first: int, by_token: bool = False
+) -> Interceptor:
     """Return an interceptor that sows each cross-attention layer's map, float32[K, side, side].
 
     The map is softmax(Q K^T / sqrt(d)) over the L text tokens (Eq. 1, 2), averaged over the heads,
@@ -95,6 +99,7 @@ def capture_attention(weights: Float32[Array | np.ndarray, " L"] | None, first: 
     Args:
         weights: of the text tokens; they sum to 1. None: sow nothing.
         first: the first row of the batch to capture; the conditional half starts there.
+        by_token: divide each token's map by its own maximum before averaging over the tokens.
     """
     from diffusers.models.attention_flax import FlaxAttention
 
@@ -105,7 +110,7 @@ def capture_attention(weights: Float32[Array | np.ndarray, " L"] | None, first: 
             pixels, *rest = args
             text = rest[0] if rest else kwargs.get("context")
             if text is not None:
-                attention = _compute_map(module, pixels[first:], text[first:], weights)
+                attention = _compute_map(module, pixels[first:], text[first:], weights, by_token)
                 module.sow(COLLECTION, "map", attention)
         return call(*args, **kwargs)
 
@@ -117,12 +122,17 @@ def _compute_map(
     pixels: Float[Array, "K n d"],
     text: Float[Array, "K L e"],
     weights: Float32[Array | np.ndarray, " L"],
+    by_token: bool,
 ) -> Float32[Array, "K side side"]:
     queries, keys = module.query(pixels), module.key(text)
     queries, keys = (a.reshape(*a.shape[:2], module.heads, -1) for a in (queries, keys))
     logits = jnp.einsum("bnhd,blhd->bhnl", queries, keys, preferred_element_type=jnp.float32)
     attention = jax.nn.softmax(logits * module.scale)
-    attention = jnp.einsum("bhnl,l->bn", attention, weights) / module.heads
+    if by_token:
+        tokens = attention.mean(1)  # [K, n, L]
+        attention = (tokens / tokens.max(1, keepdims=True)) @ weights
+    else:
+        attention = jnp.einsum("bhnl,l->bn", attention, weights) / module.heads
     side = round(attention.shape[1] ** 0.5)
     return attention.reshape(-1, side, side)
 

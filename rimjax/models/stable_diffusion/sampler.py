@@ -29,15 +29,7 @@ from rimjax.models.stable_diffusion.attention import (
 )
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, Params, read
 from rimjax.models.stable_diffusion.prompts import PromptEncoder
-
-_SCHEDULE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-)
+from rimjax.models.stable_diffusion.schedule import build_scheduler, start_schedule
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,10 @@ class DiffusionConfig:
         attention_resolutions: average only the maps of these side lengths, e.g. (16, 32); None:
             every cross-attention layer (Eq. 3).
         batch_size: images drawn at once.
-        scheduler: "dpmsolver++" is DPM-Solver++(2M); "ddim" its first order, which is DDIM.
+        scheduler: "dpmsolver++" is DPM-Solver++(2M); "ddim" its first order, which is DDIM; "pndm"
+            is Stable Diffusion's own, meant for 50 steps: of N, it does the second twice.
+        normalise: what is divided by its maximum in a layer (Eq. 3): the mean map of the "name", or
+            each "token"'s map before their mean. A name of one token has the same map either way.
         vocabulary: the class names that the model was trained on, lower case; others are refused.
             None: any name that the tokenizer knows.
         dtype: of weights and activations; latents and attention are always float32.
@@ -65,7 +60,8 @@ class DiffusionConfig:
     image_size: int | None = None
     attention_resolutions: tuple[int, ...] | None = None
     batch_size: int = 8
-    scheduler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    scheduler: Literal["dpmsolver++", "ddim", "pndm"] = "dpmsolver++"
+    normalise: Literal["name", "token"] = "name"
     vocabulary: tuple[str, ...] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     precision: Literal["default", "high", "highest"] = "highest"
@@ -93,8 +89,12 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
 
 
 def list_drawing_settings(config: DiffusionConfig) -> dict[str, Any]:
-    """Return the settings that images depend on: all but the batch size."""
-    return {name: value for name, value in asdict(config).items() if name != "batch_size"}
+    """Return the settings that images depend on: all but the batch size.
+
+    The default of `normalise` is left out, so that drawings from before it existed serve on.
+    """
+    ignored = {"batch_size"} | ({"normalise"} if config.normalise == "name" else set())
+    return {name: value for name, value in asdict(config).items() if name not in ignored}
 
 
 class StableDiffusion:
@@ -119,11 +119,7 @@ class StableDiffusion:
         self.unet = library.FlaxUNet2DConditionModel.from_config(configs["unet"], dtype=dtype)
         self.vae = library.FlaxAutoencoderKL.from_config(configs["vae"], dtype=dtype)
         self.text_encoder = library.FlaxCLIPTextModel(text_config, dtype=dtype, _do_init=False)
-        schedule = configs["scheduler"]
-        self.scheduler = library.FlaxDPMSolverMultistepScheduler(
-            **{key: schedule[key] for key in _SCHEDULE if key in schedule},
-            solver_order=2 if config.scheduler == "dpmsolver++" else 1,
-        )
+        self.scheduler = build_scheduler(library, config.scheduler, configs["scheduler"])
         self.prompts = PromptEncoder(
             checkpoint.tokenizer,
             text_config.max_position_embeddings,
@@ -211,13 +207,7 @@ class StableDiffusion:
         batch, grid = len(noise), self._attention_sides[-1]
         text = self.text_encoder(ids, params=params["text_encoder"])[0]
         text = jnp.repeat(text, batch, axis=0)  # the unconditional half, then the conditional
-        state = self.scheduler.create_state()
-        state = self.scheduler.set_timesteps(state, self.config.steps, noise.shape)
-        # The scheduler selects between these and Python integers: under x64 they must be 64-bit.
-        integers = {
-            name: getattr(state, name).astype(int) for name in ("timesteps", "prev_timestep")
-        }
-        state = state.replace(**integers)
+        state = start_schedule(self.scheduler, self.config.steps, noise.shape)
 
         def step(carry: Any, timestep: Any) -> tuple[Any, None]:
             latents, state, attention = carry
@@ -229,7 +219,9 @@ class StableDiffusion:
             latents, state = self.scheduler.step(
                 state, guided, timestep, latents, return_dict=False
             )
-            maps = [divide_by_maximum(m) for m in maps if m.shape[-1] in self._attention_sides]
+            maps = [m for m in maps if m.shape[-1] in self._attention_sides]
+            if self.config.normalise == "name":
+                maps = [divide_by_maximum(m) for m in maps]
             maps = [jax.image.resize(m, (batch, grid, grid), "bilinear") for m in maps]
             if maps:
                 attention = attention + sum(maps) / len(maps)
@@ -238,7 +230,7 @@ class StableDiffusion:
         attention = jnp.zeros((batch, grid, grid), jnp.float32)
         start = (noise * state.init_noise_sigma, state, attention)
         (latents, _, attention), _ = jax.lax.scan(step, start, state.timesteps)
-        return latents, None if weights is None else attention / self.config.steps
+        return latents, None if weights is None else attention / len(state.timesteps)
 
     def decode(
         self, params: Params, latents: Float32[Array | np.ndarray, "K c s s"]
@@ -278,7 +270,8 @@ class StableDiffusion:
         """
         from flax import linen as nn
 
-        capture = capture_attention(weights, len(latents) // 2)
+        by_token = self.config.normalise == "token"
+        capture = capture_attention(weights, len(latents) // 2, by_token)
         with nn.intercept_methods(match_torch(self.num_groups)), nn.intercept_methods(capture):
             variables = {"params": params}
             output, sown = self.unet.apply(variables, latents, timestep, text, mutable=[COLLECTION])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, encode_in_batches, resize_to_square
+from rimjax.models.protocols import cached_property, encode_in_batches, resize_image
 from rimjax.models.stable_diffusion.attention import COLLECTION, match_torch
 from rimjax.models.stable_diffusion.checkpoint import Params
 from rimjax.models.stable_diffusion.generator import DeferredGenerator
@@ -62,7 +62,7 @@ class UNetEncoder:
 
     def encode_batch(
         self, images: Sequence[np.ndarray] | np.ndarray
-    ) -> Float32[np.ndarray, "B h w D"]:
+    ) -> list[Float32[np.ndarray, "h w D"]]:
         """Encode several images.
 
         Args:
@@ -128,4 +128,4 @@ class UNetEncoder:
             raise ValueError(f"input_size must be a multiple of {step}, got {self.input_size}")
 
     def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "S S 3"]:
-        return resize_to_square(image, self.input_size) / 127.5 - 1
+        return resize_image(image, self.input_size, self.input_size) / 127.5 - 1
