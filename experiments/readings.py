@@ -19,11 +19,12 @@ order excludes the paper's sign.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import trials
 from harness import Experiment, start
 from one_pass import collect
 from tables import format_gain, print_lines, write_csv
@@ -38,46 +39,6 @@ from rimjax.references.store import ClassReferences
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import ReferenceBank
 
-FEATURES: dict[str, dict[str, Any]] = {
-    "as they are": {},
-    "centred": {"centre": 1.0},
-    "whitened": {"whiten": 1.0, "centre": 1.0},
-    "whitened, half centred": {"whiten": 1.0, "centre": 0.5},
-}
-COSINE = SegmentSettings(similarity="cosine")
-_EXP = SegmentSettings(score_map="exp")
-_COMBINED = replace(_EXP, similarity="combined")
-_WEIGHTED = replace(_EXP, similarity="weighted")
-READINGS = {
-    "printed": SegmentSettings(),
-    "printed, exp": _EXP,
-    "printed, exp, only agents may win": replace(_EXP, candidates="agents"),
-    "combined, clip": SegmentSettings(similarity="combined"),
-    "combined, exp": _COMBINED,
-    "weighted 0.1, exp": _WEIGHTED,
-}
-"""Title -> settings; every reading is tried on every kind of features."""
-VARIANTS = {
-    "combined, exp 0.01": replace(_COMBINED, temperature=0.01),
-    "combined, exp 0.03": replace(_COMBINED, temperature=0.03),
-    "combined, exp 0.3": replace(_COMBINED, temperature=0.3),
-    "combined, exp 1": replace(_COMBINED, temperature=1.0),
-    "combined, Pearson": replace(_COMBINED, measure="pearson"),
-    "combined, Bhattacharyya": replace(_COMBINED, measure="bhattacharyya"),
-    "combined, N = 8": replace(_COMBINED, num_agents=8),
-    "combined, agents among sub-categories": replace(_COMBINED, agent_source="prototypes"),
-    "combined, background never an agent": replace(_COMBINED, background_agent=False),
-    "combined, best sub-category": replace(_COMBINED, class_score="max"),
-    "cosine, best sub-category": replace(COSINE, class_score="max"),
-    "weighted 0.03, exp": replace(_WEIGHTED, relation_weight=0.03),
-    "weighted 0.3, exp": replace(_WEIGHTED, relation_weight=0.3),
-    "weighted 0.03, KL": replace(_WEIGHTED, relation_weight=0.03, measure="kl"),
-}
-"""Variants of the two readings that hold up, tried on the features that hold up."""
-T = 8
-CURVE = (1, 2, 4, 8, 12)  # of Figure 5a
-PER_IMAGE = "each image a prototype"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Readings(Experiment):
@@ -90,35 +51,6 @@ class Readings(Experiment):
 
     synthetic: Flag = False
     worlds: int = 2
-
-
-Build = Callable[[ReferenceSettings], ReferenceBank]
-
-
-def list_banks(build: Build, base: ReferenceSettings, counts: tuple[int, ...]) -> dict[Any, Any]:
-    """Build a bank for every kind of features and every T."""
-    return {
-        (features, count): build(replace(base, num_subcategories=count, **changes))
-        for features, changes in FEATURES.items()
-        for count in counts
-    }
-
-
-def list_trials() -> list[tuple[str, str, int, str, SegmentSettings]]:
-    """List features, reading, T, agents and settings of every trial."""
-    trials = []
-    for features in FEATURES:
-        for count in (1, T):
-            trials.append((features, "cosine", count, "", COSINE))
-            for title, settings in READINGS.items():
-                for policy in ("top", "random"):
-                    chosen = replace(settings, agent_policy=policy)
-                    trials.append((features, title, count, policy, chosen))
-    for features in ("whitened", "whitened, half centred"):
-        for title, settings in VARIANTS.items():
-            for count in (1, T):
-                trials.append((features, title, count, "top", settings))
-    return trials
 
 
 # ---- images
@@ -154,8 +86,10 @@ def run_images(experiment: Readings) -> None:
 
     def find_bank(features: str, count: int) -> ReferenceBank:
         if (features, count) not in kept:
-            changes = FEATURES[features] | {"num_subcategories": count}
-            kept[features, count] = experiment.build_bank(models, **changes)
+            changes = (trials.FEATURES | trials.BACKGROUNDS)[features]
+            kept[features, count] = experiment.build_bank(
+                models, num_subcategories=count, **changes
+            )
         return kept[features, count]
 
     def measure(features: str, count: int, settings: SegmentSettings) -> Score:
@@ -163,7 +97,7 @@ def run_images(experiment: Readings) -> None:
         draws = bootstrap_means(evaluation.confusions, background=dataset.background)
         return Score(100 * evaluation.miou, 100 * draws)
 
-    shown = progress(list_trials(), "readings", "reading")
+    shown = progress(trials.list_trials(), "readings", "reading")
     scores = {trial[:4]: measure(trial[0], trial[2], trial[4]) for trial in shown}
     titles = ("features", "reading", "T", "agents")
     header = (*titles, "mIoU, 95 % interval", "gain over cosine, T = 1")
@@ -174,9 +108,9 @@ def run_images(experiment: Readings) -> None:
     print_lines(lines)
     write_csv(experiment.folder, "readings", lines)
     verdicts: list[tuple[str, ...]] = [("features", "reading", *STEPS, "verdict")]
-    for features in FEATURES:
-        for title, settings in READINGS.items():
-            curve = [measure(features, count, settings) for count in CURVE]
+    for features in trials.FEATURES:
+        for title, settings in trials.READINGS.items():
+            curve = [measure(features, count, settings) for count in trials.CURVE]
             verdicts.append((features, title, *judge(scores, features, title, curve)))
     print_lines(verdicts)
     write_csv(experiment.folder, "readings-order", verdicts)
@@ -196,9 +130,9 @@ def judge(
 ) -> tuple[str, ...]:
     """Compare a reading with the paper's order; return its steps and the verdict."""
     three = scores[features, "cosine", 1, ""]
-    four, five = scores[features, title, 1, "top"], scores[features, title, T, "top"]
-    random = scores[features, title, T, "random"]
-    peak = curve[CURVE.index(T)]
+    four, five = scores[features, title, 1, "top"], scores[features, title, trials.T, "top"]
+    random = scores[features, title, trials.T, "random"]
+    peak = curve[trials.CURVE.index(trials.T)]
     steps = [
         [four.gain(three)],
         [five.gain(four)],
@@ -221,8 +155,9 @@ def judge(
 def run_worlds(experiment: Readings) -> None:
     """Name the regions of every world by every trial; write the accuracies."""
     right: dict[tuple[str, str, int, str], dict[str, list[np.ndarray]]] = {}
-    jobs = [(name, seed) for name in WORLDS for seed in range(experiment.worlds)]
-    for name, seed in progress(jobs, "worlds", "world"):
+    first = experiment.seed * experiment.worlds
+    worlds = [(name, seed) for name in WORLDS for seed in range(first, first + experiment.worlds)]
+    for name, seed in progress(worlds, "worlds", "world"):
         references, regions, labels = make_world(WORLDS[name], seed)
 
         def build(
@@ -230,13 +165,13 @@ def run_worlds(experiment: Readings) -> None:
         ) -> ReferenceBank:
             return assemble_bank(references, settings, "")
 
-        banks = list_banks(build, ReferenceSettings(), (1, T))
-        trials = [(*trial, banks[trial[0], trial[2]]) for trial in list_trials()]
-        for features, changes in FEATURES.items():
+        banks = trials.list_banks(build, ReferenceSettings(), (1, trials.T))
+        jobs = [(*trial, banks[trial[0], trial[2]]) for trial in trials.list_trials()]
+        for features, changes in trials.FEATURES.items():
             bank = split_images(references, build, ReferenceSettings(**changes))
-            for title, settings in (("cosine", COSINE), ("combined, exp", _COMBINED)):
-                trials.append((features, title, 0, PER_IMAGE, settings, bank))
-        for *trial, settings, bank in trials:
+            for title, settings in (("cosine", trials.COSINE), ("combined, exp", trials.COMBINED)):
+                jobs.append((features, title, 0, trials.PER_IMAGE, settings, bank))
+        for *trial, settings, bank in jobs:
             named = np.asarray(match(regions, bank, **settings.as_keywords(seed)).labels)
             found = right.setdefault(tuple(trial), {})  # pyright: ignore[reportArgumentType]
             found.setdefault(name, []).append(named == labels)
@@ -248,7 +183,9 @@ def run_worlds(experiment: Readings) -> None:
     ]
     centred = right["centred", "cosine", 1, ""]
     for (features, title, count, policy), hits in right.items():
-        same = right[features, "cosine", count, PER_IMAGE if policy == PER_IMAGE else ""]
+        same = right[
+            features, "cosine", count, trials.PER_IMAGE if policy == trials.PER_IMAGE else ""
+        ]
         accuracies = [f"{100 * np.concatenate(hits[name]).mean():.1f}" for name in WORLDS]
         worst = [find_worst(hits, base) for base in (centred, same)]
         lines.append((features, title, str(count or "K"), policy, *accuracies, *worst))
@@ -257,7 +194,7 @@ def run_worlds(experiment: Readings) -> None:
 
 
 def split_images(
-    references: list[ClassReferences], build: Build, settings: ReferenceSettings
+    references: list[ClassReferences], build: trials.Build, settings: ReferenceSettings
 ) -> ReferenceBank:
     """Build a bank in which each foreground image is a prototype, so no profile is a mean's."""
     single = build(replace(settings, num_subcategories=1))

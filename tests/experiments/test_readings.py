@@ -33,13 +33,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(readings: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Keep two kinds of features and two readings, since each compiles a kernel."""
-    ends = list(readings.FEATURES.items())[:: len(readings.FEATURES) - 1]
-    monkeypatch.setattr(readings, "FEATURES", dict(ends))
-    kept = {name: readings.READINGS[name] for name in ("printed", "weighted 0.1, exp")}
-    monkeypatch.setattr(readings, "READINGS", kept)
-    monkeypatch.setattr(readings, "VARIANTS", {})
-    monkeypatch.setattr(readings, "CURVE", (1, 8, 12))
+    """Keep one kind of features and two readings, since each compiles a kernel."""
+    trials = readings.trials
+    monkeypatch.setattr(trials, "FEATURES", dict(list(trials.FEATURES.items())[:1]))
+    kept = {name: trials.READINGS[name] for name in ("printed", "weighted 0.1, exp")}
+    monkeypatch.setattr(trials, "READINGS", kept)
+    monkeypatch.setattr(trials, "VARIANTS", {})
+    monkeypatch.setattr(trials, "BACKGROUNDS", dict(list(trials.BACKGROUNDS.items())[:1]))
+    monkeypatch.setattr(trials, "CURVE", (1, 8))
     return readings
 
 
@@ -67,7 +68,7 @@ def test_the_table_and_its_spread_over_seeds(few: ModuleType, cache: Path, tmp_p
     experiment = few.Readings(limit=2, images=3, cache_dir=cache, out=tmp_path, seeds=2)
     importlib.import_module("harness").run_seeds(few.main, experiment)
     single, both = (read(tmp_path / f"{name}.csv") for name in ("seed-0/readings", "readings"))
-    assert len(single) == len(both) == 1 + len(few.list_trials())
+    assert len(single) == len(both) == 1 + len(few.trials.list_trials())
     values = [
         [float(row[4].split()[0]) for row in read(tmp_path / f"seed-{seed}/readings.csv")[1:]]
         for seed in (0, 1)
@@ -79,7 +80,7 @@ def test_the_table_and_its_spread_over_seeds(few: ModuleType, cache: Path, tmp_p
         mean, deviation = np.mean(pair), np.std(pair, ddof=1)
         assert both[1 + i][4].startswith(f"{mean:.1f}, seeds +-{deviation:.1f}, images (")
     order = read(tmp_path / "readings-order.csv")
-    assert len(order) == 1 + 2 * 2 and order[0][-1] == "verdict"
+    assert len(order) == 1 + len(few.trials.READINGS) and order[0][-1] == "verdict"
 
 
 def test_a_gain_within_the_spread_of_seeds_is_said_to_be_so(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_reading_is_judged_by_the_papers_order(readings: ModuleType) -> None:
     def judge(four: float, five: float, random: float, last: float) -> tuple[str, ...]:
         scores = {("f", "cosine", 1, ""): score(41.8), ("f", "r", 1, "top"): score(four)}
         scores |= {("f", "r", 8, "top"): score(five), ("f", "r", 8, "random"): score(random)}
-        curve = [score(four), *[score(five)] * (len(readings.CURVE) - 2), score(last)]
+        curve = [score(four), *[score(five)] * (len(readings.trials.CURVE) - 2), score(last)]
         return readings.judge(scores, "f", "r", curve)
 
     assert judge(43.1, 44.5, 43.8, 43.0)[-1] == "consistent"  # the paper's own rows
@@ -141,7 +142,9 @@ def test_the_synthetic_table_compares_with_cosine(
     name = "21 classes, mild"
     monkeypatch.setattr(few, "WORLDS", {name: few.WORLDS[name]})
     centred = {"centred": {"centre": 1.0}}  # which the table compares with
-    monkeypatch.setattr(few, "FEATURES", centred)
+    monkeypatch.setattr(few.trials, "FEATURES", centred)
+    monkeypatch.setattr(few.trials, "BACKGROUNDS", {})
+    monkeypatch.setattr(few.trials, "READINGS", {"printed": few.trials.READINGS["printed"]})
     few.main(few.Readings(synthetic=True, worlds=1, out=tmp_path))
     header, *rows = read(tmp_path / "readings-synthetic.csv")
     cells = {tuple(row[:4]): dict(zip(header, row, strict=True)) for row in rows}
