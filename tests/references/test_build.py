@@ -301,6 +301,10 @@ def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) ->
         (["a", " "], "blank"),
         (["a", "b", "A"], "more than once"),
         (["Background", "b"], "every bank has it"),
+        (["_background_", "b"], "every bank has it"),
+        (["b", "__ignore__"], "pixels without a label"),
+        (["hot dog", "hot  dog"], "more than once"),
+        (["caf\u00e9", "cafe\u0301"], "more than once"),
         ("apple", "must be a list"),
     ],
 )
@@ -319,6 +323,25 @@ def test_a_class_from_photographs(tmp_path: Path) -> None:
     assert bank.names == ("background", "apple", "my mug") and list_drawn(models) == ["apple"]
     seg = rimjax.segment(photo, bank, models)
     np.testing.assert_array_equal(seg.labels == 2, (photo == pick_colour("mug")).all(-1))
+
+
+@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u00a0", "\tmug"])
+def test_a_key_with_blanks_or_marks_means_the_cleaned_name(tmp_path: Path, spelled: str) -> None:
+    """As keys from a CSV: the class must not be drawn, and its points must not be lost."""
+    photo = np.full((50, 70, 3), 128, np.uint8)
+    photo[10:40, 20:50] = pick_colour("mug")
+    models = fake_models()
+    options = {"references": {spelled: [photo]}, "points": {"mug": [(25.0, 15.0)]}}
+    manifest, _ = build_references([], models, cache_dir=tmp_path, **options)
+    options = {"references": {"mug": [photo]}, "points": {spelled: [(25.0, 15.0)]}}
+    again, _ = build_references([], models, cache_dir=tmp_path, **options)
+    assert manifest.names == ("mug",) and list_drawn(models) == []
+    assert manifest.folders == again.folders
+    for name in ("references", "points"):
+        twice = {**options, name: {"mug": options[name][next(iter(options[name]))]}}
+        twice[name] |= {spelled: twice[name]["mug"]}
+        with pytest.raises(ValueError, match=f"{name} must name each class once, got 'mug' twice"):
+            build_references([], models, cache_dir=tmp_path, **twice)
 
 
 def test_a_photograph_is_decoded_once_per_build(
