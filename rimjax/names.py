@@ -1,4 +1,4 @@
-"""Class names: cleaned in one place, and the words that stand for the background or for no class."""
+"""Class names: cleaned in one place, and the words for the background and for no class."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def _read_stuff(path: Path) -> np.ndarray:
 def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Map image ids to functions that draw labels from the outlines in an instance JSON.
 
-    The file's own `categories` say by name which thing a number is. Smaller things are drawn on top. COCO-Stuff's pixel maps may differ where things overlap. Needs
-    pycocotools.
+    The file's own `categories` say by name which thing a number is. Smaller things are drawn on
+    top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -125,7 +125,9 @@ def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
                 for entry in index.dataset["images"]
             }
             things: Sequence[Mapping[str, Any]] = index.dataset["annotations"]
-            categories = [(int(entry["id"]), entry["name"]) for entry in index.dataset["categories"]]
+            categories = [
+                (int(entry["id"]), entry["name"]) for entry in index.dataset["categories"]
+            ]
             used = {int(thing["category_id"]) for thing in things}
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{instances}: not COCO's instance JSON ({error!r})") from error
