@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from ported_weights.rules import check_finite
 from rimjax.files import fingerprint
+
+TOKENISING = threading.Lock()
+"""Held round calls of tokenizers, whose settings of padding threads can't share."""
 
 UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
 """Endings of the names that a state dict may lack: inference doesn't read these weights."""
@@ -17,7 +21,7 @@ UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
 
 def load_model(
     kind: str, directory: Path, what: str, device: str | None = None, **options: Any
-) -> tuple[ModuleType, Any]:
+) -> Any:
     """Load a model of transformers for inference, with every weight from the folder.
 
     Args:
@@ -28,11 +32,12 @@ def load_model(
         options: of `from_pretrained`.
 
     Returns:
-        torch, and the model on its device.
+        The model on its device.
 
     Raises:
         FileNotFoundError: the folder doesn't exist.
-        ValueError: the folder doesn't hold such a model, or it is damaged.
+        ValueError: the folder doesn't hold such a model, or it is damaged, or a weight is NaN or
+            infinite.
         ImportError: torch or transformers is missing.
     """
     try:
@@ -50,8 +55,9 @@ def load_model(
     if missing:
         reason = f"it lacks {len(missing)} weights, {missing[0]} among them"
         raise ValueError(_describe_damage(directory, what, reason))
+    check_finite(directory, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch, model.to(device).eval()
+    return model.to(device).eval()
 
 
 def fingerprint_model(model: Any, *settings: Any) -> str:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import os
 import re
 import time
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import ported_weights
 from rimjax.files import sha256, write_text
 
 
@@ -52,7 +55,54 @@ def digest_weights(path: Path) -> dict[str, str]:
         entries = _read_record(record)
         if _check_files(path, entries, record.stat().st_mtime_ns):
             return {name: entry.sha256 for name, entry in entries.items()}
-    return {name: sha256(file) for name, file in _list_files(path).items()}
+    return {name: _digest_once(file) for name, file in _list_files(path).items()}
+
+
+def check_weights(path: Path) -> None:
+    """Raise ValueError where weights aren't what was shipped, or what was recorded.
+
+    The package's own files are read and compared with `ported_weights/MANIFEST.toml`, each once per
+    process. Others are compared with their record by size and time where that suffices, else by
+    content; without a record nothing is known.
+    """
+    root = Path(ported_weights.__file__).parent.resolve()
+    if path.resolve().is_relative_to(root):
+        shipped = list_shipped(root)
+        for file in _list_files(path.resolve()).values():
+            expected = shipped.get(file.relative_to(root).as_posix())
+            if not file.name.startswith(".") and _digest_once(file) != expected:
+                raise ValueError(
+                    f"{file}: isn't the file that belongs to the package; install rimjax again"
+                )
+        return
+    record = _find_record(path)
+    if record is None:
+        return
+    if not _check_files(path, _read_record(record), record.stat().st_mtime_ns) and (
+        damaged := find_damaged(path)
+    ):
+        raise ValueError(
+            f"{path.parent / damaged[0]}: differs from its sha256 in {record}; get the weights "
+            "again, or delete the record if you changed them"
+        )
+
+
+def list_shipped(root: Path) -> dict[str, str]:
+    """Return the sha256 of each file of the mini preset, by its path below `ported_weights`."""
+    manifest = tomllib.loads((root / "MANIFEST.toml").read_text(encoding="utf-8"))["mini"]
+    weights = {entry["file"]: entry["sha256"] for entry in manifest.values() if "file" in entry}
+    return weights | manifest["settings"]
+
+
+def _digest_once(path: Path) -> str:
+    """Return a file's sha256, computed once per process while its size and time stay the same."""
+    about = path.stat()
+    return _digest(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
 
 
 def find_damaged(path: Path) -> list[str] | None:

@@ -124,6 +124,13 @@ def test_a_lacking_weight_is_named(case, capfd):
     assert f"it lacks 1 weights, {A_WEIGHT[name]} among them" in refused(name, path, capfd)
 
 
+def test_nan_among_the_weights_is_refused_by_name(case):
+    name, path = case
+    change_state(path, lambda state: state[A_WEIGHT[name]].view(-1)[0].fill_(torch.nan))
+    with pytest.raises(ValueError, match=f"{path}: {A_WEIGHT[name]} holds NaN or infinity"):
+        LOADERS[name](path)
+
+
 def test_a_weight_of_another_shape_is_refused(case, capfd):
     name, path = case
     change_state(
