@@ -1,6 +1,7 @@
 """The record of digests beside ported weights, `NAME.sha256`, as `sha256sum -c` reads it.
 
-A comment before each digest holds the file's size. While the folder holds exactly the recorded
+A comment before each digest holds the file's size, and the last one a digest of the record; older
+records lack the latter, or both. While the folder holds exactly the recorded
 files, each with its recorded size and not newer than the record, the recorded digests are used
 without reading the files: a start then identifies gigabytes of weights at once. Whoever replaces a
 file by another of the same size and an older date must run `rimjax weights verify`.
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ported_weights
-from rimjax.files import sha256, write_text
+from rimjax.files import digest, sha256, write_text
+
+_SEAL = "# digest of the lines above: "
 
 
 class Entry(NamedTuple):
@@ -34,6 +37,7 @@ def write_record(path: Path, content: Path) -> None:
     lines = []
     for name, file in _list_files(content).items():
         lines += [f"# {file.stat().st_size} bytes", f"{sha256(file)}  {Path(path.name, name)}"]
+    lines.append(f"{_SEAL}{digest(lines)}")
     write_text(locate_record(path), "\n".join(lines) + "\n")
 
 
@@ -133,19 +137,29 @@ def _find_record(path: Path) -> Path | None:
 def _read_record(record: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     size, advice = None, "delete it, or port the weights again"
-    for line in record.read_text().splitlines():
-        digest, _, name = line.partition("  ")
+    try:
+        lines = record.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{record}: damaged ({error}); {advice}") from error
+    for index, line in enumerate(lines):
+        hexadecimal, _, name = line.partition("  ")
         if line.startswith("#"):
             match = re.fullmatch(r"# (\d+) bytes", line)
             size = int(match[1]) if match else None
-        elif not name or ".." in Path(name).parts:
+            if line.startswith(_SEAL) and line != f"{_SEAL}{digest(lines[:index])}":
+                raise ValueError(f"{record}: damaged, it differs from its own digest; {advice}")
+        elif not re.fullmatch("[0-9a-f]{64}", hexadecimal) or _leads_away(name):
             raise ValueError(f"{record}: damaged at {line!r}; {advice}")
         else:
-            entries["/".join(Path(name).parts[1:])] = Entry(digest, size)
+            entries["/".join(Path(name).parts[1:])] = Entry(hexadecimal, size)
             size = None
     if not entries:
         raise ValueError(f"{record}: damaged, because it is empty; {advice}")
     return entries
+
+
+def _leads_away(name: str) -> bool:
+    return not name or ".." in Path(name).parts or Path(name).is_absolute()
 
 
 def _check_files(path: Path, entries: Mapping[str, Entry], recorded: int) -> bool:

@@ -133,6 +133,17 @@ def test_a_damaged_record_is_named(folder, line):
         digest_weights(folder)
 
 
+@pytest.mark.parametrize("part", [0, 1, 2, -1])
+def test_a_changed_digit_in_a_record_is_noticed(folder, part):
+    write_record(folder, folder)
+    record = folder.with_name("sd.sha256")
+    lines = record.read_text().splitlines()
+    lines[part] = lines[part].translate(str.maketrans("0123456789", "1234567890"))
+    record.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"sd\.sha256: damaged, it differs from its own digest"):
+        digest_weights(folder)
+
+
 def test_records_without_sizes_are_read(folder):
     """Earlier versions wrote digests alone."""
     write_record(folder, folder)
