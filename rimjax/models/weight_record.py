@@ -1,10 +1,11 @@
 """The record of digests beside ported weights, `NAME.sha256`, as `sha256sum -c` reads it.
 
-A comment before each digest holds the file's size, and the last one a digest of the record; older
-records lack the latter, or both. While the folder holds exactly the recorded
-files, each with its recorded size and not newer than the record, the recorded digests are used
-without reading the files: a start then identifies gigabytes of weights at once. Whoever replaces a
-file by another of the same size and an older date must run `rimjax weights verify`.
+A comment before each digest holds the file's size, and the last one a digest of the record. While
+the folder holds exactly the recorded files, each with its recorded size and not newer than the
+record, the recorded digests are used without reading the files: a start then identifies gigabytes
+of weights at once. A record without its own digest, as earlier versions wrote it, is used again
+once every byte was compared. Whoever replaces a file by another of the same size and an older date
+must run `rimjax weights verify`.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def digest_weights(path: Path) -> dict[str, str]:
     """
     record = _find_record(path)
     if record is not None:
-        entries = _read_record(record)
-        if _check_files(path, entries, record.stat().st_mtime_ns):
+        entries, sealed = _read_record(record)
+        if _check_files(path, entries, record.stat().st_mtime_ns) and sealed:
             return {name: entry.sha256 for name, entry in entries.items()}
     return {name: _digest_once(file) for name, file in _list_files(path).items()}
 
@@ -82,9 +83,9 @@ def check_weights(path: Path) -> None:
     record = _find_record(path)
     if record is None:
         return
-    if not _check_files(path, _read_record(record), record.stat().st_mtime_ns) and (
-        damaged := find_damaged(path)
-    ):
+    entries, sealed = _read_record(record)
+    known = _check_files(path, entries, record.stat().st_mtime_ns) and sealed
+    if not known and (damaged := find_damaged(path)):
         raise ValueError(
             f"{path.parent / damaged[0]}: differs from its sha256 in {record}; get the weights "
             "again, or delete the record if you changed them"
@@ -118,12 +119,16 @@ def find_damaged(path: Path) -> list[str] | None:
     if record is None:
         return None
     start = time.time_ns()
-    files = {path / name: entry.sha256 for name, entry in _read_record(record).items()}
+    entries, sealed = _read_record(record)
+    files = {path / name: entry.sha256 for name, entry in entries.items()}
     damaged = [
         file for file, digest in files.items() if not file.is_file() or sha256(file) != digest
     ]
     if not damaged:
         with suppress(OSError):  # the folder may be read-only
+            if not sealed:
+                lines = record.read_text(encoding="utf-8").splitlines()
+                write_text(record, "\n".join([*lines, f"{_SEAL}{digest(lines)}"]) + "\n")
             os.utime(record, ns=(start, start))
     return [str(file.relative_to(path.parent)) for file in damaged]
 
@@ -134,7 +139,8 @@ def _find_record(path: Path) -> Path | None:
     return record if record.is_file() else None
 
 
-def _read_record(record: Path) -> dict[str, Entry]:
+def _read_record(record: Path) -> tuple[dict[str, Entry], bool]:
+    """Return a record's entries, and whether it ends with its own digest."""
     entries: dict[str, Entry] = {}
     size, advice = None, "delete it, or port the weights again"
     try:
@@ -155,7 +161,7 @@ def _read_record(record: Path) -> dict[str, Entry]:
             size = None
     if not entries:
         raise ValueError(f"{record}: damaged, because it is empty; {advice}")
-    return entries
+    return entries, lines[-1].startswith(_SEAL)
 
 
 def _leads_away(name: str) -> bool:
