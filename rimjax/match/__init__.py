@@ -178,14 +178,14 @@ def match(
     )
     traced = [isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arrays, scalars))]
     size = count if any(traced) or find_sharding(features) else bucket_size(count)
-    columns, candidates = int(min(options.top_k or c, c)), len(list_agent_references(bank, options))
+    columns, agents = int(min(options.top_k or c, c)), len(list_agent_references(bank, options))
     # Padding copies the features, and cutting it off copies the result.
     row = features.shape[1] * features.dtype.itemsize
     copies = size * row + 4 * count * columns if size > count else 0
     if copies > max_bytes / 8:
         size, copies = count, 0
     copies += 0 if isinstance(features, jax.Array) else size * row  # onto the device
-    sizes = (size, r, candidates, features.shape[1])
+    sizes = (size, r, agents, features.shape[1])
     tiling = plan_tiling(features, max_bytes, size * columns, sizes, copies)
     check_finite("regions", features, valid)
     check_finite("prototypes", bank.prototypes)

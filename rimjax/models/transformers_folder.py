@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ported_weights.rules import check_finite
-from rimjax.files import fingerprint
+from rimjax.files import check_plain_name, fingerprint
 
 TOKENISING = threading.Lock()
 """Held round calls of tokenizers, whose settings of padding threads can't share."""
@@ -47,6 +47,7 @@ def load_model(
         needs = f"{what} needs torch and transformers ({error})"
         raise ImportError(f'{needs}: pip install "rimjax[pipeline]"') from error
     with _name_folder(directory, what):
+        _check_shards(directory)
         model, info = getattr(transformers, kind).from_pretrained(
             directory, local_files_only=True, output_loading_info=True, **options
         )
@@ -78,6 +79,13 @@ def load_tokenizer(directory: Path, what: str) -> Any:
         return AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
+
+
+def _check_shards(directory: Path) -> None:
+    """Raise ValueError where an index of split weights names a file outside the folder."""
+    for index in sorted(directory.glob("*.index.json")):
+        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
+            check_plain_name(shard, index)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def _choose(preset: str, *names: str | None) -> dict[str, tuple[str, Any]]:
         choices = getattr(PRESETS[preset], f"{stage}s")
         if stage == "proposer" and name is None:
             continue
-        name = name or next(iter(choices))
+        name = next(iter(choices)) if name is None else name
         if name not in choices:
             available = ", ".join(choices)
             raise ValueError(f"{stage} must be one of {available} in {preset!r}, got {name!r}")

@@ -146,6 +146,18 @@ def test_another_models_folder_is_refused(case, folders, capfd):
     assert "it lacks " in refused(name, path, capfd)
 
 
+@pytest.mark.parametrize("place", ["../{}", "/{}", "a/../../{}"])
+def test_split_weights_are_read_from_their_folder_only(case, place, tmp_path, capfd):
+    name, path = case
+    outside = tmp_path / "outside.safetensors"
+    shutil.move(path / "model.safetensors", outside)
+    shard = place.format(outside if place == "/{}" else outside.name).replace("//", "/")
+    weights = dict.fromkeys(safetensors_torch.load_file(outside), shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weights}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "isn't a plain file name" in refused(name, path, capfd)
+
+
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_missing_folder_is_named(name, tmp_path):
     (tmp_path / "file").touch()

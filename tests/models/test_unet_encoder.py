@@ -248,8 +248,8 @@ def build_and_segment(folder: Path, cache: Path, result: Path) -> None:
     bank = rimjax.build_bank(scenes.NAMES, models, settings=settings, cache_dir=cache)
     segmentation = replace(models.segmentation, agent_policy="random", num_agents=2)
     seg = rimjax.segment(scenes.make_scene()[0], bank, models, settings=segmentation)
-    arrays = {name: np.asarray(getattr(bank, name)) for name in ("prototypes", "classes")}
-    np.savez(result, scores=seg.scores, labels=seg.labels, **arrays)
+    prototypes, classes = np.asarray(bank.prototypes), np.asarray(bank.classes)
+    np.savez(result, scores=seg.scores, labels=seg.labels, prototypes=prototypes, classes=classes)
 
 
 def test_bank_and_segmentation_do_not_depend_on_the_64_bit_flag(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""How many cases the robustness tests run: `--robust N` multiplies each test's own number."""
+"""How much the robustness tests try: `--robust N` multiplies their counts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--robust", type=int, default=1, help="multiply the number of cases of tests/robustness"
+        "--robust", type=int, default=1, metavar="N", help="try N times as much (default: 1)"
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def robust(request: pytest.FixtureRequest) -> int:
-    """The factor; 1 takes seconds, 120 is `make test-full`."""
-    return request.config.getoption("--robust")
+    """How much to try; pytest reads the option only if tests/robustness is on its command line."""
+    count = request.config.getoption("robust", 1)
+    assert isinstance(count, int)
+    return count

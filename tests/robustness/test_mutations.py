@@ -1,6 +1,6 @@
 """Files with changed bytes: an error of one line that names the file, or the content as it was.
 
-Every format that rimjax reads is changed 60 times (`--robust N`: N times as often) by flipped bits,
+Every format that rimjax reads is changed 100 times (`--robust N`: N times as often) by flipped bits,
 other bytes and digits, and pieces that are cut out, doubled, cleared or put in.
 """
 
@@ -36,7 +36,7 @@ from rimjax.models.weight_record import check_weights, digest_weights, write_rec
 from rimjax.references import store
 from rimjax.references.build import build_references
 
-COUNT = 60
+COUNT = 100
 VIT = ViTConfig(hidden_size=8, num_layers=1, num_heads=1, patch_size=4, image_size=8)
 
 
