@@ -97,8 +97,7 @@ def name_regions(
             }
             canvas = paint(masks, labels, shape, priorities[settings.on_top])
         else:
-            valid = np.asarray(regions.valid)[:count]
-            canvas = vote(masks[valid], scores[valid], shape)
+            canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
     return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings)
 
 

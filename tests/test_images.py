@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,15 @@ def test_arrays() -> None:
     ):
         with pytest.raises(ValueError, match="image must "):
             read_image(array)
+
+
+def test_a_decompression_bomb_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("L", (1, 1)).save(path)
+    whole = path.read_bytes()
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(whole[:8] + chunk + whole[33:])
+    with pytest.raises(ValueError, match=r"bomb\.png: .*decompression bomb") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from rimjax.commands.console import (
     write_picture,
 )
 from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, ModelOptions, StageOptions
+from rimjax.names import clean_name
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
@@ -133,9 +134,10 @@ def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict
         name, _, paths = entry.partition("=")
         if not name.strip() or not all(path.strip() for path in paths.split(",")):
             raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
-        if name.strip() in files:
-            raise ValueError(f"photos must name each class once, got {name.strip()!r} twice")
-        files[name.strip()] = [path.strip() for path in paths.split(",")]
+        name = clean_name(name)
+        if name in files:
+            raise ValueError(f"photos must name each class once, got {name!r} twice")
+        files[name] = [path.strip() for path in paths.split(",")]
     parse_names([*names, *files])
     return names, files
 

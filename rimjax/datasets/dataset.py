@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from rimjax.images import read_image
+from rimjax.names import clean_name
 
 IGNORED = 255
 """Label of pixels that don't count."""
@@ -69,7 +70,7 @@ class Dataset:
     @property
     def prompts(self) -> tuple[str, ...]:
         """Each class's words for the prompt, which are the bank's names."""
-        return tuple(self.aliases.get(name, name) for name in self.classes)
+        return tuple(clean_name(self.aliases.get(name, name)) for name in self.classes)
 
 
 def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]:

@@ -4,7 +4,8 @@
     RUN/images.jsonl    a line per image, appended and synced when the image is done
     RUN/labels/ID.png   label maps, if asked for
 
-A line that a kill cut short has no newline; it is dropped, and its image is done again.
+run.json and each line carry a digest of their own. A line that a kill cut short has no newline; it
+is dropped, and its image is done again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
 from rimjax.files import is_temporary, write_json
+from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
 
 MAY_DIFFER = ("versions",)
@@ -120,12 +122,12 @@ def open_run(
     with lock, (folder / _IMAGES).open("ab", buffering=0) as file:
         check_run(folder, description)  # again: another process may have started the run since
         if not (folder / _RUN).exists():
-            write_json(folder / _RUN, description)
+            write_json(folder / _RUN, seal(description))
         results, size = _read_results(folder)
         file.truncate(size)
 
         def append(result: ImageResult) -> None:
-            line = json.dumps(asdict(result), separators=(",", ":")).encode() + b"\n"
+            line = json.dumps(seal(asdict(result)), separators=(",", ":")).encode() + b"\n"
             try:
                 if file.write(line) < len(line):
                     raise OSError("the disk is full")
@@ -209,7 +211,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of an evaluation run")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_sealed(path)
         if not {"classes", "background", "num_images", "shard"} <= description.keys():
             raise ValueError("a part is missing")
     except (AttributeError, ValueError) as error:
@@ -233,7 +235,7 @@ def _read_results(folder: Path) -> tuple[Results, int]:
     results = {}
     for number, line in enumerate(lines, start=1):
         try:
-            result = ImageResult(**json.loads(line))
+            result = ImageResult(**unseal(line))
             _check_result(result, count)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(

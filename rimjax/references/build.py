@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from rimjax.images import ImageSource, Photograph, read_photograph
 from rimjax.models.protocols import Models
+from rimjax.names import clean_keys, clean_name, is_background, is_no_class
 from rimjax.references import store
 from rimjax.references.one_class import (
     Point,
@@ -29,13 +30,13 @@ Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
 def parse_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Strip blanks around class names and check them.
+    """Clean class names and check them.
 
     Raises:
-        ValueError: no name, a blank name, a duplicate (ignoring case), or "background", which every
-            bank has anyway.
+        ValueError: no name, a blank name, a duplicate (ignoring case), a word for pixels without a
+            label, or the background, which every bank has anyway.
     """
-    clean = tuple(name.strip() for name in names)
+    clean = tuple(clean_name(name) for name in names)
     if not clean:
         raise ValueError('classes must hold at least one class name, e.g. "sneaker,bag", got none')
     if not all(clean):
@@ -43,8 +44,13 @@ def parse_names(names: Iterable[str]) -> tuple[str, ...]:
     lowered = [name.lower() for name in clean]
     if repeated := sorted({name for name in lowered if lowered.count(name) > 1}):
         raise ValueError(f"classes must differ, got more than once: {', '.join(repeated)}")
-    if BACKGROUND in lowered:
-        raise ValueError("classes must not hold 'background': every bank has it; leave it out")
+    if spelled := [name for name in clean if is_background(name)]:
+        raise ValueError(f"classes must not hold {spelled[0]!r}: every bank has it; leave it out")
+    if unlabelled := [name for name in clean if is_no_class(name)]:
+        raise ValueError(
+            f"classes must not hold {unlabelled[0]!r}, which marks pixels without a label; "
+            "leave it out"
+        )
     return clean
 
 
@@ -119,17 +125,17 @@ def build_references(
         The manifest, and every class's references without their pictures.
     """
     settings, cache = settings or models.references, store.locate_cache(cache_dir)
-    photographs = {name.strip(): sources for name, sources in (references or {}).items()}
+    photographs = clean_keys("references", references or {})
     prompts = {
-        name.strip(): [(float(x), float(y)) for x, y in rows]
-        for name, rows in (points or {}).items()
+        name: [(float(x), float(y)) for x, y in rows]
+        for name, rows in clean_keys("points", points or {}).items()
     }
     if unknown := sorted(prompts.keys() - photographs.keys()):
         raise ValueError(f"points must name classes of references, got {', '.join(unknown)}")
     if isinstance(names, str):
         raise ValueError(f"names must be a list of class names, got the text {names!r}")
     old = extend.names if extend else ()
-    order = parse_names([*old, *names, *(references or {})])
+    order = parse_names([*old, *names, *photographs])
     drawn = [name for name in order[len(old) :] if name not in photographs]
     for name in drawn:  # before hours of drawing
         key = references_key(name, models, settings)

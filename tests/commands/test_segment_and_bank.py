@@ -16,6 +16,7 @@ from rimjax.commands.options import ModelOptions
 from rimjax.datasets import load
 from rimjax.references import store
 from rimjax.references.build import read_settings
+from rimjax.sealed import read_sealed, seal
 from rimjax.settings import CONFIGURATIONS
 
 
@@ -136,7 +137,7 @@ def test_bank_show_and_add(
             "--scheduler must be left out",
         ),
         (["segment", "SCENE", "--classes", "bag", "--input-size", "100"], "--input-size must be"),
-        (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged; "),
+        (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged"),
         (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
         (["segment", "SCENE", "SCENE", "--classes", "bag"], "a name twice"),
         (["segment", "SCENE", "--classes", "bag", "--preset", "paper"], "sam_vit_b_01ec64.pth"),
@@ -178,14 +179,14 @@ def test_a_truncated_image_and_a_bank_of_another_encoder(
     scene = folder / "scene.png"
     (tmp_path / "cut.png").write_bytes(scene.read_bytes()[:3000])
     assert "cut.png" in refused(capsys, "segment", tmp_path / "cut.png", "--classes", "bag")
-    fields = json.loads(find_bank(folder).read_text()) | {"encoder": "0" * 20}
-    (tmp_path / "elsewhere.json").write_text(json.dumps(fields))
+    fields = read_sealed(find_bank(folder)) | {"encoder": "0" * 20}
+    (tmp_path / "elsewhere.json").write_text(json.dumps(seal(fields)))
     words = ("segment", scene, "--bank")
     assert "must stay in banks/, beside references/" in refused(
         capsys, *words, tmp_path / "elsewhere.json"
     )
     other = find_bank(folder).with_name("other.json")
-    other.write_text(json.dumps(fields))
+    other.write_text(json.dumps(seal(fields)))
     try:
         assert "build the bank again with this preset" in refused(capsys, *words, other)
     finally:
@@ -205,7 +206,7 @@ def test_a_damaged_manifest_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str], damage: dict[str, object], message: str
 ) -> None:
     broken = folder / "cache/banks/zz-broken.json"
-    broken.write_text(json.dumps(json.loads(find_bank(folder).read_text()) | damage))
+    broken.write_text(json.dumps(seal(read_sealed(find_bank(folder)) | damage)))
     try:
         line = refused(capsys, "segment", folder / "scene.png", "--bank", broken)
     finally:

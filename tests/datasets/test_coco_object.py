@@ -105,7 +105,10 @@ def write_instances(path: Path, things: list[dict[str, Any]], **changes: Any) ->
         "annotations": [
             {"id": index, "image_id": 139, **thing} for index, thing in enumerate(things, start=1)
         ],
-        "categories": [{"id": 1, "name": "person"}],
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in {**trees.COCO_CATEGORIES, 3: "car"}.items()
+        ],
     }
     path.write_text(json.dumps({**content, **changes}))
     return path
@@ -136,6 +139,32 @@ def test_outlines_are_drawn_with_smaller_things_on_top(tmp_path: Path) -> None:
     assert not maps["000000000285"]().any(), "an image without things is all background"
 
 
+@pytest.mark.parametrize(
+    "categories",
+    [
+        {0: "_background_", 15: "person", 18: "sofa", 13: "horse", 19: "Train "},
+        {17: "person", 18: "horse", 6: "train"},
+    ],
+    ids=["as VOC numbers them", "without gaps"],
+)
+def test_a_files_own_categories_say_by_name_which_thing_an_id_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], categories: dict[int, str]
+) -> None:
+    trees.write_coco_stuff(tmp_path)
+    named = {name.lower().strip(): number for number, name in categories.items()}
+    things = [
+        {"category_id": named["person"], **make_box(0, 0, 10, 10)},
+        {"category_id": named["horse"], **make_box(20, 0, 30, 10)},
+        {"category_id": named["train"], **make_box(40, 0, 50, 10)},
+    ]
+    listed = [{"id": number, "name": name} for number, name in categories.items()]
+    instances = write_instances(tmp_path / "instances.json", things, categories=listed)
+    run("convert-coco", "--data", tmp_path, "--instances", instances)
+    labels = read_converted(tmp_path)["000000000139"]
+    names = [coco.THINGS[labels[5, column] - 1] for column in (5, 25, 45)]
+    assert names == ["person", "horse", "train"] and labels[20].max() == 0
+
+
 def test_convert_coco_from_outlines_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,12 +192,21 @@ def test_convert_coco_from_outlines_twice(
 
 THING = {"id": 1, "image_id": 139, "category_id": 1, "iscrowd": 0, "area": 4}
 BOX = make_box(0, 0, 4, 4)
+ONE_BOX = {"annotations": [{**THING, **BOX}]}
+PERSON = {"id": 1, "name": "person"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": [{**THING, **BOX, "category_id": 12}]}, "ids [12] aren't COCO categories"),
+        ({"annotations": [{**THING, **BOX, "category_id": 12}]}, "got none for ids [12]"),
+        ({**ONE_BOX, "categories": []}, "got none for ids [1]"),
+        ({**ONE_BOX, "categories": None}, "not COCO's instance JSON"),
+        ({**ONE_BOX, "categories": [{"id": 1}]}, "not COCO's instance JSON"),
+        ({**ONE_BOX, "categories": [{"id": 1, "name": 3}]}, "not COCO's instance JSON"),
+        ({**ONE_BOX, "categories": [{"id": 1, "name": "sofa"}]}, "80 things are, got ['sofa']"),
+        ({**ONE_BOX, "categories": [{"id": 1, "name": "_background_"}]}, "got ['_background_']"),
+        ({**ONE_BOX, "categories": [PERSON, {**PERSON, "name": "cat"}]}, "id of several names"),
         ({"annotations": [{**THING, "area": 0, "segmentation": []}]}, "000000000139"),
         ({"annotations": [THING]}, "000000000139"),
         ({"annotations": [{**THING, **BOX, "segmentation": 3}]}, "000000000139"),

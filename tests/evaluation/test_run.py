@@ -23,6 +23,7 @@ from rimjax.commands import options
 from rimjax.datasets import load
 from rimjax.evaluation import run_folder
 from rimjax.evaluation.run_folder import merge_runs, summarise_run
+from rimjax.sealed import seal, unseal
 
 COUNT = trees.NUM_NOISY
 
@@ -299,7 +300,7 @@ def test_a_line_that_is_json_but_no_result_is_named(
     run(*evaluate, output)
     path = output / "images.jsonl"
     first, rest = path.read_bytes().split(b"\n", 1)
-    path.write_bytes(json.dumps(json.loads(first) | field).encode() + b"\n" + rest)
+    path.write_bytes(json.dumps(seal(unseal(first) | field)).encode() + b"\n" + rest)
     for command in ((*evaluate, output), ("evaluate", "merge", output)):
         assert "line 1 is damaged; delete that line" in refused(capsys, *command)
 

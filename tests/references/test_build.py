@@ -23,8 +23,14 @@ import rimjax
 from rimjax import files, images
 from rimjax.references import store
 from rimjax.references.build import build_references
+from rimjax.sealed import read_sealed, seal
 
 TESTS = Path(__file__).parents[1]
+
+
+def reseal(path: Path, **changes: object) -> None:
+    """Change entries of a bank's JSON as somebody would who knows how it is sealed."""
+    path.write_text(json.dumps(seal(read_sealed(path) | changes)))
 
 
 def test_prototypes_come_from_the_cut_outs(tmp_path: Path) -> None:
@@ -272,7 +278,8 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
     manifest.path.write_text(text[:50])
     with pytest.raises(ValueError, match="not a bank manifest"):
         rimjax.load_bank(manifest.path)
-    manifest.path.write_text(text.replace('"apple"', '"pear"'))
+    manifest.path.write_text(text)
+    reseal(manifest.path, names=["pear", *NAMES[1:]])
     with pytest.raises(ValueError, match=r"'pear'.*'apple'"):
         rimjax.load_bank(manifest.path)
     with pytest.raises(FileNotFoundError, match="no such bank"):
@@ -282,16 +289,76 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../plum", "/etc/passwd", "a/b", "..", "", "a\\b"])
 def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) -> None:
     manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
-    fields = json.loads(manifest.path.read_text())
-    manifest.path.write_text(json.dumps({**fields, "folders": [name]}))
+    reseal(manifest.path, folders=[name])
     with pytest.raises(ValueError, match="isn't a plain file name"):
         rimjax.load_bank(manifest.path)
     record = tmp_path / "references" / manifest.folders[0] / "references.json"
-    fields = json.loads(record.read_text())
-    fields["files"][name] = "0" * 64
-    record.write_text(json.dumps(fields))
+    files = read_sealed(record)["files"]
+    reseal(record, files={**files, name: files["prototypes.safetensors"]})
     with pytest.raises(ValueError, match="isn't a plain file name"):
         store.read_references(record.parent, pictures=True)
+
+
+@pytest.mark.parametrize("lacking", ["prototypes.safetensors", "image-00001.png", "mask-00002.png"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_is_not_recorded_is_not_read(tmp_path: Path, lacking: str, whole: bool) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    folder = tmp_path / "references" / manifest.folders[0]
+    files = read_sealed(folder / "references.json")["files"]
+    assert lacking in files
+    kept = {name: digest for name, digest in files.items() if name != lacking and not whole}
+    reseal(folder / "references.json", files=kept)
+    with pytest.raises(ValueError, match=rf"{folder.name}: .* isn't recorded; delete"):
+        store.read_references(folder, pictures=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["prototypes.safetensors", "image-00000.png", "references.json", "."]
+)
+def test_links_out_of_the_cache_are_not_followed(tmp_path: Path, name: str) -> None:
+    """Though what they lead to is as recorded."""
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path / "cache")
+    folder = tmp_path / "cache/references" / manifest.folders[0]
+    file = folder / name
+    file.resolve().rename(tmp_path / "outside")
+    folder.joinpath(name).absolute().parent.mkdir(exist_ok=True) if name != "." else None
+    (folder if name == "." else file).symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="leads elsewhere by a symbolic link"):
+        store.read_references(folder, pictures=True)
+    if not name.startswith("image"):
+        with pytest.raises(ValueError, match="leads elsewhere by a symbolic link"):
+            rimjax.load_bank(manifest.path)
+
+
+def test_a_linked_cache_is_read(tmp_path: Path) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path / "cache")
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    store.read_references(tmp_path / "link/references" / manifest.folders[0], pictures=True)
+
+
+@pytest.mark.parametrize("file", ["manifest", "record"])
+def test_a_changed_digit_in_a_banks_json_is_noticed(tmp_path: Path, file: str) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    record = tmp_path / "references" / manifest.folders[0] / "references.json"
+    path = {"manifest": manifest.path, "record": record}[file]
+    text = path.read_text()
+    for change in (('"whiten": 0.0', '"whiten": 6.0'), ('"fallbacks": 0', '"fallbacks": 1')):
+        path.write_text(text.replace(*change))
+        if path.read_text() != text:
+            message = rf"{path.stem}.*differs from its own digest.*build the bank again"
+            with pytest.raises(ValueError, match=message):
+                rimjax.load_bank(manifest.path)
+
+
+@pytest.mark.parametrize("file", ["manifest", "record"])
+def test_files_of_earlier_versions_are_refused_with_a_way_out(tmp_path: Path, file: str) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    record = tmp_path / "references" / manifest.folders[0] / "references.json"
+    path = {"manifest": manifest.path, "record": record}[file]
+    path.write_text(json.dumps(read_sealed(path)))
+    message = r"no digest of its own, as earlier versions wrote it.*build the bank again"
+    with pytest.raises(ValueError, match=message):
+        rimjax.load_bank(manifest.path)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +368,10 @@ def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) ->
         (["a", " "], "blank"),
         (["a", "b", "A"], "more than once"),
         (["Background", "b"], "every bank has it"),
+        (["_background_", "b"], "every bank has it"),
+        (["b", "__ignore__"], "pixels without a label"),
+        (["hot dog", "hot  dog"], "more than once"),
+        (["caf\u00e9", "cafe\u0301"], "more than once"),
         ("apple", "must be a list"),
     ],
 )
@@ -319,6 +390,25 @@ def test_a_class_from_photographs(tmp_path: Path) -> None:
     assert bank.names == ("background", "apple", "my mug") and list_drawn(models) == ["apple"]
     seg = rimjax.segment(photo, bank, models)
     np.testing.assert_array_equal(seg.labels == 2, (photo == pick_colour("mug")).all(-1))
+
+
+@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u00a0", "\tmug"])
+def test_a_key_with_blanks_or_marks_means_the_cleaned_name(tmp_path: Path, spelled: str) -> None:
+    """As keys from a CSV: the class must not be drawn, and its points must not be lost."""
+    photo = np.full((50, 70, 3), 128, np.uint8)
+    photo[10:40, 20:50] = pick_colour("mug")
+    models = fake_models()
+    options = {"references": {spelled: [photo]}, "points": {"mug": [(25.0, 15.0)]}}
+    manifest, _ = build_references([], models, cache_dir=tmp_path, **options)
+    options = {"references": {"mug": [photo]}, "points": {spelled: [(25.0, 15.0)]}}
+    again, _ = build_references([], models, cache_dir=tmp_path, **options)
+    assert manifest.names == ("mug",) and list_drawn(models) == []
+    assert manifest.folders == again.folders
+    for name in ("references", "points"):
+        twice = {**options, name: {"mug": options[name][next(iter(options[name]))]}}
+        twice[name] |= {spelled: twice[name]["mug"]}
+        with pytest.raises(ValueError, match=f"{name} must name each class once, got 'mug' twice"):
+            build_references([], models, cache_dir=tmp_path, **twice)
 
 
 def test_a_photograph_is_decoded_once_per_build(

@@ -16,66 +16,18 @@ from jaxtyping import Bool
 
 from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
-from rimjax.models.protocols import Proposals, cached_property, check_image
-
-
-@dataclass(frozen=True)
-class SamConfig:
-    """Architecture of a SAM; the defaults are the published ViT-B.
-
-    Attributes:
-        image_size: pixels; the image's longer side is resized to it.
-        patch_size: of the image encoder, pixels.
-        encoder_dim: features of the image encoder.
-        encoder_depth: layers of the image encoder.
-        encoder_heads: attention heads of the image encoder.
-        global_attn_indexes: layers that attend to the whole image; the others attend to windows.
-        window_size: side of a window, patches.
-        out_chans: features of the image embedding, the prompts and the mask decoder.
-        decoder_depth: layers of the mask decoder.
-        decoder_heads: attention heads of the mask decoder.
-        decoder_mlp_dim: width of the mask decoder's MLPs.
-    """
-
-    image_size: int = 1024
-    patch_size: int = 16
-    encoder_dim: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
-    window_size: int = 14
-    out_chans: int = 256
-    decoder_depth: int = 2
-    decoder_heads: int = 8
-    decoder_mlp_dim: int = 2048
-
-
-@dataclass(frozen=True)
-class ProposalConfig:
-    """How an image is cut into masks: segment-anything's defaults, on a 32x32 grid (Sec. 4.2).
-
-    Attributes:
-        points_per_side: of the grid of point prompts.
-        points_per_batch: points decoded at once; None: 4 on a CPU, where the decoder's tokens then
-            fit in cache (2.7 times as fast as 64), and 64 elsewhere. Only speed and memory change.
-        pred_iou_thresh: masks are kept if their predicted IoU is above this.
-        stability_score_thresh: masks are dropped if their area changes more than this allows when
-            the cut-off moves.
-        box_nms_thresh: of two masks whose boxes overlap by more IoU than this, the mask with the
-            lower predicted IoU is dropped.
-        min_area: masks of fewer pixels are dropped.
-    """
-
-    points_per_side: int = 32
-    points_per_batch: int | None = None
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    box_nms_thresh: float = 0.7
-    min_area: int = 1
+from rimjax.models.protocols import (
+    CopiedByFields,
+    Proposals,
+    cached_property,
+    check_finite_output,
+    check_image,
+)
+from rimjax.models.sam.config import ProposalConfig, SamConfig
 
 
 @dataclass(frozen=True, eq=False)
-class Sam:
+class Sam(CopiedByFields):
     """A SAM on its device; a masker and a proposer share it.
 
     Attributes:
@@ -185,9 +137,11 @@ class SamMasker:
     """
 
     def __init__(self, sam: Sam, multimask: bool = True) -> None:
-        self._torch, library = _import_libraries()
+        _import_libraries()
         self.sam, self.multimask = sam, multimask
-        self._predictor = library.SamPredictor(sam.model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sam, self.multimask)
 
     @property
     def fingerprint(self) -> str:
@@ -214,12 +168,12 @@ class SamMasker:
             expected = "[n, 2] (x, y in pixels) with n >= 1"
             raise ValueError(f"points must be {expected}, got {list(points.shape)}")
         labels = np.ones(len(points), np.int64)
-        with self._torch.inference_mode():
-            self._predictor.set_image(image)
-            masks, scores, _ = self._predictor.predict(
-                points, labels, multimask_output=self.multimask
-            )
-            self._predictor.reset_image()
+        torch, library = _import_libraries()
+        predictor = library.SamPredictor(self.sam.model)  # keeps an image: each call has its own
+        with torch.inference_mode():
+            predictor.set_image(image)
+            masks, scores, _ = predictor.predict(points, labels, multimask_output=self.multimask)
+        check_finite_output("SAM", scores)
         return masks[scores.argmax()]
 
 
@@ -232,18 +186,34 @@ class SamProposer:
     """
 
     def __init__(self, sam: Sam, config: ProposalConfig | None = None) -> None:
-        self._torch, library = _import_libraries()
         self.sam, self.config = sam, config or ProposalConfig()
+        self._build_generator()  # refuses settings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sam, self.config)
+
+    def _build_generator(self) -> Any:
+        """Build segment-anything's generator, which keeps an image: each call has its own."""
+        _, library = _import_libraries()
         # `min_area` is ours: segment-anything's own such setting fills holes too, and needs OpenCV.
-        batch = 4 if sam.model.device.type == "cpu" else 64
-        self._generator = library.SamAutomaticMaskGenerator(
-            sam.model,
+        batch = 4 if self.sam.model.device.type == "cpu" else 64
+        generator = library.SamAutomaticMaskGenerator(
+            self.sam.model,
             points_per_side=self.config.points_per_side,
             points_per_batch=self.config.points_per_batch or batch,
             pred_iou_thresh=self.config.pred_iou_thresh,
             stability_score_thresh=self.config.stability_score_thresh,
             box_nms_thresh=self.config.box_nms_thresh,
         )
+        predict = generator.predictor.predict_torch
+
+        def predict_and_check(*args: Any, **options: Any) -> Any:
+            masks, scores, logits = predict(*args, **options)
+            check_finite_output("SAM", scores.cpu().numpy())  # the thresholds would drop NaN
+            return masks, scores, logits
+
+        generator.predictor.predict_torch = predict_and_check
+        return generator
 
     @cached_property
     def fingerprint(self) -> str:
@@ -261,8 +231,9 @@ class SamProposer:
             ValueError: the image is something else.
         """
         self.sam.check_image(image)
-        with self._torch.inference_mode():
-            records = self._generator.generate(image)
+        torch, _ = _import_libraries()
+        with torch.inference_mode():
+            records = self._build_generator().generate(image)
         kept = [record for record in records if record["area"] >= self.config.min_area]
         kept.sort(key=lambda record: -record["area"])
         masks = np.array([record["segmentation"] for record in kept], bool)
