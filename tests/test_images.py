@@ -194,7 +194,7 @@ def test_an_ordinary_picture_is_read_without_a_warning(tmp_path: Path) -> None:
 def damage_exif(orientation: int) -> bytes:
     """Return an EXIF block whose signed rational -1/0 Pillow can read but not write again."""
     entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
-    entries += struct.pack(">HHII", 0x9201, 10, 1, 38)  # ShutterSpeedValue, a signed rational
+    entries += struct.pack(">HHII", 0x011A, 10, 1, 38)  # XResolution, which is unsigned
     tiff = b"MM\0*" + struct.pack(">IH", 8, 2) + entries + struct.pack(">I", 0)
     return b"Exif\0\0" + tiff + struct.pack(">ii", -1, 0)
 
