@@ -78,7 +78,7 @@ def read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
 
     Grey, palette, CMYK, 16-bit, float and transparent pictures are converted. Pictures of more than
     8 bits are scaled by the bits that their values need (8, 10, 12, 14 or 16), float pictures in
-    [0, 1] by 255. Transparent pixels are laid on white. A picture that comes out almost black or of
+    [0, 1] by 255. Transparent pixels are laid on white. A file that comes out almost black or of
     one value is read with a `PictureWarning`.
 
     Raises:
@@ -98,6 +98,8 @@ def read_photograph(source: ImageSource) -> Photograph:
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
     photograph = _decode(str(name), _locate_content(source))
+    if isinstance(source, SupportsArray):  # nothing was decoded
+        return photograph
     if photograph.pixels.min() == photograph.pixels.max():
         shown = f"is of one value, {photograph.pixels.flat[0]}"
     elif np.mean(photograph.pixels >= _DARK) < 1e-3:

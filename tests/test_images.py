@@ -232,10 +232,15 @@ def test_any_usual_form_of_a_picture_is_read(tmp_path: Path) -> None:
     content = path.read_bytes()
     with path.open("rb") as file:
         sources = [str(path), path, file, content, io.BytesIO(content), Image.open(path), RGB]
-        sources += [jnp.asarray(RGB), torch.from_numpy(RGB), memoryview(content), bytearray(content)]
+        sources += [
+            jnp.asarray(RGB),
+            torch.from_numpy(RGB),
+            memoryview(content),
+            bytearray(content),
+        ]
         for source in sources:
             np.testing.assert_array_equal(read_image(source), RGB)
-    with pytest.raises(ValueError, match="^the image: not an image"):
+    with pytest.raises(ValueError, match=r"^the image: not an image"):
         read_image(b"rubbish")
 
 

@@ -96,8 +96,9 @@ def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]
     try:
         with Image.open(path) as picture:
             labels = np.array(picture, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: unreadable or truncated labels ({error})") from error
+    except Exception as error:  # Pillow's decoders raise any exception on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: unreadable or truncated labels ({reason})") from error
     if not background:
         labels[labels == 0] = IGNORED
     return labels

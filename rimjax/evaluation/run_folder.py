@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
-from rimjax.files import is_temporary, write_json
+from rimjax.files import WriteError, is_temporary, parse_json, write_json
 from rimjax.types import BACKGROUND
 
 MAY_DIFFER = ("versions",)
@@ -132,8 +132,8 @@ def open_run(
                 os.fsync(file.fileno())
             except OSError as error:
                 reason = error.strerror or error
-                advice = "free space; the same command resumes the run"
-                raise OSError(f"{folder}: can't be written ({reason}); {advice}") from error
+                message = f"{folder / _IMAGES}: can't be written ({reason}); free space"
+                raise WriteError(message) from error
             results[result.image] = result
 
         yield results, append
@@ -209,7 +209,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of an evaluation run")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_text(encoding="utf-8"))
         if not {"classes", "background", "num_images", "shard"} <= description.keys():
             raise ValueError("a part is missing")
     except (AttributeError, ValueError) as error:
@@ -233,7 +233,7 @@ def _read_results(folder: Path) -> tuple[Results, int]:
     results = {}
     for number, line in enumerate(lines, start=1):
         try:
-            result = ImageResult(**json.loads(line))
+            result = ImageResult(**parse_json(line))
             _check_result(result, count)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(

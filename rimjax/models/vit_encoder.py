@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from ported_weights.choices import check_choices
 from ported_weights.rules import build_tree, flatten_tree
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
-from rimjax.files import fingerprint
+from rimjax.files import fingerprint, parse_json
 from rimjax.models.protocols import cached_property, check_image, encode_in_batches, resize_image
 from rimjax.models.vit import Params, ViTConfig, last_layer_keys
 
@@ -42,7 +42,7 @@ def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            config = ViTConfig(**json.loads((file.metadata() or {})["config"]))
+            config = ViTConfig(**parse_json((file.metadata() or {})["config"]))
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return build_tree(arrays), config
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:

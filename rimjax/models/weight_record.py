@@ -83,7 +83,7 @@ def _find_record(path: Path) -> Path | None:
 def _read_record(record: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     size, advice = None, "delete it, or port the weights again"
-    for line in record.read_text().splitlines():
+    for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         if line.startswith("#"):
             match = re.fullmatch(r"# (\d+) bytes", line)

@@ -30,6 +30,7 @@ from rimjax.files import (
     check_plain_name,
     digest,
     package_versions,
+    parse_json,
     sha256,
 )
 from rimjax.models.protocols import Generated
@@ -155,7 +156,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
             "or build the bank again"
         )
     try:
-        record = json.loads((path / _RECORD_FILE).read_text(encoding="utf-8"))
+        record = parse_json((path / _RECORD_FILE).read_text(encoding="utf-8"))
         files = {_ARRAY_FILE: record["files"][_ARRAY_FILE]}
         if pictures:
             files |= record["files"]
@@ -197,7 +198,7 @@ def find_drawing(cache: Path, name: str, drawing: str) -> Generated | None:
     pattern = locate_references(cache, name, "*")
     for path in sorted(pattern.parent.glob(f"{pattern.name}/{_RECORD_FILE}")):
         try:
-            if json.loads(path.read_text(encoding="utf-8")).get("drawing") == drawing:
+            if parse_json(path.read_text(encoding="utf-8")).get("drawing") == drawing:
                 references = read_references(path.parent, pictures=True)
                 assert references.images is not None
                 return Generated(images=references.images, attention=references.attention)
@@ -244,7 +245,7 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     remedy = "build the bank again"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
         names, folders = tuple(fields["names"]), tuple(fields["folders"])
         manifest = Manifest(
             names, folders, fields["settings"], fields["preset"], fields["encoder"], path
@@ -291,7 +292,7 @@ def digest_references(manifest: Manifest) -> str:
     for folder in manifest.folders:
         path = manifest.cache / "references" / folder / _RECORD_FILE
         try:
-            arrays.append(json.loads(path.read_text(encoding="utf-8"))["files"][_ARRAY_FILE])
+            arrays.append(parse_json(path.read_text(encoding="utf-8"))["files"][_ARRAY_FILE])
         except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path}: incomplete or damaged ({error}); build the bank again"
