@@ -162,6 +162,14 @@ def read_lines(path: Path, layout: str) -> list[str]:
 
 
 def first_existing(root: Path, *places: str) -> Path:
-    """Return the first of some folders below `root` that exists; otherwise the first."""
+    """Return the first of some folders below `root` that exists; otherwise the first.
+
+    Raises:
+        FileNotFoundError: `root` itself doesn't exist.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such folder; expected the data set's, with {places[0]}"
+        )
     existing = (root / place for place in places if (root / place).is_dir())
     return next(existing, root / places[0])
