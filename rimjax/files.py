@@ -165,6 +165,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def lock_destination(path: Path) -> Iterator[None]:
+    """Let a single writer at a time, of any thread or process, work on a file or folder.
+
+    The lock is a hidden file beside `path`, which is removed while it is still held: filelock
+    notices a lock that was removed before it could be taken.
+
+    Raises:
+        ValueError: another writer works on it.
+        WriteError: the lock can't be written; the message names `path`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with _name_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"{path}: another process is writing it; wait for it") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is in use
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text whole or not at all; raises as `atomic_file`."""
     with atomic_file(path) as temporary:
