@@ -152,9 +152,10 @@ def check_outputs(*paths: Path | None, overwrite: bool = True) -> None:
         try:
             check_writable(parent)
         except OSError as error:
+            reason = getattr(error.__cause__, "strerror", error)
             raise ValueError(
-                f"{path}: can't be written, {parent} isn't a writable directory; choose another "
-                "place"
+                f"{path}: can't be written, {parent} isn't a writable directory ({reason}); choose "
+                "another place"
             ) from error
         if not overwrite and path.is_file() and path.stat().st_size and not _is_ours(path):
             raise ValueError(

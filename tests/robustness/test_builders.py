@@ -67,7 +67,7 @@ def test_builders_of_other_processes(
 def test_builders_of_other_threads(
     tmp_path: Path, robust: int, expected: dict[str, bytes], count: int
 ) -> None:
-    for index in range(3 * robust):
+    for index in range(2 * robust):
         barrier, cache, banks = threading.Barrier(count), tmp_path / str(index), []
 
         def build(barrier: threading.Barrier, cache: Path, banks: list) -> None:
