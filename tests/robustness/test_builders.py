@@ -51,7 +51,7 @@ def run_at_once(works: Sequence[threading.Thread]) -> None:
 def test_builders_of_other_processes(
     tmp_path: Path, robust: int, expected: dict[str, bytes], count: int
 ) -> None:
-    for index in range(robust):
+    for index in range(max(1, robust // 8)):  # each starts processes
         folder = tmp_path / str(index)
         folder.mkdir()
         started = [workers.start(workers.build, folder) for _ in range(count)]
@@ -67,7 +67,7 @@ def test_builders_of_other_processes(
 def test_builders_of_other_threads(
     tmp_path: Path, robust: int, expected: dict[str, bytes], count: int
 ) -> None:
-    for index in range(2 * robust):
+    for index in range(robust):
         barrier, cache, banks = threading.Barrier(count), tmp_path / str(index), []
 
         def build(barrier: threading.Barrier, cache: Path, banks: list) -> None:
@@ -116,7 +116,7 @@ def test_builders_that_are_both_process_1(
     tmp_path: Path, robust: int, expected: dict[str, bytes]
 ) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    for index in range(-(-robust // 4)):  # each starts Python twice
+    for index in range(max(1, robust // 8)):  # each starts Python twice
         folder = tmp_path / str(index)
         folder.mkdir()
         script = CONTAINER.format(tests=str(TESTS), folder=str(folder))
@@ -153,17 +153,17 @@ def test_a_run_has_one_writer_among_threads(tmp_path: Path, robust: int) -> None
 
 
 def test_ported_weights_have_one_writer_among_threads(tmp_path: Path, robust: int) -> None:
-    """Two sources for one destination: its content and its record come from the same."""
+    """Four sources for one destination: its content and its record come from the same."""
     import torch
     from published import dinov2_state
 
     sources = []
-    for index in range(8):
+    for index in range(4):
         state = {name: tensor + index for name, tensor in dinov2_state().items()}
         torch.save(state, tmp_path / f"{index}.pth")
         sources.append(tmp_path / f"{index}.pth")
-    for index in range(robust):
-        barrier, refusals = threading.Barrier(8), []
+    for index in range(max(1, robust // 8)):  # each reads and writes whole models
+        barrier, refusals = threading.Barrier(4), []
         destination = tmp_path / f"ported-{index}.safetensors"
 
         def port(
@@ -177,7 +177,7 @@ def test_ported_weights_have_one_writer_among_threads(tmp_path: Path, robust: in
 
         arguments = (barrier, refusals, destination)
         run_at_once([threading.Thread(target=port, args=(*arguments, file)) for file in sources])
-        assert len(refusals) == 7, "the first has won"
+        assert len(refusals) == 3, "the first has won"
         words = ("another process is writing it", "exists already")
         assert all(any(word in text for word in words) for text in refusals)
         assert load_vit(destination)

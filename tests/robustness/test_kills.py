@@ -17,7 +17,7 @@ from PIL import Image
 def check_resumes(
     work: workers.Work, tmp_path: Path, robust: int, seed: int
 ) -> list[tuple[Path, Path]]:
-    """Kill work twice for each `robust`, up to 3 times in a row, and finish it here.
+    """Kill work `robust` times, up to 3 times in a row, and finish it here.
 
     Returns:
         The folder of an undisturbed run, and of each disturbed run.
@@ -26,7 +26,7 @@ def check_resumes(
     whole.mkdir()
     seconds = workers.measure(work, whole)
     kills, pairs = 0, []
-    while kills < 2 * robust:
+    while kills < robust:
         folder = tmp_path / f"killed-{len(pairs)}"
         folder.mkdir()
         here = 0
