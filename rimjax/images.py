@@ -29,6 +29,8 @@ class SupportsRead(Protocol):
 
     def read(self, size: int = -1, /) -> Any: ...
 
+    def seek(self, offset: int, /) -> Any: ...
+
 
 ImageSource = (
     str | os.PathLike | bytes | bytearray | memoryview | SupportsRead | SupportsArray | Image.Image
@@ -136,7 +138,7 @@ def _check_array(source: Any) -> np.ndarray:
         got = f"a {type(source).__name__}" if source is not None else "None"
         raise ValueError(f"image must be a path, file, PIL image or array {kinds}, got {got}")
     if hasattr(source, "detach"):  # torch: NumPy takes neither gradients nor other devices
-        source = source.detach().cpu()
+        source = source.detach().cpu()  # pyright: ignore[reportAttributeAccessIssue]
     array = np.asarray(source)
     channels = array.shape[2] if array.ndim == 3 else 3
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (3, 4):
@@ -180,6 +182,7 @@ def _load(content: Any, low_bytes: bool = False) -> Image.Image:
         content: what Pillow opens, or a PIL image.
         low_bytes: of channels of 16 bits read the lower 8; Pillow reads the upper 8.
     """
+    file: Any
     with nullcontext(content) if isinstance(content, Image.Image) else Image.open(content) as file:
         if low_bytes:
             file.tile = [tile._replace(args=_swap_bytes(tile.args)) for tile in file.tile]

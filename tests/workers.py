@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -101,7 +100,7 @@ def evaluate(data: Path, folder: Path) -> None:
         run("evaluate", "--dataset", data, *words)
 
 
-def run_quietly(work: Work, folder: Path, ready: Connection) -> None:
+def run_quietly(work: Work, folder: Path, ready: Any) -> None:
     """Say that the work begins, and do it without printing."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -111,7 +110,7 @@ def run_quietly(work: Work, folder: Path, ready: Connection) -> None:
     work(folder)
 
 
-def start(work: Work, folder: Path) -> tuple[Any, Connection]:
+def start(work: Work, folder: Path) -> tuple[Any, Any]:
     """Start work in a process of its own, and wait until it is about to begin.
 
     Its parent has imported everything, which takes seconds, but hasn't started JAX, whose threads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,7 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
                 )
                 for entry in index.dataset["images"]
             }
-            things: Sequence[dict[str, Any]] = index.dataset["annotations"]
+            things: Any = index.dataset["annotations"]
             skipped = sum(_drop_outlines(thing) for thing in things)
             unknown = sorted({int(thing["category_id"]) for thing in things} - set(CATEGORIES))
         except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:

@@ -43,7 +43,7 @@ def check_call(names: Any, models: Any, settings: Any, references: Any, points: 
         for row in rows:
             try:
                 x, y = row
-                float(x), float(y)
+                _ = float(x), float(y)
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"points must hold points (x, y), got {describe(row)} for {name!r}; pass two "

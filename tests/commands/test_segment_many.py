@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_what_was_done_before_a_stop_is_kept(folder: Path, monkeypatch: pytest.M
 
     from_segment = segment.segment
 
-    def segment_first(image: np.ndarray, *rest: object) -> object:
+    def segment_first(image: np.ndarray, *rest: Any) -> object:
         monkeypatch.setattr(segment, "segment", lambda *args: stop(image))
         return from_segment(image, *rest)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -260,9 +261,10 @@ PICTURE = np.zeros((4, 4, 3), np.uint8)
     ],
 )
 def test_a_wrong_call_is_refused_by_the_arguments_name(
-    tmp_path: Path, arguments: tuple, message: str
+    tmp_path: Path, arguments: tuple[Any, ...], message: str
 ) -> None:
-    names, models, references, points = (*arguments, None, None)[:4]
+    padded: tuple[Any, ...] = (*arguments, None, None)
+    names, models, references, points = padded[:4]
     with pytest.raises(ValueError, match=f"^{message}"):
         rimjax.build_bank(names, models, cache_dir=tmp_path, references=references, points=points)
     with pytest.raises(ValueError, match="settings must be ReferenceSettings, got a dict"):

@@ -14,4 +14,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def robust(request: pytest.FixtureRequest) -> int:
     """How much to try; pytest reads the option only if tests/robustness is on its command line."""
-    return request.config.getoption("robust", 1)
+    count = request.config.getoption("robust", 1)
+    assert isinstance(count, int)
+    return count

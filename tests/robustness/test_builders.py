@@ -180,6 +180,6 @@ def test_ported_weights_have_one_writer_among_threads(tmp_path: Path, robust: in
         assert len(refusals) == 3, "the first has won"
         words = ("another process is writing it", "exists already")
         assert all(any(word in text for word in words) for text in refusals)
-        assert load_vit(destination)
+        load_vit(destination)
         assert find_damaged(destination) == []
         assert len(list(tmp_path.glob(f"*ported-{index}*"))) == 2, "weights and record"

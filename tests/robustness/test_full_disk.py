@@ -125,6 +125,7 @@ def test_a_build_meets_a_full_disk_at_every_file(
             break
         tried += 1
         finish_build(folder, whole)
+    print(f"{stopped} files refused")
     assert stopped == tried > len(whole) / 8, "every file that was tried was refused"
 
 
@@ -144,6 +145,7 @@ def test_a_build_meets_a_disk_of_every_size(
                 check_stopped_build(folder, error, whole)
             enlarge()
             finish_build(folder, whole)
+    print(f"{stopped} full disks")
     assert stopped >= 5
 
 
@@ -177,6 +179,7 @@ def test_an_evaluation_meets_a_disk_of_every_size(
             assert read_run(folder) == expected
             begun = workers.read_log(folder)
             assert len(begun) <= trees.NUM_NOISY + 1
+    print(f"{stopped} full disks")
     assert stopped >= 2
 
 
