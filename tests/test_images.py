@@ -17,6 +17,7 @@ import torch
 from fakes import fake_models
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from scenes import as_exif
 
 from rimjax.images import PictureWarning, read_image, read_photograph
 
@@ -191,14 +192,6 @@ def test_an_ordinary_picture_is_read_without_a_warning(tmp_path: Path) -> None:
         read_image(tmp_path / "fine.png")
 
 
-def damage_exif(orientation: int) -> bytes:
-    """Return an EXIF block whose signed rational -1/0 Pillow can read but not write again."""
-    entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
-    entries += struct.pack(">HHII", 0x011A, 10, 1, 38)  # XResolution, which is unsigned
-    tiff = b"MM\0*" + struct.pack(">IH", 8, 2) + entries + struct.pack(">I", 0)
-    return b"Exif\0\0" + tiff + struct.pack(">ii", -1, 0)
-
-
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_damaged_exif_block_still_turns_the_picture(
@@ -206,7 +199,9 @@ def test_a_damaged_exif_block_still_turns_the_picture(
 ) -> None:
     path = tmp_path / f"turned.{suffix}"
     blocks = np.kron(RGB[::10, ::15], np.ones((16, 32, 1), np.uint8))  # JPEG keeps blocks plain
-    Image.fromarray(blocks).save(path, exif=damage_exif(orientation), quality=100, subsampling=0)
+    Image.fromarray(blocks).save(
+        path, exif=as_exif(orientation, broken=True), quality=100, subsampling=0
+    )
     turns = (0, 0, 0, 2, 2, 1, -1, -1, 1)  # quarter turns, after mirroring where it is mirrored
     mirrored = blocks[:, ::-1] if orientation in (2, 4, 5, 7) else blocks
     expected = np.rot90(mirrored, turns[orientation]).astype(int)

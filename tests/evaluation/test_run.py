@@ -18,6 +18,7 @@ import trees
 from cli import refused, run
 from fakes import FakeGenerator, fake_models, list_drawn
 from PIL import Image
+from scenes import as_exif
 
 from rimjax import datasets, files
 from rimjax.commands import options
@@ -284,6 +285,31 @@ def test_bad_images_are_named_and_evaluated_again_by_the_next_run(
         path.write_bytes(content)
     run(*evaluate, output)
     np.testing.assert_array_equal(read_confusions(output), whole)
+
+
+def test_damaged_exif_and_failing_decoders_end_no_run(
+    folder: Path,
+    evaluate: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(*evaluate, tmp_path / "whole")
+    whole = read_confusions(tmp_path / "whole")
+    with Image.open(folder / "images/2.png") as picture:
+        picture.save(folder / "images/2.png", exif=as_exif(1, broken=True))
+    failing = (folder / "images/4.png", folder / "labels/5.png")
+    open_image = Image.open
+
+    def fail(path: Path, *rest: object) -> Image.Image:
+        if path in failing:
+            raise NotImplementedError("as the decoders of DDS and others")
+        return open_image(path)
+
+    monkeypatch.setattr(Image, "open", fail)
+    run(*evaluate, tmp_path / "run")
+    np.testing.assert_array_equal(read_confusions(tmp_path / "run"), whole[[0, 1, 2, 3, 6]])
+    assert "2 of 7 images could not be used: 4, 5" in capsys.readouterr().err
 
 
 def test_bad_options_are_refused(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, features
+from scenes import as_exif
 
 from rimjax.images import read_image
 
@@ -35,14 +36,6 @@ def save(pixels: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
 
 def stack(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
-
-
-def as_exif(orientation: int, broken: bool = False) -> bytes:
-    """Return an EXIF block; a broken one has an unsigned resolution of -1/0."""
-    entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
-    entries += struct.pack(">HHII", 0x011A, 10 if broken else 5, 1, 38)
-    rational = struct.pack(">ii", *((-1, 0) if broken else (72, 1)))
-    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4) + rational
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
