@@ -5,12 +5,11 @@ It proves no origin: whoever changes a file can write its digest anew.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rimjax.files import digest
+from rimjax.files import digest, parse_json
 
 SEAL = "digest of the rest"
 
@@ -26,10 +25,7 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it isn't JSON, carries no digest, or differs from its digest.
     """
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("it isn't a JSON object")
     if SEAL not in content:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -93,11 +93,15 @@ def _read_stuff(path: Path) -> np.ndarray:
     return convert_stuff(read_labels(path))
 
 
-def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
+def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarray]], int]:
     """Map image ids to functions that draw labels from the outlines in an instance JSON.
 
     The file's own `categories` say by name which thing a number is. Smaller things are drawn on
     top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
+
+    Returns:
+        The functions, and the number of outlines that are missing or have fewer than three points,
+        which aren't drawn.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,12 +128,13 @@ def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
                 )
                 for entry in index.dataset["images"]
             }
-            things: Sequence[Mapping[str, Any]] = index.dataset["annotations"]
+            things: Sequence[dict[str, Any]] = index.dataset["annotations"]
+            skipped = sum(_drop_outlines(thing) for thing in things)
             categories = [
                 (int(entry["id"]), entry["name"]) for entry in index.dataset["categories"]
             ]
             used = {int(thing["category_id"]) for thing in things}
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
             raise ValueError(f"{instances}: not COCO's instance JSON ({error!r})") from error
     if not all(isinstance(name, str) for _, name in categories):
         raise ValueError(f"{instances}: not COCO's instance JSON (a category's name isn't a text)")
@@ -140,14 +145,15 @@ def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
         labels = np.zeros(size, np.uint8)
         try:
             annotations = index.loadAnns(index.getAnnIds(imgIds=[image]))
-            for thing in sorted(annotations, key=lambda thing: -thing["area"]):
+            outlined = [thing for thing in annotations if thing["segmentation"]]
+            for thing in sorted(outlined, key=lambda thing: -thing["area"]):
                 labels[index.annToMask(thing) > 0] = label_of[int(thing["category_id"])]
         except Exception as error:  # pycocotools raises any exception on malformed outlines
             message = f"{instances}: can't draw the outlines of {name} ({error!r})"
             raise ValueError(message) from error
         return labels
 
-    return {name: partial(draw_labels, name) for name in images}
+    return {name: partial(draw_labels, name) for name in images}, skipped
 
 
 def _number_categories(
@@ -169,3 +175,15 @@ def _number_categories(
             f"{unknown[:5]}; rename or remove them"
         )
     return {number: 1 + THINGS.index(thing) for number, thing in things.items()}
+
+
+def _drop_outlines(thing: dict[str, Any]) -> int:
+    """Drop an annotation's outlines of fewer than three points; return the number of those missing.
+
+    pycocotools would draw an outline of two points as a box.
+    """
+    outlines = thing.setdefault("segmentation", None) or []
+    if isinstance(outlines, list):
+        thing["segmentation"] = [outline for outline in outlines if len(outline) >= 6]
+        return max(len(outlines), 1) - len(thing["segmentation"])
+    return 0

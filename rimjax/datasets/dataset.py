@@ -97,8 +97,9 @@ def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]
     try:
         with Image.open(path) as picture:
             labels = np.array(picture, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: unreadable or truncated labels ({error})") from error
+    except Exception as error:  # Pillow's decoders raise any exception on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: unreadable or truncated labels ({reason})") from error
     if not background:
         labels[labels == 0] = IGNORED
     return labels
@@ -162,6 +163,14 @@ def read_lines(path: Path, layout: str) -> list[str]:
 
 
 def first_existing(root: Path, *places: str) -> Path:
-    """Return the first of some folders below `root` that exists; otherwise the first."""
+    """Return the first of some folders below `root` that exists; otherwise the first.
+
+    Raises:
+        FileNotFoundError: `root` itself doesn't exist.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such folder; expected the data set's, with {places[0]}"
+        )
     existing = (root / place for place in places if (root / place).is_dir())
     return next(existing, root / places[0])

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
-from rimjax.files import is_temporary, write_json
+from rimjax.files import WriteError, is_temporary, write_json
 from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
 
@@ -70,9 +70,12 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
         description: what the results depend on, as JSON content.
         unknown: parts of `description` that aren't known yet and aren't compared.
     """
-    path = folder / _RUN
+    path, images = folder / _RUN, folder / _IMAGES
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; choose another folder for the run")
+    # Looked at before run.json, which another process that starts the run writes before the rest.
+    files = list(folder.iterdir()) if folder.exists() else []
+    has_results = images.is_file() and images.stat().st_size > 0
     if path.exists():
         ours = json.loads(json.dumps(description))
         if changes := _list_differences(_read_description(folder), ours, (*MAY_DIFFER, *unknown)):
@@ -80,15 +83,12 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
                 f"{folder}: this run was started with other settings ({'; '.join(changes[:3])}); "
                 "choose another folder for the run"
             )
-    elif folder.exists():
-        known = (_IMAGES, _LOCK)
-        if any(file.name not in known and not is_temporary(file) for file in folder.iterdir()):
-            raise ValueError(f"{folder}: isn't the folder of a run; choose another folder")
-        images = folder / _IMAGES
-        if images.is_file() and images.stat().st_size:
-            raise ValueError(
-                f"{folder}: holds results but no {_RUN}; delete the folder or choose another"
-            )
+    elif any(file.name not in (_IMAGES, _LOCK) and not is_temporary(file) for file in files):
+        raise ValueError(f"{folder}: isn't the folder of a run; choose another folder")
+    elif has_results:
+        raise ValueError(
+            f"{folder}: holds results but no {_RUN}; delete the folder or choose another"
+        )
 
 
 @contextmanager
@@ -134,8 +134,8 @@ def open_run(
                 os.fsync(file.fileno())
             except OSError as error:
                 reason = error.strerror or error
-                advice = "free space; the same command resumes the run"
-                raise OSError(f"{folder}: can't be written ({reason}); {advice}") from error
+                message = f"{folder / _IMAGES}: can't be written ({reason}); free space"
+                raise WriteError(message) from error
             results[result.image] = result
 
         yield results, append

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from ported_weights.choices import check_choices
 from ported_weights.rules import build_tree, check_finite, flatten_tree
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
-from rimjax.files import fingerprint
+from rimjax.files import fingerprint, parse_json
 from rimjax.models.protocols import (
     CopiedByFields,
     cached_property,
@@ -48,7 +48,7 @@ def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            config = ViTConfig(**json.loads((file.metadata() or {})["config"]))
+            config = ViTConfig(**parse_json((file.metadata() or {})["config"]))
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         reason = f"damaged, or not a ViT that save_vit wrote ({error})"

@@ -119,7 +119,10 @@ def test_bank_show_and_add(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segment", "none.png", "--classes", "bag"], "none.png: no such image"),
+        (
+            ["segment", "none.png", "--classes", "bag", "--stop-on-error"],
+            "none.png: no such image",
+        ),
         (["segment", "SCENE"], "--classes must be given"),
         (["segment", "SCENE", "--classes", ""], "--classes must not hold a blank"),
         (["segment", "SCENE", "--classes", "bag, ,coat"], "--classes must not hold a blank"),
@@ -152,6 +155,7 @@ def test_bank_show_and_add(
         ),
         (["bank", "build", "--photos", "mug=none.jpg"], "none.jpg: no such image"),
         (["bank", "build", "--classes", "bag", "--seed", "-1"], "--seed must be in [0, 2^32)"),
+        (["bank", "build", "--classes", "bag", "--seed", "9" * 20], "--seed must be in [0, 2^32)"),
         (["bank", "show", "SCENE"], "not a bank manifest"),
         (["evaluate", "--limit", "0"], "--limit must be at least 1"),
         (["evaluate", "--num-agents", "0", "--limit", "1"], "--num-agents must be at least 1"),
@@ -178,7 +182,10 @@ def test_a_truncated_image_and_a_bank_of_another_encoder(
 ) -> None:
     scene = folder / "scene.png"
     (tmp_path / "cut.png").write_bytes(scene.read_bytes()[:3000])
-    assert "cut.png" in refused(capsys, "segment", tmp_path / "cut.png", "--classes", "bag")
+    words = ("segment", tmp_path / "cut.png", "--classes", "bag", "--cache-dir", tmp_path)
+    assert "cut.png: unreadable or truncated" in refused(capsys, *words, status=1)
+    assert "cut.png: unreadable or truncated" in refused(capsys, *words, "--stop-on-error")
+    assert not (tmp_path / "references").exists(), "before the bank was drawn"
     fields = read_sealed(find_bank(folder)) | {"encoder": "0" * 20}
     (tmp_path / "elsewhere.json").write_text(json.dumps(seal(fields)))
     words = ("segment", scene, "--bank")
@@ -237,5 +244,6 @@ def test_an_image_too_narrow_for_sam_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((10, 3000, 3), np.uint8)).save(tmp_path / "wide.png")
-    line = refused(capsys, "segment", tmp_path / "wide.png", "--bank", find_bank(folder))
+    words = ("segment", tmp_path / "wide.png", "--bank", find_bank(folder))
+    line = refused(capsys, *words, status=1)
     assert "wide.png: image must keep a pixel" in line and "3000x10" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -10,9 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from fakes import FakeEncoder, FakeGenerator, fake_models, list_drawn, pick_colour
@@ -176,6 +180,101 @@ def test_a_killed_build_resumes_with_the_class_it_was_drawing(tmp_path: Path) ->
     models = fake_models()
     rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
     assert list_drawn(models) == ["leaf"]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    unwritable: Path,
+) -> None:
+    models = fake_models()
+    with pytest.raises(OSError, match=rf"^{unwritable}/.*can't be written"):
+        rimjax.build_bank(NAMES, models, cache_dir=unwritable / "cache")
+    assert not list_drawn(models)
+
+
+def test_a_class_name_of_any_length_and_alphabet_is_stored(tmp_path: Path) -> None:
+    names = ["x" * 275, "x" * 275 + "y", "苹果" * 100]
+    rimjax.build_bank(names, fake_models(), cache_dir=tmp_path)
+    models = fake_models()
+    assert rimjax.build_bank(names, models, cache_dir=tmp_path).names[1:] == tuple(names)
+    assert not list_drawn(models)
+    folders = list((tmp_path / "references").iterdir())
+    assert len(folders) == 3 and all(len(os.fsencode(path.name)) <= 100 for path in folders)
+
+
+def test_a_full_disk_says_what_is_kept_and_the_build_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(array: np.ndarray) -> Image.Image:
+        if len(list((tmp_path / "references").glob("[!.]*"))) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return from_array(array)
+
+    from_array = Image.fromarray
+    with monkeypatch.context() as patched:
+        patched.setattr(store.Image, "fromarray", fill)
+        with pytest.raises(OSError, match=r"references/leaf-.*can't be written \(No space") as full:
+            rimjax.build_bank(NAMES, fake_models(), cache_dir=tmp_path)
+    assert "2 of 3 classes are kept, and the same command goes on" in str(full.value)
+    models = fake_models()
+    rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    assert list_drawn(models) == ["leaf"]
+
+
+def test_deeply_nested_json_is_named_in_one_line(tmp_path: Path) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    deep = "[" * 100_000 + "]" * 100_000
+    (tmp_path / "references" / manifest.folders[0] / "references.json").write_text(deep)
+    with pytest.raises(ValueError, match=rf"{manifest.folders[0]}: references.json is damaged"):
+        rimjax.load_bank(manifest.path)
+    manifest.path.write_text(deep)
+    with pytest.raises(ValueError, match=r"\.json: not a bank manifest, or damaged"):
+        rimjax.load_bank(manifest.path)
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Switch jaxtyping's checks off: wrong types are passed on purpose."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+PICTURE = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1], fake_models()), "names must be texts, got 1"),
+        ((["a", None], fake_models()), "names must be texts, got None"),
+        ((7, fake_models()), "names must be a list of class names, got 7"),
+        (("bag", fake_models()), "names must be a list of class names, got 'bag'"),
+        (({"bag": []}, fake_models()), "names must be a list of class names, got a dict"),
+        ((fake_models(), ["bag"]), "models must be Models, got a list"),
+        ((["bag"], "mini"), "models must be Models, got 'mini'"),
+        (([], fake_models(), ["a.png"]), "references must map class names .* got a list"),
+        (([], fake_models(), {"x": "a.png"}), "references must map .* got 'a.png' for 'x'"),
+        (([], fake_models(), {"x": Path("a.png")}), "references must map .* for 'x'"),
+        (([], fake_models(), {"x": b"content"}), "references must map .* got a bytes for 'x'"),
+        (([], fake_models(), {"x": PICTURE}), r"references must map .* got uint8\[4, 4, 3\]"),
+        (([], fake_models(), {"x": 3}), "references must map .* got 3 for 'x'"),
+        (([], fake_models(), {1: []}), "references must map .* got 1 as a name"),
+        (([], fake_models(), {"x": [3]}), "image must be a path, file, PIL image or array"),
+        (([], fake_models(), {"x": [PICTURE]}, {"x": 3}), "points must map .* got 3 for 'x'"),
+        (([], fake_models(), {"x": [PICTURE]}, {"x": [3]}), "points must hold points"),
+        (([], fake_models(), {"x": [PICTURE]}, [(1, 2)]), "points must map class names"),
+    ],
+)
+def test_a_wrong_call_is_refused_by_the_arguments_name(
+    tmp_path: Path, arguments: tuple[Any, ...], message: str
+) -> None:
+    padded: tuple[Any, ...] = (*arguments, None, None)
+    names, models, references, points = padded[:4]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rimjax.build_bank(names, models, cache_dir=tmp_path, references=references, points=points)
+    with pytest.raises(ValueError, match="settings must be ReferenceSettings, got a dict"):
+        rimjax.build_bank(["bag"], fake_models(), cache_dir=tmp_path, settings={"seed": 1})  # pyright: ignore[reportArgumentType]
 
 
 def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
@@ -420,10 +519,8 @@ def test_a_photograph_is_decoded_once_per_build(
     for path in paths:
         Image.fromarray(photo).save(path)
     decoded: list[object] = []
-    decode = images._open_image
-    monkeypatch.setattr(
-        images, "_open_image", lambda source: decoded.append(source) or decode(source)
-    )
+    decode = images._load
+    monkeypatch.setattr(images, "_load", lambda path: decoded.append(path) or decode(path))
     rimjax.build_bank([], fake_models(), cache_dir=tmp_path, references={"mug": paths})
     assert decoded == paths
 

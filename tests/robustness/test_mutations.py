@@ -1,7 +1,7 @@
 """Files with changed bytes: an error of one line that names the file, or the content as it was.
 
-Every format that rimjax reads is changed 100 times (`--robust N`: N times as often) by flipped bits,
-other bytes and digits, and pieces that are cut out, doubled, cleared or put in.
+Every format that rimjax reads is changed 100 times (`--robust N`: N times as often) by flipped
+bits, other bytes and digits, and pieces that are cut out, doubled, cleared or put in.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ FORMATS = {
     "JPEG": Format(lambda folder: write_image(folder, ".jpg"), read_image, guarded=False),
     "instance JSON": Format(
         write_instances,
-        lambda path: [draw() for draw in coco.list_outline_maps(path).values()],
+        lambda path: [draw() for draw in coco.list_outline_maps(path)[0].values()],
         guarded=False,
     ),
     "names.txt": Format(

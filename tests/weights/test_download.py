@@ -21,7 +21,7 @@ from published import dinov2_state, dinov3_state, write_stable_diffusion
 from tiny_diffusion import relaxed
 
 import ported_weights
-from rimjax.files import sha256
+from rimjax.files import lock_destination, sha256
 from rimjax.models import diffusion
 from rimjax.models.vit_encoder import load_vit
 from rimjax.weights.sources import Source, SourceFile
@@ -189,6 +189,17 @@ def test_an_interrupted_download_goes_on_and_a_wrong_file_is_thrown_away(
         and f"as {folder / 'sam.pth'}" in said
     )
     assert [path.name for path in folder.iterdir()] == [".sam.pth.part"]
+
+
+def test_a_file_is_downloaded_by_one_process_at_a_time(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("weights", "download", "sam", "--yes", "--weights-dir", tmp_path / "weights")
+    with lock_destination(tmp_path / "weights/paper/sam.pth"):
+        line = refused(capsys, *words)
+    assert "sam.pth: another process is writing it" in line and not hub.requests
+    run(*words)
+    assert [path.name for path in (tmp_path / "weights/paper").iterdir()] == ["sam.pth"]
 
 
 def test_offline_lists_the_files_to_get_by_hand(

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ported_weights.rules import build_tree, check_finite, flatten_tree
+from rimjax.files import parse_json
 from rimjax.models.protocols import CopiedByFields
 from rimjax.models.stable_diffusion.attention import import_libraries
 from rimjax.models.transformers_folder import load_tokenizer
@@ -83,7 +84,8 @@ def save_part(
     """Write the config and the parameters, if any, of a model or of "scheduler" as `save` does."""
     path = _config_path(Path(directory), name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8")
     if params is not None:
         write_safetensors(flatten_tree(params), path.with_name("flax_model.safetensors"))
 
@@ -190,7 +192,7 @@ def _read_params(path: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); port or download it again") from error
 
