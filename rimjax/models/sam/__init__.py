@@ -1,14 +1,7 @@
 """Segment Anything (SAM): masks from points (Sec. 3.4) and proposals (Sec. 3.5), in torch."""
 
-from rimjax.models.sam.adapter import (
-    ProposalConfig,
-    Sam,
-    SamConfig,
-    SamMasker,
-    SamProposer,
-    build,
-    load,
-)
+from rimjax.models.sam.adapter import ProposalConfig, SamMasker, SamProposer
+from rimjax.models.sam.model import Sam, SamConfig, build, load
 
 __all__ = [
     "ProposalConfig",

@@ -1,0 +1,199 @@
+"""SAM's mask decoder over many points of one image, without projecting the image for each point.
+
+segment-anything decodes a point as if its image tokens were its own: it projects all L = 4096 of
+them to keys, values and queries in every layer, though only a handful of prompt tokens face them.
+Here, with X the image tokens of a point [L, C], E their positional encoding, t prompt tokens and
+heads h of size d:
+
+Tokens attend to the image. The key's projection folds into the queries, and the value's projection
+moves behind the weighted sum, since attention is linear in both:
+
+    scores = q_h ((X + E) W_k + b_k)_h^T = (q_h W_k,h^T) X^T + q_h (E W_k + b_k)_h^T
+    output = softmax(scores) (X W_v + b_v)_h = (softmax(scores) X) W_v,h + b_v,h
+
+so that X is multiplied by t * heads rows of size C instead of two C x C/2 matrices; E W_k + b_k is
+the same for every point. The image attends to tokens in the same way: q's projection folds into the
+keys, and the output's projection into the values.
+
+    scores = X (W_q,h k_h^T) + (E W_q + b_q)_h k_h^T
+    output = sum over h of softmax(scores_h) (v_h W_o,h) + b_o
+
+In the first layer X is the same for every point, so its keys, values and queries are projected once
+an image.
+
+Masks. The predicted IoUs come from tokens alone, so only points with a mask that passes are
+upscaled. The two transposed convolutions have stride and kernel 2: each is a matrix product of
+every token, here on channels-last tokens, and only the masks that pass are multiplied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class ImageDecoder:
+    """The mask decoder of one image.
+
+    Args:
+        model: segment-anything's `Sam`.
+        embedding: of the image, from its encoder: [1, C, h, w].
+    """
+
+    def __init__(self, model: Any, embedding: Tensor) -> None:
+        self._prompts, self._decoder = model.prompt_encoder, model.mask_decoder
+        self._transformer = model.mask_decoder.transformer
+        grid = embedding.shape[-2:]
+        dense = self._prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        self._tokens = _flatten(embedding + dense)[0]
+        self._grid = grid
+        position = _flatten(self._prompts.get_dense_pe())[0]
+        layers = self._transformer.layers
+        first = layers[0]
+        keyed = self._tokens + position
+        self._first_keys = first.cross_attn_token_to_image.k_proj(keyed)
+        self._first_values = first.cross_attn_token_to_image.v_proj(self._tokens)
+        self._first_queries = first.cross_attn_image_to_token.q_proj(keyed)
+        later = [layer.cross_attn_token_to_image for layer in layers[1:]]
+        self._position_keys = [
+            attention.k_proj(position)
+            for attention in (*later, self._transformer.final_attn_token_to_image)
+        ]
+        self._position_queries = [
+            layer.cross_attn_image_to_token.q_proj(position) for layer in layers[1:]
+        ]
+
+    def decode(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode prompts as far as the predicted IoUs.
+
+        Args:
+            points: [B, n, 2], x and y in pixels of the resized image.
+            labels: [B, n], 1 for points on the object.
+
+        Returns:
+            The mask tokens [B, 4, C], the image's tokens [B, L, C] and the predicted IoUs [B, 4];
+            `upscale` makes masks of them. Mask 0 is the single mask, the others the three of
+            "multimask".
+        """
+        sparse = self._prompts(points=(points, labels), boxes=None, masks=None)[0]
+        decoder = self._decoder
+        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        prompt = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
+        queries, image = prompt, self._tokens
+        for index, layer in enumerate(self._transformer.layers):
+            if layer.skip_first_layer_pe:
+                queries = layer.self_attn(q=queries, k=queries, v=queries)
+            else:
+                q = queries + prompt
+                queries = queries + layer.self_attn(q=q, k=q, v=queries)
+            queries = layer.norm1(queries)
+            attention = layer.cross_attn_token_to_image
+            if index == 0:
+                attended = self._attend_first(attention, queries + prompt)
+            else:
+                position = self._position_keys[index - 1]
+                attended = _attend_to_image(attention, queries + prompt, image, position)
+            queries = layer.norm2(queries + attended)
+            queries = layer.norm3(queries + layer.mlp(queries))
+            attention = layer.cross_attn_image_to_token
+            position = self._first_queries if index == 0 else self._position_queries[index - 1]
+            update = _attend_to_tokens(
+                attention, image if index else None, position, queries + prompt, queries
+            )
+            image = layer.norm4(image + update)
+        attention = self._transformer.final_attn_token_to_image
+        attended = _attend_to_image(attention, queries + prompt, image, self._position_keys[-1])
+        queries = self._transformer.norm_final_attn(queries + attended)
+        ious = decoder.iou_prediction_head(queries[:, 0])
+        return queries[:, 1 : 1 + decoder.num_mask_tokens], image, ious
+
+    def upscale(self, tokens: Tensor, image: Tensor, wanted: Tensor) -> Tensor:
+        """Compute the wanted masks' logits at a quarter of the resized image's size.
+
+        Args:
+            tokens: from `decode`.
+            image: from `decode`.
+            wanted: bool[B, 4].
+
+        Returns:
+            [M, 4 h, 4 w], the wanted masks in order.
+        """
+        norm, masks = self._decoder.output_upscaling[1], []
+        first, activate, second, activate_last = (
+            self._decoder.output_upscaling[i] for i in (0, 2, 3, 4)
+        )
+        height, width = self._grid
+        for index in wanted.any(dim=1).nonzero()[:, 0]:
+            x = _deconvolve(first, image[index].reshape(height, width, -1))
+            x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+            x = activate_last(_deconvolve(second, activate(x)))
+            chosen = wanted[index].nonzero()[:, 0]
+            heads = self._decoder.output_hypernetworks_mlps
+            hyper = torch.stack([heads[i](tokens[index, i]) for i in chosen.tolist()])
+            masks.append((hyper @ x.flatten(0, 1).T).reshape(len(hyper), *x.shape[:2]))
+        size = (0, 4 * height, 4 * width)
+        return torch.cat(masks) if masks else tokens.new_zeros(size)
+
+    def _attend_first(self, attention: Any, q: Tensor) -> Tensor:
+        """Tokens attend to the image of the first layer, which all points share."""
+        heads = attention.num_heads
+        q = _split(attention.q_proj(q), heads)
+        keys, values = (_split(x[None], heads) for x in (self._first_keys, self._first_values))
+        scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
+        return attention.out_proj(_join(scores.softmax(-1) @ values))
+
+
+def _attend_to_image(attention: Any, q: Tensor, image: Tensor, position: Tensor) -> Tensor:
+    heads = attention.num_heads
+    q = _split(attention.q_proj(q), heads)
+    q = q / q.shape[-1] ** 0.5
+    batch, _, tokens, _ = q.shape
+    folded = q @ attention.k_proj.weight.reshape(heads, -1, image.shape[-1])
+    scores = folded.flatten(1, 2) @ image.transpose(-1, -2)
+    scores = scores + (q @ _split(position[None], heads).transpose(-1, -2)).flatten(1, 2)
+    mean = (scores.softmax(-1) @ image).reshape(batch, heads, tokens, -1)
+    values = mean @ attention.v_proj.weight.reshape(heads, -1, image.shape[-1]).transpose(-1, -2)
+    return attention.out_proj(_join(values) + attention.v_proj.bias)
+
+
+def _attend_to_tokens(
+    attention: Any, image: Tensor | None, position: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    heads = attention.num_heads
+    keys, values = (
+        _split(project(x), heads) for project, x in ((attention.k_proj, k), (attention.v_proj, v))
+    )
+    keys = keys / keys.shape[-1] ** 0.5
+    tokens = keys.shape[2]
+    # [B, L, heads * t]
+    scores = (_split(position[None], heads) @ keys.transpose(-1, -2)).transpose(1, 2)
+    scores = scores.flatten(2)
+    if image is not None:
+        folded = keys @ attention.q_proj.weight.reshape(heads, -1, image.shape[-1])
+        scores = scores + image @ folded.flatten(1, 2).transpose(-1, -2)
+    weights = scores.unflatten(-1, (heads, tokens)).softmax(-1).flatten(2)
+    output = attention.out_proj.weight.T.reshape(heads, -1, attention.out_proj.out_features)
+    return torch.baddbmm(attention.out_proj.bias, weights, (values @ output).flatten(1, 2))
+
+
+def _deconvolve(layer: Any, x: Tensor) -> Tensor:
+    """Apply a transposed convolution of kernel and stride 2 to channels-last tokens [h, w, C]."""
+    height, width, channels = x.shape
+    weight = layer.weight.permute(0, 2, 3, 1).reshape(channels, -1)
+    y = (x.reshape(-1, channels) @ weight).reshape(height, width, 2, 2, -1)
+    return y.transpose(1, 2).reshape(2 * height, 2 * width, -1) + layer.bias
+
+
+def _flatten(maps: Tensor) -> Tensor:
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _join(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
