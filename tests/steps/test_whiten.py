@@ -56,9 +56,24 @@ def test_a_prototype_per_class_leaves_the_identity(groups: list[np.ndarray]) -> 
     np.testing.assert_array_equal(whitening.matrix, np.eye(5))
 
 
-def test_a_ridge_of_zero_is_refused(groups: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="ridge"):
-        fit_whitening(groups, 0.0)
+@pytest.mark.parametrize("centre", [0.0, 0.5, 1.0])
+def test_a_ridge_of_zero_only_subtracts_a_share_of_the_mean(
+    groups: list[np.ndarray], centre: float
+) -> None:
+    whitening = fit_whitening(groups, 0.0, centre)
+    mean = np.mean([normalise(group).mean(0) for group in groups], 0)
+    np.testing.assert_array_equal(whitening.matrix, np.eye(5))
+    np.testing.assert_allclose(
+        np.asarray(whitening.apply(groups[0])), normalise(groups[0]) - centre * mean, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("ridge", "centre", "name"), [(-1.0, 1.0, "ridge"), (1.0, 1.5, "centre")])
+def test_settings_out_of_range_are_refused(
+    groups: list[np.ndarray], ridge: float, centre: float, name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        fit_whitening(groups, ridge, centre)
 
 
 def test_a_large_ridge_keeps_the_angles(groups: list[np.ndarray]) -> None:
