@@ -120,6 +120,10 @@ class Sam:
             self._last[key] = embedded
         return embedded
 
+    def forget(self) -> None:
+        """Drop the last image's encoding."""
+        self._last.clear()
+
     def _encode(self, image: np.ndarray) -> EmbeddedImage:
         torch, library = import_libraries()
         from rimjax.models.sam.decoder import ImageDecoder

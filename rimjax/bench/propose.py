@@ -1,0 +1,145 @@
+"""SAM's proposals: the same masks as segment-anything's own generator, and the time beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import segment_anything
+import torch
+
+from rimjax.bench.timing import Row, measure_peak
+from rimjax.models.protocols import Proposals
+from rimjax.models.sam import ProposalConfig, Sam, SamProposer
+from rimjax.models.sam.adapter import make_grid
+from rimjax.models.sam.masks import sift, suppress
+
+SAME_IOU, SAME_SCORE = 0.999, 1e-4
+
+
+def lower_thresholds(
+    sam: Sam, image: np.ndarray, share: float, config: ProposalConfig
+) -> ProposalConfig:
+    """Return thresholds that a share of the masks passes, so that random weights do the real work.
+
+    Args:
+        sam: the SAM.
+        image: uint8[H, W, 3].
+        share: of the masks whose predicted IoU shall pass.
+        config: the grid.
+    """
+    points = make_grid(min(config.points_per_side, 8)) * np.array(image.shape[1::-1])
+    with torch.inference_mode():
+        ious = sam.embed(image).decode(points[:, None])[2][:, 1:]
+    return ProposalConfig(
+        points_per_side=config.points_per_side,
+        points_per_batch=config.points_per_batch,
+        pred_iou_thresh=float(ious.quantile(1 - share)),
+        stability_score_thresh=0.5,
+        box_nms_thresh=0.99,
+    )
+
+
+def measure_proposals(sam: Sam, image: np.ndarray, config: ProposalConfig, batch: int) -> Row:
+    """Time the proposer and segment-anything's generator on an image, and compare their masks.
+
+    Args:
+        sam: the SAM, which both use.
+        image: uint8[H, W, 3].
+        config: grid and thresholds of both.
+        batch: points that the generator decodes at once.
+
+    Returns:
+        Seconds by stage, peak memory, and how far the masks agree.
+
+    Raises:
+        ValueError: the masks aren't the same.
+    """
+    generator = segment_anything.SamAutomaticMaskGenerator(
+        sam.model,
+        points_per_side=config.points_per_side,
+        points_per_batch=batch,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        box_nms_thresh=config.box_nms_thresh,
+    )
+    proposer = SamProposer(sam, config)
+    sam.forget()
+    peak, (seconds, ours) = measure_peak(lambda: _time(lambda: proposer.propose(image)))
+    theirs_peak, (their_seconds, records) = measure_peak(
+        lambda: _time(lambda: generator.generate(image))
+    )
+    row: Row = {
+        "image": list(image.shape[:2]),
+        "points": config.points_per_side**2,
+        "seconds": seconds,
+        "segment-anything seconds": their_seconds,
+        "times faster": their_seconds / seconds,
+        "peak MiB": peak and peak / 2**20,
+        "segment-anything peak MiB": theirs_peak and theirs_peak / 2**20,
+        "stages": _time_stages(sam, image, config),
+        "segment-anything encode": _time(lambda: generator.predictor.set_image(image))[0],
+        **compare_masks(ours, records),
+    }
+    if not row["same"]:
+        raise ValueError(f"proposals must be segment-anything's own masks, got {row}")
+    return row
+
+
+def compare_masks(ours: Proposals, records: list[dict[str, Any]]) -> Row:
+    """Compare proposals with segment-anything's records: counts, IoU of matched masks, scores."""
+    theirs = np.array([record["segmentation"] for record in records], bool)
+    scores = np.array([record["predicted_iou"] for record in records], np.float32)
+    order = np.argsort(-theirs.sum((1, 2)), kind="stable") if len(theirs) else np.array([], int)
+    theirs, scores = theirs[order], scores[order]
+    row: Row = {"masks": len(ours.masks), "segment-anything masks": len(theirs)}
+    if len(theirs) != len(ours.masks) or not len(theirs):
+        return row | {"same": len(theirs) == len(ours.masks)}
+    assert ours.scores is not None
+    either = (ours.masks | theirs).sum((1, 2))
+    both = (ours.masks & theirs).sum((1, 2))
+    ious = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    error = float(np.abs(ours.scores - scores).max())
+    row |= {
+        "lowest IoU": float(ious.min()),
+        "pixels that differ": int((ours.masks != theirs).sum()),
+        "largest error of the predicted IoU": error,
+    }
+    return row | {"same": bool(ious.min() > SAME_IOU and error < SAME_SCORE)}
+
+
+def _time(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def _time_stages(sam: Sam, image: np.ndarray, config: ProposalConfig) -> Row:
+    """Time the stages of a proposal one after the other."""
+    sam.forget()
+    row: Row = {}
+    row["encode"], embedded = _time(lambda: sam.embed(image))
+    points = make_grid(config.points_per_side) * np.array(image.shape[1::-1])
+    batch = config.points_per_batch or (4 if sam.model.device.type == "cpu" else 64)
+    row |= {"decode": 0.0, "upscale": 0.0, "resize and sift": 0.0}
+    found: list[Any] = []
+    for start in range(0, len(points), batch):
+        seconds, decoded = _time(lambda at=start: embedded.decode(points[at : at + batch, None]))
+        row["decode"] += seconds
+        wanted = decoded[2] > config.pred_iou_thresh
+        wanted[:, 0] = False
+        seconds, logits = _time(lambda d=decoded, w=wanted: embedded.decoder.upscale(d[0], d[1], w))
+        row["upscale"] += seconds
+        arguments = (embedded.frame, logits, decoded[2][wanted], config.stability_score_thresh)
+        seconds, sifted = _time(lambda a=arguments: list(sift(*a, sam.model.mask_threshold)))
+        row["resize and sift"] += seconds
+        found += sifted
+    row["suppress"], kept = _time(lambda: suppress(found, config.box_nms_thresh))
+    row["unpack"], _ = _time(lambda: [mask.unpack(image.shape[:2]) for mask in kept])
+    row["masks upscaled"], row["masks kept"] = len(found), len(kept)
+    return row
