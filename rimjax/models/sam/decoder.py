@@ -52,18 +52,18 @@ class ImageDecoder:
         self._grid = grid
         position = _flatten(self._prompts.get_dense_pe())[0]
         layers = self._transformer.layers
-        first = layers[0]
         keyed = self._tokens + position
-        self._first_keys = first.cross_attn_token_to_image.k_proj(keyed)
-        self._first_values = first.cross_attn_token_to_image.v_proj(self._tokens)
-        self._first_queries = first.cross_attn_image_to_token.q_proj(keyed)
+        first = layers[0].cross_attn_token_to_image
+        self._first_keys, self._first_values = first.k_proj(keyed), first.v_proj(self._tokens)
         later = [layer.cross_attn_token_to_image for layer in layers[1:]]
         self._position_keys = [
             attention.k_proj(position)
             for attention in (*later, self._transformer.final_attn_token_to_image)
         ]
-        self._position_queries = [
-            layer.cross_attn_image_to_token.q_proj(position) for layer in layers[1:]
+        # Of the image itself in the first layer, and of its positions alone in the others.
+        self._queries = [
+            layer.cross_attn_image_to_token.q_proj(position if index else keyed)
+            for index, layer in enumerate(layers)
         ]
 
     def decode(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,11 +99,9 @@ class ImageDecoder:
             queries = layer.norm2(queries + attended)
             queries = layer.norm3(queries + layer.mlp(queries))
             attention = layer.cross_attn_image_to_token
-            position = self._first_queries if index == 0 else self._position_queries[index - 1]
-            update = _attend_to_tokens(
-                attention, image if index else None, position, queries + prompt, queries
-            )
-            image = layer.norm4(image + update)
+            position = self._queries[index]
+            image = _attend_to_tokens(attention, image, position, queries + prompt, queries, index)
+            image = layer.norm4(image)
         attention = self._transformer.final_attn_token_to_image
         attended = _attend_to_image(attention, queries + prompt, image, self._position_keys[-1])
         queries = self._transformer.norm_final_attn(queries + attended)
@@ -121,29 +119,31 @@ class ImageDecoder:
         Returns:
             [M, 4 h, 4 w], the wanted masks in order.
         """
-        norm, masks = self._decoder.output_upscaling[1], []
-        first, activate, second, activate_last = (
-            self._decoder.output_upscaling[i] for i in (0, 2, 3, 4)
-        )
-        height, width = self._grid
+        first, norm, activate, second, activate_last = self._decoder.output_upscaling
+        heads, (height, width) = self._decoder.output_hypernetworks_mlps, self._grid
+        masks = []
         for index in wanted.any(dim=1).nonzero()[:, 0]:
-            x = _deconvolve(first, image[index].reshape(height, width, -1))
+            # Rows are tokens, then quarters of tokens, then quarters of these: every step is
+            # pointwise, so only the masks are put in the order of pixels.
+            x = _deconvolve(first, image[index])
             x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
             x = activate_last(_deconvolve(second, activate(x)))
-            chosen = wanted[index].nonzero()[:, 0]
-            heads = self._decoder.output_hypernetworks_mlps
-            hyper = torch.stack([heads[i](tokens[index, i]) for i in chosen.tolist()])
-            masks.append((hyper @ x.flatten(0, 1).T).reshape(len(hyper), *x.shape[:2]))
-        size = (0, 4 * height, 4 * width)
-        return torch.cat(masks) if masks else tokens.new_zeros(size)
+            chosen = wanted[index].nonzero()[:, 0].tolist()
+            hyper = torch.stack([heads[mask](tokens[index, mask]) for mask in chosen])
+            parts = (hyper @ x.T).reshape(-1, height, width, 2, 2, 2, 2)
+            masks.append(parts.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * height, 4 * width))
+        return torch.cat(masks) if masks else tokens.new_zeros(0, 4 * height, 4 * width)
 
     def _attend_first(self, attention: Any, q: Tensor) -> Tensor:
         """Tokens attend to the image of the first layer, which all points share."""
         heads = attention.num_heads
         q = _split(attention.q_proj(q), heads)
-        keys, values = (_split(x[None], heads) for x in (self._first_keys, self._first_values))
-        scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
-        return attention.out_proj(_join(scores.softmax(-1) @ values))
+        batch, _, tokens, size = q.shape
+        scores = _spread(q / size**0.5) @ self._first_keys.T
+        # Of each head's mean of all heads' values, only its own are wanted.
+        means = (scores.softmax(-1) @ self._first_values).reshape(batch, heads, tokens, heads, size)
+        own = torch.diagonal(means, dim1=1, dim2=3)  # [B, t, d, heads]
+        return attention.out_proj(own.transpose(-1, -2).flatten(2))
 
 
 def _attend_to_image(attention: Any, q: Tensor, image: Tensor, position: Tensor) -> Tensor:
@@ -152,39 +152,49 @@ def _attend_to_image(attention: Any, q: Tensor, image: Tensor, position: Tensor)
     q = q / q.shape[-1] ** 0.5
     batch, _, tokens, _ = q.shape
     folded = q @ attention.k_proj.weight.reshape(heads, -1, image.shape[-1])
-    scores = folded.flatten(1, 2) @ image.transpose(-1, -2)
-    scores = scores + (q @ _split(position[None], heads).transpose(-1, -2)).flatten(1, 2)
+    scores = _spread(q) @ position.T
+    scores.baddbmm_(folded.flatten(1, 2), image.transpose(-1, -2))
     mean = (scores.softmax(-1) @ image).reshape(batch, heads, tokens, -1)
     values = mean @ attention.v_proj.weight.reshape(heads, -1, image.shape[-1]).transpose(-1, -2)
     return attention.out_proj(_join(values) + attention.v_proj.bias)
 
 
 def _attend_to_tokens(
-    attention: Any, image: Tensor | None, position: Tensor, k: Tensor, v: Tensor
+    attention: Any, image: Tensor, position: Tensor, k: Tensor, v: Tensor, layer: int
 ) -> Tensor:
+    """Return the image's tokens with what they attend to added, past the first layer in place."""
     heads = attention.num_heads
     keys, values = (
         _split(project(x), heads) for project, x in ((attention.k_proj, k), (attention.v_proj, v))
     )
     keys = keys / keys.shape[-1] ** 0.5
-    tokens = keys.shape[2]
-    # [B, L, heads * t]
-    scores = (_split(position[None], heads) @ keys.transpose(-1, -2)).transpose(1, 2)
-    scores = scores.flatten(2)
-    if image is not None:
+    scores = _spread(keys) @ position.T  # [B, heads * t, L]
+    if layer:
         folded = keys @ attention.q_proj.weight.reshape(heads, -1, image.shape[-1])
-        scores = scores + image @ folded.flatten(1, 2).transpose(-1, -2)
-    weights = scores.unflatten(-1, (heads, tokens)).softmax(-1).flatten(2)
+        scores.baddbmm_(folded.flatten(1, 2), image.transpose(-1, -2))
+    weights = scores.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)
     output = attention.out_proj.weight.T.reshape(heads, -1, attention.out_proj.out_features)
-    return torch.baddbmm(attention.out_proj.bias, weights, (values @ output).flatten(1, 2))
+    # The weights of a head add up to 1: its share of the bias goes into its values.
+    moved = (values @ output + attention.out_proj.bias / heads).flatten(1, 2)
+    if layer:
+        return image.baddbmm_(weights.transpose(-1, -2), moved)
+    return torch.baddbmm(image.expand(len(moved), -1, -1), weights.transpose(-1, -2), moved)
 
 
 def _deconvolve(layer: Any, x: Tensor) -> Tensor:
-    """Apply a transposed convolution of kernel and stride 2 to channels-last tokens [h, w, C]."""
-    height, width, channels = x.shape
-    weight = layer.weight.permute(0, 2, 3, 1).reshape(channels, -1)
-    y = (x.reshape(-1, channels) @ weight).reshape(height, width, 2, 2, -1)
-    return y.transpose(1, 2).reshape(2 * height, 2 * width, -1) + layer.bias
+    """Apply a transposed convolution of kernel and stride 2 to tokens [n, C]: [4 n, C']."""
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(x, weight, layer.bias.repeat(4)).reshape(4 * len(x), -1)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Spread each head's rows over all heads' columns: [B, heads, t, d] to [B, heads t, heads d].
+
+    One product over all heads is faster than a small product for each.
+    """
+    heads = x.shape[1]
+    eye = torch.eye(heads, dtype=x.dtype, device=x.device)
+    return torch.einsum("bhtd,hg->bhtgd", x, eye).flatten(3).flatten(1, 2)
 
 
 def _flatten(maps: Tensor) -> Tensor:
