@@ -15,6 +15,7 @@ test: $(INSTALLED)
 
 test-full: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
+	$(VENV)/bin/pytest tests/robustness --robust 70
 
 # Every table and figure on the mini preset, to experiments/results/mini, with the demo's bank.
 experiments: $(INSTALLED)

@@ -97,7 +97,8 @@ def run_images(experiment: Readings) -> None:
         draws = bootstrap_means(evaluation.confusions, background=dataset.background)
         return Score(100 * evaluation.miou, 100 * draws)
 
-    shown = progress(trials.list_trials(), "readings", "reading")
+    listed = trials.list_trials() + trials.list_background_trials()
+    shown = progress(listed, "readings", "reading")
     scores = {trial[:4]: measure(trial[0], trial[2], trial[4]) for trial in shown}
     titles = ("features", "reading", "T", "agents")
     header = (*titles, "mIoU, 95 % interval", "gain over cosine, T = 1")

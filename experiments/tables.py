@@ -109,9 +109,11 @@ def write_spread(folder: Path, name: str, seeds: Sequence[Path]) -> None:
 
 
 def _describe_spread(title: str, cells: Sequence[str]) -> str:
+    if len(set(cells)) == 1 or title == "95 % interval":
+        return cells[0]
     numbers = [re.match(r"[+-]?\d+\.\d+", cell) for cell in cells]
-    if len(set(cells)) == 1 or not all(numbers):
-        return cells[0] if len(set(cells)) == 1 else "; ".join(cells)
+    if not all(numbers):
+        return "; ".join(cells)
     values = [float(number.group()) for number in numbers if number]
     mean, deviation = np.mean(values), np.std(values, ddof=1)
     is_gain, images = title.startswith("gain"), cells[0].partition(" ")[2]

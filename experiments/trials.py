@@ -64,7 +64,7 @@ def list_banks(build: Build, base: ReferenceSettings, counts: tuple[int, ...]) -
     """Build a bank for every kind of features and every T."""
     return {
         (features, count): build(replace(base, num_subcategories=count, **changes))
-        for features, changes in (FEATURES | BACKGROUNDS).items()
+        for features, changes in FEATURES.items()
         for count in counts
     }
 
@@ -83,6 +83,12 @@ def list_trials() -> list[tuple[str, str, int, str, SegmentSettings]]:
         for title, settings in VARIANTS.items():
             for count in (1, T):
                 trials.append((features, title, count, "top", settings))
+    return trials
+
+
+def list_background_trials() -> list[tuple[str, str, int, str, SegmentSettings]]:
+    """List the trials of other background references, which synthetic features don't have."""
+    trials = []
     summed = replace(COSINE, class_score="sum")
     for features in BACKGROUNDS:
         for count in (1, T):

@@ -71,7 +71,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile raises UnicodeDecodeError, NotImplementedError and others
         raise ValueError(f"{path}: truncated ({_first_line(error)}); get it again") from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(

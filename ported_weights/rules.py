@@ -126,6 +126,24 @@ def check_fit(
         raise ValueError("state_dict must fit the model, got:\n  " + "\n  ".join(problems))
 
 
+def check_finite(where: object, weights: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the file and the first weight, for NaN or infinity among weights.
+
+    Args:
+        where: the weights' file or folder.
+        weights: NumPy arrays by name.
+    """
+    broken = [
+        name
+        for name, weight in weights.items()
+        # ml_dtypes' bfloat16 is of kind "V"
+        if weight.dtype.kind in "fV" and not np.isfinite(weight).all()
+    ]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ValueError(f"{where}: {broken[0]}{more} holds NaN or infinity; get the weights again")
+
+
 def widen(value: Any) -> Any:
     """Convert a float16 or bfloat16 array or tensor to float32; return others as they are."""
     if str(getattr(value, "dtype", "")).removeprefix("torch.") not in ("float16", "bfloat16"):

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ PACKAGES = (
 
 STALE_SECONDS = 24 * 3600
 """Temporary files of killed processes are removed once they are older than this."""
+
+
+class WriteError(OSError):
+    """A file can't be written; the message names it."""
+
 
 _PREFIX = ".rimjax-tmp-"
 _cleaned: set[Path] = set()
@@ -80,6 +85,34 @@ def fingerprint(settings: object, weights: Mapping[str, Any] | None = None) -> s
     return whole.hexdigest()[:20]
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may be damaged.
+
+    Raises:
+        json.JSONDecodeError: it isn't JSON, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Write and remove a file in a folder, or where the folder would be made, before work begins.
+
+    Raises:
+        WriteError: it can't be written; the message names the folder.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    probe = existing / f"{_PREFIX}{uuid.uuid4().hex}"
+    with _name_file(folder):
+        try:
+            probe.write_bytes(b"0")
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; move the file to `path` when the block succeeds.
@@ -88,7 +121,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     A link stays, and what it leads to is replaced; a device or pipe is written to directly.
 
     Raises:
-        OSError: the file can't be written; the message names it.
+        WriteError: the file can't be written; the message names it.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with _name_file(path):
@@ -112,7 +145,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists, e.g. since another process was faster; it stays as it is.
-        OSError: the folder can't be written; the message names it.
+        WriteError: the folder can't be written; the message names it.
     """
     with _name_file(path):
         temporary = _make_temporary(path)
@@ -130,6 +163,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def lock_destination(path: Path) -> Iterator[None]:
+    """Let a single writer at a time, of any thread or process, work on a file or folder.
+
+    The lock is a hidden file beside `path`, which is removed while it is still held: filelock
+    notices a lock that was removed before it could be taken.
+
+    Raises:
+        ValueError: another writer works on it.
+        WriteError: the lock can't be written; the message names `path`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with _name_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"{path}: another process is writing it; wait for it") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is in use
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -193,7 +254,7 @@ def _name_file(path: Path) -> Iterator[None]:
             raise
         reason = error.strerror or error
         message = f"{path}: can't be written ({reason}); free space or choose another place"
-        raise OSError(message) from error
+        raise WriteError(message) from error
 
 
 def _sync(path: Path) -> None:

@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-ImageSource = str | Path | np.ndarray | Image.Image
-"""A path, a PIL image, or an array uint8[H, W], uint8[H, W, 3] or uint8[H, W, 4]."""
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An array of NumPy, JAX or torch."""
+
+    def __array__(self) -> Any: ...
+
+
+@runtime_checkable
+class SupportsRead(Protocol):
+    """A file opened to be read in binary."""
+
+    def read(self, size: int = -1, /) -> Any: ...
+
+    def seek(self, offset: int, /) -> Any: ...
+
+
+ImageSource = (
+    str | os.PathLike | bytes | bytearray | memoryview | SupportsRead | SupportsArray | Image.Image
+)
+"""A path, a file object or its bytes, a PIL image, or an array of NumPy, JAX or torch: uint8[H, W],
+uint8[H, W, 3] or uint8[H, W, 4]."""
+
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that the values of a deep picture may have."""
+
+_DARK = 16
+"""A picture with hardly a pixel at least so bright is almost black."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of an EXIF orientation upright."""
+
+
+class PictureWarning(UserWarning):
+    """A picture was read, but shows hardly anything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +78,18 @@ class Photograph:
 def read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
     """Read a picture as RGB, turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK, 16-bit, float (in [0, 1] or [0, 255]) and transparent pictures are
-    converted; transparent pixels are laid on white.
+    Grey, palette, CMYK, 16-bit, float and transparent pictures are converted. Pictures of more than
+    8 bits are scaled by the bits that their values need (8, 10, 12, 14 or 16), float pictures in
+    [0, 1] by 255. Transparent pixels are laid on white. A file that comes out almost black or of
+    one value is read with a `PictureWarning`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated or not a picture, or an array has another shape or
-            dtype; the message names it.
+        ValueError: the file is empty, truncated or not a picture, its values lie in no picture's
+            range, or `source` is of another type, or an array of another shape or dtype; the
+            message names it.
     """
-    return _convert_to_rgb(_open_image(source))
+    return read_photograph(source).pixels
 
 
 def read_photograph(source: ImageSource) -> Photograph:
@@ -48,53 +98,158 @@ def read_photograph(source: ImageSource) -> Photograph:
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
     """
-    picture = _open_image(source)
-    alpha = None
-    if picture.has_transparency_data:
-        opaque = np.asarray(picture.convert("RGBA"))[..., 3] >= 128
-        alpha = None if opaque.all() else opaque
-    name = str(source) if isinstance(source, str | Path) else "the image"
-    return Photograph(name, _convert_to_rgb(picture), alpha)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
+    photograph = _decode(str(name), _locate_content(source))
+    if isinstance(source, SupportsArray):  # nothing was decoded
+        return photograph
+    if photograph.pixels.min() == photograph.pixels.max():
+        shown = f"is of one value, {photograph.pixels.flat[0]}"
+    elif np.mean(photograph.pixels >= _DARK) < 1e-3:
+        shown = f"is almost black, its values reach {photograph.pixels.max()} of 255"
+    else:
+        return photograph
+    warnings.warn(f"{name}: the picture {shown}", PictureWarning, stacklevel=3)
+    return photograph
 
 
-def _open_image(source: ImageSource) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        channels = source.shape[2] if source.ndim == 3 else 3
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in (3, 4):
-            kind = f"{source.dtype}{list(source.shape)}"
-            raise ValueError(f"image must be uint8[H, W], [H, W, 3] or [H, W, 4], got {kind}")
-        if not source.size:
-            raise ValueError(f"image must not be empty, got shape {list(source.shape)}")
-        return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such image file")
-    if not path.is_file():
-        raise ValueError(f"{path}: must be an image file, got a folder")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the image file is empty")
+def _locate_content(source: ImageSource) -> Any:
+    """Return what Pillow opens, or a PIL image; raise ValueError for what is no picture."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    if isinstance(source, Image.Image) or (
+        isinstance(source, SupportsRead) and not isinstance(source, type)
+    ):
+        return source
+    if isinstance(source, str | os.PathLike):
+        path = Path(os.fsdecode(source))
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such image file")
+        if path.is_dir():
+            raise ValueError(f"{path}: must be an image file, got a folder")
+        if path.is_file() and path.stat().st_size == 0:
+            raise ValueError(f"{path}: the image file is empty")
+        return path
+    return Image.fromarray(_check_array(source))
+
+
+def _check_array(source: Any) -> np.ndarray:
+    kinds = "uint8[H, W], uint8[H, W, 3] or uint8[H, W, 4]"
+    if not isinstance(source, SupportsArray) or isinstance(source, type):
+        got = f"a {type(source).__name__}" if source is not None else "None"
+        raise ValueError(f"image must be a path, file, PIL image or array {kinds}, got {got}")
+    if hasattr(source, "detach"):  # torch: NumPy takes neither gradients nor other devices
+        source = source.detach().cpu()  # pyright: ignore[reportAttributeAccessIssue]
+    array = np.asarray(source)
+    channels = array.shape[2] if array.ndim == 3 else 3
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (3, 4):
+        raise ValueError(f"image must be {kinds}, got {array.dtype}{list(array.shape)}")
+    if not array.size:
+        raise ValueError(f"image must not be empty, got shape {list(array.shape)}")
+    return array
+
+
+def _decode(name: str, content: Any) -> Photograph:
+    """Decode a picture; whatever Pillow or one of its decoders raises makes it a bad image."""
+    pixels = np.zeros((0, 0, 3), np.uint8)
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+        picture = _load(content)
+        values = _read_deep_values(picture, content)
+        alpha = _find_opaque(picture, values)
+        if values is None:
+            pixels = _convert_to_rgb(picture)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: unreadable or truncated image ({error})") from error
+        raise ValueError(f"{name}: not an image that Pillow can read") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: unreadable or truncated image ({reason})") from error
+    if values is not None:
+        try:
+            pixels = _scale(values)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; save it with 8 bits a channel") from error
+        if alpha is not None:
+            pixels = np.where(alpha[..., None], pixels, np.uint8(255))
+    return Photograph(name, pixels, alpha)
+
+
+def _load(content: Any, low_bytes: bool = False) -> Image.Image:
+    """Decode the first frame and turn it upright.
+
+    Pillow's own way, `ImageOps.exif_transpose`, writes the EXIF block again, which fails where a
+    part of it is damaged that doesn't matter here.
+
+    Args:
+        content: what Pillow opens, or a PIL image.
+        low_bytes: of channels of 16 bits read the lower 8; Pillow reads the upper 8.
+    """
+    file: Any
+    with nullcontext(content) if isinstance(content, Image.Image) else Image.open(content) as file:
+        if low_bytes:
+            file.tile = [tile._replace(args=_swap_bytes(tile.args)) for tile in file.tile]
+        deep = any(_swap_bytes(tile.args) != tile.args for tile in getattr(file, "tile", ()))
+        file.load()
+        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+        picture = file.copy() if turn is None else file.transpose(turn)
+        picture.info["deep"] = deep
+    return picture
+
+
+def _swap_bytes(args: Any) -> Any:
+    """Return a decoder's arguments with the other order of bytes, where a channel has two."""
+    if isinstance(args, tuple):
+        return (_swap_bytes(args[0]), *args[1:]) if args else args
+    if not isinstance(args, str) or not args.startswith(("RGB;16", "RGBA;16", "RGBX;16")):
+        return args
+    native = "L" if sys.byteorder == "little" else "B"
+    return args[:-1] + {"B": "L", "L": "B"}[args[-1].replace("N", native)]
+
+
+def _read_deep_values(picture: Image.Image, content: Any) -> np.ndarray | None:
+    """Return float64[H, W] or [H, W, 3] of a picture that 8 bits can't hold as Pillow reads it."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return np.array(picture, np.float64)
+    if not picture.info["deep"] or isinstance(content, Image.Image):
+        return None
+    upper = np.asarray(picture)[..., :3].astype(np.float64)
+    if upper.max() >= 64:  # all 16 bits are used: the upper 8 are the picture
+        return None
+    if isinstance(content, SupportsRead):
+        content.seek(0)
+    return 256 * upper + np.asarray(_load(content, low_bytes=True))[..., :3]
+
+
+def _scale(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    """Scale values by what they hold: a range of [0, 1], or the least number of usual bits."""
+    low, high = (float(bound) for bound in (values.min(), values.max()))
+    if not np.isfinite(values).all():
+        raise ValueError("its values must be finite, got NaN or infinity")
+    whole = bool((values == np.round(values)).all())
+    if high <= 1.1 and not (whole and high > 1):
+        most = 1.0
+    else:
+        most = next((2.0**bits - 1 for bits in _DEPTHS if high <= 2**bits - 0.5), 0.0)
+    if not most or low < -0.1 * most or (most == 255 and high < _DARK and not whole):
+        raise ValueError(
+            "its values must lie in [0, 1] or have 8, 10, 12, 14 or 16 bits, "
+            f"got {low:.6g} to {high:.6g}"
+        )
+    pixels = (values * (255 / most)).round().clip(0, 255).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def _find_opaque(picture: Image.Image, values: np.ndarray | None) -> np.ndarray | None:
+    """Return where a picture is opaque, or None if it is everywhere."""
+    if values is not None and values.ndim == 2:
+        key = picture.info.get("transparency")  # the value that a grey picture leaves out
+        opaque = np.ones(values.shape, bool) if key is None else values != key
+    elif picture.has_transparency_data:
+        opaque = np.asarray(picture.convert("RGBA"))[..., 3] >= 128
+    else:
+        return None
+    return None if opaque.all() else opaque
 
 
 def _convert_to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.array(picture, np.float64)
-        highest = values.max(initial=0)
-        if picture.mode == "F" and highest <= 1:
-            values *= 255
-        elif picture.mode.startswith("I;16") or highest > 255:
-            values /= 257
-        grey = values.round().clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int32, Integer, UInt8
 
 from rimjax.images import ImageSource, read_image
 from rimjax.match import match
+from rimjax.match.checks import describe
 from rimjax.models.protocols import Models
 from rimjax.regions.extract import FeatureGrid, extract, measure_stage
 from rimjax.settings import SegmentSettings
@@ -26,7 +27,7 @@ def segment(
     """Segment an image into the bank's classes.
 
     Args:
-        image: a path, a PIL image, or uint8[H, W, 3].
+        image: a path, a file object or its bytes, a PIL image, or an array uint8[H, W, 3].
         bank: from `build_bank`, built with the same encoder.
         models: from `load_preset`.
         settings: settings of flow 2; default: the preset's.
@@ -97,8 +98,7 @@ def name_regions(
             }
             canvas = paint(masks, labels, shape, priorities[settings.on_top])
         else:
-            valid = np.asarray(regions.valid)[:count]
-            canvas = vote(masks[valid], scores[valid], shape)
+            canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
     return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings)
 
 
@@ -160,6 +160,15 @@ def _narrow(canvas: Int32[np.ndarray, "H W"], bank: ReferenceBank) -> Integer[np
 
 def check_encoder(bank: ReferenceBank, models: Models) -> None:
     """Raise ValueError unless the bank's features come from these models' encoder and pooling."""
+    if not isinstance(bank, ReferenceBank):
+        raise ValueError(
+            f"bank must be a ReferenceBank, got {describe(bank)}; pass what build_bank or "
+            "load_bank returns"
+        )
+    if not isinstance(models, Models):
+        raise ValueError(
+            f"models must be Models, got {describe(models)}; pass what load_preset returns"
+        )
     if bank.encoder != models.features:
         raise ValueError(
             f"bank must be built with these models' encoder {models.features}, got "

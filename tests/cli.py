@@ -22,15 +22,15 @@ def run(*words: object, capsys: pytest.CaptureFixture[str] | None = None) -> str
     return capsys.readouterr().out if capsys else ""
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run a command that must exit with status 2; return the only line it says.
+def refused(capsys: pytest.CaptureFixture[str], *words: object, status: int = 2) -> str:
+    """Run a command that must exit with this status; return the only line it says.
 
     Progress and warnings may come before it.
     """
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run(*words)
-    assert stop.value.code == 2
+    assert stop.value.code == status
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     lines = [line for line in lines if line.strip() and not line.startswith(NOTICES)]
     assert len(lines) == 1 and lines[0].startswith("rimjax: "), lines

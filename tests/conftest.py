@@ -24,6 +24,17 @@ DRAWS = (
 """Tests that run Stable Diffusion, whose Flax modules in diffusers promote dtypes and ranks."""
 
 
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Path:
+    """Return a folder in which nothing can be written, not even by root."""
+    if os.geteuid():
+        (tmp_path / "locked").mkdir(mode=0o555)
+        return tmp_path / "locked"
+    if not Path("/proc/self").is_dir():
+        pytest.skip("root can write everywhere on this system")
+    return Path("/proc/self")
+
+
 @pytest.fixture(autouse=True)
 def refuse_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     """Refuse promotion of dtypes and ranks except where diffusers needs it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -188,3 +189,29 @@ def test_regions_without_masks_cannot_be_assembled(tmp_path: Path) -> None:
     regions = extract_regions(models.proposer, models.encoder, image)
     with pytest.raises(ValueError, match="regions must have masks"):
         name_regions(replace(regions, masks=None), bank, models.segmentation)
+
+
+def test_voting_takes_at_most_twice_the_memory_of_painting() -> None:
+    """NumPy's arrays count; those of the matching are small here."""
+    bank = rimjax.ReferenceBank.create(
+        np.eye(40), np.arange(40), np.eye(40), ("background", *map(str, range(1, 40)))
+    )
+    random = np.random.default_rng(0)
+    masks = np.zeros((30, 1000, 1500), bool)
+    for mask, (top, left) in zip(masks, random.integers(0, 900, (30, 2)), strict=True):
+        mask[top : top + 300, left : left + 500] = True
+    features = random.standard_normal((32, 40)).astype(np.float32)
+    regions = Regions(features, masks, np.arange(32) < 28)  # two masks that cover no cell
+    peaks = {}
+    for assembly in ("paint", "vote", "paint", "vote"):  # first the arrays that stay
+        settings = rimjax.SegmentSettings(assembly=assembly, num_agents=2)
+        tracemalloc.start()
+        seg = name_regions(regions, bank, settings)
+        peaks[assembly] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks["vote"] <= 2 * peaks["paint"]
+    pixels = random.integers(0, [1000, 1500], (200, 2))
+    for y, x in pixels:
+        over = masks[:28, y, x]
+        expected = seg.scores[:28][over].mean(0).argmax() if over.any() else 0
+        assert seg.labels[y, x] == expected

@@ -151,6 +151,9 @@ def main() -> None:
         for name, (trained, place) in files.items():
             entries[name] = describe_file(trained, MINI / place, out)
     figures = MINI / "heldout.json"
+    small = (path for path in sorted(MINI.rglob("*.json")) if path != figures)
+    for path in small:
+        entries["settings"][str(path.relative_to(ROOT))] = sha256(path)
     if figures.exists():
         numbers = json.loads(figures.read_text()).items()
         measured = {key: round(value, 4) for key, value in numbers if isinstance(value, float)}

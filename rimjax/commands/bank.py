@@ -15,11 +15,13 @@ from rimjax.commands.console import (
     show_class_progress,
     write_picture,
 )
-from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, ModelOptions, StageOptions
+from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, Flag, ModelOptions, StageOptions
+from rimjax.names import clean_name
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
 from rimjax.references.build import build_references, load_bank, parse_names
+from rimjax.settings import check_seed
 from rimjax.show import draw
 
 
@@ -36,7 +38,7 @@ class BankBuild:
         photos: A further class from photographs, as "name=file1,file2"; may be repeated. The object
             is where the photograph is opaque; in a photograph without transparency, SAM's mask at
             its centre.
-        seed: Random seed.
+        seed: Random seed, from 0 to 2^32 - 1.
         cache_dir: Folder that keeps banks.
     """
 
@@ -48,6 +50,7 @@ class BankBuild:
 
     def run(self) -> None:
         names, photos = _parse_classes(self.classes, self.photos)
+        check_seed(self.seed)
         models = self.models.load()
         settings = replace(models.references, seed=self.seed)
         keep_compilations(store.locate_cache(self.cache_dir))
@@ -73,13 +76,15 @@ class BankShow:
     Attributes:
         bank: The manifest's path.
         output: The contact sheet's file.
+        overwrite: Replace a file that rimjax didn't write; its own are always replaced.
     """
 
     bank: tyro.conf.Positional[Path]
     output: Path = Path("bank.png")
+    overwrite: Flag = False
 
     def run(self) -> None:
-        check_outputs(self.output)
+        check_outputs(self.output, overwrite=self.overwrite)
         manifest = store.read_manifest(self.bank)
         references = store.read_all_references(manifest, pictures=True)
         sheets = [draw.contact_sheet(group) for group in references]
@@ -133,9 +138,10 @@ def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict
         name, _, paths = entry.partition("=")
         if not name.strip() or not all(path.strip() for path in paths.split(",")):
             raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
-        if name.strip() in files:
-            raise ValueError(f"photos must name each class once, got {name.strip()!r} twice")
-        files[name.strip()] = [path.strip() for path in paths.split(",")]
+        name = clean_name(name)
+        if name in files:
+            raise ValueError(f"photos must name each class once, got {name!r} twice")
+        files[name] = [path.strip() for path in paths.split(",")]
     parse_names([*names, *files])
     return names, files
 

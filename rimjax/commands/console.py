@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -11,15 +10,26 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from rimjax.files import STEP_VERSIONS, atomic_file, package_versions
+from rimjax.files import (
+    STEP_VERSIONS,
+    atomic_file,
+    check_writable,
+    package_versions,
+    parse_json,
+)
 from rimjax.models.protocols import Models
 from rimjax.settings import name_configuration
 
 LOG_SECONDS = 30
 """Progress prints a line at most this often where standard error isn't a terminal."""
+
+_SOFTWARE = "rimjax"
+"""Marks the PNGs that rimjax writes, which it may replace."""
 
 Element = TypeVar("Element")
 
@@ -107,24 +117,62 @@ def _list_flags(command: Any) -> set[str]:
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG whole or not at all; raise OSError, naming the file, where it can't be."""
+    """Write a PNG, marked as rimjax's, whole or not at all.
+
+    Raises:
+        OSError: it can't be written; the message names it.
+    """
+    mark = PngInfo()
+    mark.add_text("Software", _SOFTWARE)
     with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=mark)
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Raise ValueError, before any work is done, for a file that can't be written."""
+def write_labels(path: Path, labels: np.ndarray) -> None:
+    """Write a label map as a grey PNG: of 8 bits, or of 16 where there are more than 255 names."""
+    depth = np.uint8 if labels.dtype == np.uint8 else np.uint16
+    write_picture(path, Image.fromarray(labels.astype(depth)))
+
+
+def check_outputs(*paths: Path | None, overwrite: bool = True) -> None:
+    """Raise ValueError, before any work is done, for a file that can't or mustn't be written.
+
+    Args:
+        paths: files to write; None is left out.
+        overwrite: whether files that rimjax didn't write may be replaced.
+    """
     for path in paths:
         if path is None:
             continue
         if path.is_dir():
             raise ValueError(f"{path}: is a folder; name a file")
+        if path.exists() and not path.is_file():  # a device or a pipe
+            continue
         parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
+        try:
+            check_writable(parent)
+        except OSError as error:
+            reason = getattr(error.__cause__, "strerror", error)
             raise ValueError(
-                f"{path}: can't be written, {parent} isn't a writable directory; choose another "
-                "place"
+                f"{path}: can't be written, {parent} isn't a writable directory ({reason}); choose "
+                "another place"
+            ) from error
+        if not overwrite and path.is_file() and path.stat().st_size and not _is_ours(path):
+            raise ValueError(
+                f"{path}: exists, and rimjax didn't write it; choose another name, or give "
+                "--overwrite"
             )
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether rimjax wrote a PNG, by its mark, or a JSON, by the versions in it."""
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path) as picture:
+                return picture.info.get("Software") == _SOFTWARE
+        return "rimjax" in parse_json(path.read_bytes())["versions"]
+    except Exception:  # another kind of file
+        return False
 
 
 def describe_origin(models: Models) -> dict[str, Any]:

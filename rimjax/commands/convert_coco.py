@@ -8,7 +8,7 @@ from typing import Annotated
 
 from PIL import Image
 
-from rimjax.commands.console import progress, write_picture
+from rimjax.commands.console import progress, warn, write_picture
 from rimjax.commands.options import default
 from rimjax.datasets import coco
 
@@ -30,17 +30,19 @@ class ConvertCoco:
     instances: Annotated[Path | None, default("the pixel maps in annotations/val2017")] = None
 
     def run(self) -> None:
-        folder = coco.locate_labels(self.data)
+        folder, skipped = coco.locate_labels(self.data), 0
         if self.instances is None:
             maps = coco.list_stuff_maps(folder)
         else:
             coco.locate_images(self.data)  # a mistyped folder must not receive thousands of PNGs
-            maps = coco.list_outline_maps(self.instances)
+            maps, skipped = coco.list_outline_maps(self.instances)
         existing = 0
         for name in progress(maps, "convert", "image"):
             if (target := folder / f"{name}{coco.SUFFIX}").exists():
                 existing += 1
             else:
                 write_picture(target, Image.fromarray(maps[name]()))
+        if skipped:
+            warn(f"{skipped} outlines are missing or have fewer than three points: not drawn")
         kept = f"; {existing} existed already (delete them to write them again)"
         print(f"{len(maps)} label maps in {folder}{kept if existing else ''}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from PIL import Image
 
 from rimjax import datasets
 from rimjax.commands.console import (
@@ -21,7 +20,7 @@ from rimjax.commands.console import (
     shorten,
     show_class_progress,
     warn,
-    write_picture,
+    write_labels,
 )
 from rimjax.commands.options import (
     CACHE_DEFAULT,
@@ -35,7 +34,7 @@ from rimjax.datasets.dataset import IGNORED, Dataset, Item
 from rimjax.evaluation import Evaluation, run_folder
 from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
 from rimjax.evaluation.run_folder import ImageResult, Results
-from rimjax.files import digest, write_json
+from rimjax.files import WriteError, check_writable, digest, write_json
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
@@ -184,6 +183,7 @@ class Evaluate:
         }
         if self.output is not None:  # before anything is drawn
             run_folder.check_run(self.output, description, unknown=("bank",))
+            check_writable(self.output)
         bank, description["bank"] = self._open_bank(manifest, dataset, models)
         results = self._evaluate_items(items[start::step], dataset, bank, models, description)
         if not results:
@@ -242,7 +242,13 @@ class Evaluate:
             rows = {"": (bank, models.segmentation)}
             outcomes = evaluate_items(todo, load, rows, background=dataset.background)
             for outcome in progress(outcomes, "evaluate", "image", len(todo)):
-                append(self._keep_outcome(outcome))
+                try:
+                    append(self._keep_outcome(outcome))
+                except WriteError as error:
+                    raise WriteError(
+                        f"{error}; the results of {len(results)} images are kept, and the same "
+                        "command resumes the run"
+                    ) from error
         return results
 
     def _keep_outcome(self, outcome: Outcome) -> ImageResult:
@@ -252,7 +258,7 @@ class Evaluate:
         seg = outcome.segmentations[""]
         if self.output is not None and self.save_labels:
             path = self.output / f"labels/{outcome.item.id}.png"
-            write_picture(path, Image.fromarray(seg.labels))
+            write_labels(path, seg.labels)
         return ImageResult.from_confusion(outcome.item.id, outcome.confusions[""], seg.timings)
 
     def _override(self, settings: Settings) -> Settings:

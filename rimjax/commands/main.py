@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
+from functools import partial
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from rimjax.commands.bank import Bank
 from rimjax.commands.bench import Bench
-from rimjax.commands.console import name_flag, shorten
+from rimjax.commands.console import name_flag, shorten, warn
 from rimjax.commands.convert_coco import ConvertCoco
 from rimjax.commands.demo import Demo
 from rimjax.commands.doctor import Doctor
 from rimjax.commands.evaluate import Evaluate
 from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
+from rimjax.images import PictureWarning
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -40,6 +44,25 @@ CONFIG = (
 
 def main() -> None:
     """Run a command; bad input is one line on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it can't encode mustn't end a run
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", PictureWarning)
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        try:
+            try:
+                _run_command()
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            print("rimjax: stopped", file=sys.stderr)
+            sys.exit(130)
+
+
+def _run_command() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"rimjax {metadata.version('rimjax')}")
         return
@@ -50,15 +73,19 @@ def main() -> None:
     command = tyro.cli(Command, prog="rimjax", description=description, config=CONFIG)
     try:
         command.run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         print(f"rimjax: {name_flag(shorten(error), command)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("rimjax: stopped", file=sys.stderr)
-        sys.exit(130)
+
+
+def _show_warning(show: Any, message: Any, category: type[Warning], *where: Any) -> None:
+    """Print a warning about a picture on a line of its own, others as before."""
+    if issubclass(category, PictureWarning):
+        warn(str(message))
+    else:
+        show(message, category, *where)
 
 
 if __name__ == "__main__":

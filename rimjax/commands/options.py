@@ -12,7 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from rimjax.models.protocols import Models, Pixels
-from rimjax.presets import Scheduler, load_preset
+from rimjax.presets import Precision, Scheduler, load_preset
 from rimjax.references.build import read_settings
 from rimjax.references.store import Manifest
 from rimjax.settings import CONFIGURATIONS
@@ -63,6 +63,8 @@ class StageOptions:
         input_size: Side in pixels that the encoder resizes images to; a multiple of its patch size.
         scheduler: Sampler that draws images; pndm is Stable Diffusion 1.4's own.
         steps: Steps of the sampler that draws images.
+        dtype: Numbers that generator and encoder compute in: float32, or bfloat16, which is faster
+            and less exact.
         weights_dir: Folder that holds the paper preset's weights in paper/.
         random_weights: Self-test of the paper preset without its weights: reports the time and
             memory of each stage; results mean nothing.
@@ -76,6 +78,9 @@ class StageOptions:
     input_size: Annotated[int | None, PRESET_DEFAULT] = None
     scheduler: Annotated[Scheduler | None, default("dpmsolver++")] = None
     steps: Annotated[int | None, default("the preset's, or 50 with pndm")] = None
+    dtype: Annotated[Precision | None, default("float32; bfloat16 for paper on an accelerator")] = (
+        None
+    )
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     random_weights: Flag = False
 
@@ -98,6 +103,7 @@ class StageOptions:
             steps=self.steps,
             input_size=self.input_size,
             random_weights=self.random_weights,
+            dtype=self.dtype,
         )
         if self.random_weights:
             report_stage("load SAM and the encoder", time.perf_counter() - start)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from rimjax.commands.console import (
@@ -16,10 +18,20 @@ from rimjax.commands.console import (
     describe_origin,
     keep_compilations,
     progress,
+    shorten,
     show_class_progress,
+    warn,
+    write_labels,
     write_picture,
 )
-from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, ModelOptions, default, report_stage
+from rimjax.commands.options import (
+    CACHE_DEFAULT,
+    NO_DEFAULT,
+    Flag,
+    ModelOptions,
+    default,
+    report_stage,
+)
 from rimjax.files import write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
@@ -29,6 +41,9 @@ from rimjax.references.build import build_bank, load_bank, parse_names
 from rimjax.settings import name_configuration
 from rimjax.show import draw
 from rimjax.types import ReferenceBank, Segmentation
+
+MOST_CLASSES = 65535
+"""As many as a 16-bit PNG can tell apart, beside the background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +59,10 @@ class Segment:
             keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes
             beside it.
-        json: File for regions, scores and timings.
+        json: File for regions, scores and timings; it grows with the images.
+        overwrite: Replace files that rimjax didn't write; its own are always replaced.
+        stop_on_error: End at the first image that can't be used, with exit status 2. Otherwise the
+            others are segmented, the bad ones listed at the end, and the exit status is 1.
         cache_dir: Folder that keeps banks.
     """
 
@@ -53,6 +71,8 @@ class Segment:
     bank: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
     json: Annotated[Path | None, NO_DEFAULT] = None
+    overwrite: Flag = False
+    stop_on_error: Flag = False
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     models: ModelOptions = field(default_factory=ModelOptions)
 
@@ -63,37 +83,96 @@ class Segment:
         if names is None and self.bank is None:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
         outputs = self._plan_outputs()
-        images = [read_image(path) for path in self.files]
+        bad: dict[Path, str] = {}
+        if not any(self._read(path, bad) is not None for path in self.files):
+            self._end(bad)  # before the models are loaded and a bank is drawn
         models = self.models.load(with_bank=self.bank is not None)
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
+        check_label_format(names if manifest is None else manifest.names)
         if manifest is not None:
             models = self.models.adopt_bank(manifest, models)
         bank = _open_bank(manifest, names, models, self.cache_dir)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
-        results = []
-        jobs = list(zip(self.files, images, outputs, strict=True))
-        for path, image, (overlay, labels) in progress(jobs, "segment", "image"):
-            try:
-                seg = segment(image, bank, models)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-            if self.models.random_weights:
-                stages = ", ".join(f"{stage} {sec:.1f} s" for stage, sec in seg.timings.items())
-                report_stage(
-                    f"{path}: {len(seg.masks)} regions; {stages}; in all", sum(seg.timings.values())
-                )
-            write_picture(overlay, draw.overlay(image, seg))
-            write_picture(labels, Image.fromarray(seg.labels))
-            shares = {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
-            files = {"image": str(path), "overlay": str(overlay), "labels": str(labels)}
-            results.append({**files, "shares": shares, **describe_regions(seg)})
-            present = ", ".join(f"{name} {100 * s:.0f} %" for name, s in shares.items() if s)
-            tqdm.write(f"{path}: {present} -> {overlay}, {labels}")
+        report: dict[str, Any] = {
+            "results": [],
+            "bad_images": {},
+            "names": bank.names,
+            **describe_origin(models),
+        }
+        jobs = list(zip(self.files, outputs, strict=True))
+        bad.clear()
+        try:
+            for count, (path, (overlay, labels)) in enumerate(
+                progress(jobs, "segment", "image"), 1
+            ):
+                result = self._segment_file(path, overlay, labels, bank, models, bad)
+                report["results"] += [result] if result is not None else []
+                report["bad_images"] = {str(path): reason for path, reason in bad.items()}
+                if self.json is not None and count % max(1, count // 20) == 0:
+                    write_json(self.json, report)  # not for each of thousands: it grows with them
+        except BaseException:
+            with suppress(OSError):
+                if self.json is not None and report["results"]:
+                    write_json(self.json, report)
+            raise
         if self.json is not None:
-            contents = {"results": results, "names": bank.names, **describe_origin(models)}
-            write_json(self.json, contents)
+            write_json(self.json, report)
+        if bad:
+            self._end(bad)
+
+    def _segment_file(
+        self,
+        path: Path,
+        overlay: Path,
+        labels: Path,
+        bank: ReferenceBank,
+        models: Models,
+        bad: dict[Path, str],
+    ) -> dict[str, Any] | None:
+        """Segment an image and write its pictures; return None, and note why, if it is bad."""
+        image = self._read(path, bad)
+        if image is None:
+            warn(bad[path])
+            return None
+        try:
+            seg = segment(image, bank, models)
+        except ValueError as error:
+            self._note(path, f"{path}: {shorten(error)}", bad)
+            warn(bad[path])
+            return None
+        if self.models.random_weights:
+            stages = ", ".join(f"{stage} {sec:.1f} s" for stage, sec in seg.timings.items())
+            report_stage(
+                f"{path}: {len(seg.masks)} regions; {stages}; in all", sum(seg.timings.values())
+            )
+        write_picture(overlay, draw.overlay(image, seg))
+        write_labels(labels, seg.labels)
+        shares = {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
+        present = ", ".join(f"{name} {100 * s:.0f} %" for name, s in shares.items() if s)
+        tqdm.write(f"{path}: {present} -> {overlay}, {labels}")
+        files = {"image": str(path), "overlay": str(overlay), "labels": str(labels)}
+        return {**files, "shares": shares, **describe_regions(seg)}
+
+    def _read(self, path: Path, bad: dict[Path, str]) -> np.ndarray | None:
+        """Read an image; return None, and note why, if it is bad."""
+        try:
+            return read_image(path)
+        except (ValueError, OSError) as error:
+            self._note(path, shorten(error), bad)
+            return None
+
+    def _note(self, path: Path, reason: str, bad: dict[Path, str]) -> None:
+        if self.stop_on_error:
+            raise ValueError(reason)
+        bad[path] = reason
+
+    def _end(self, bad: Mapping[Path, str]) -> NoReturn:
+        """List the bad images and exit with status 1."""
+        count = f"{len(bad)} of {len(self.files)} images could not be used"
+        print(f"rimjax: {count}: {'; '.join(bad.values())}", file=sys.stderr)
+        sys.exit(1)
 
     def _plan_outputs(self) -> list[tuple[Path, Path]]:
         """Return each image's overlay and label map, refusing names that can't be written."""
@@ -109,7 +188,6 @@ class Segment:
             for path, stem in zip(overlays, stems, strict=True)
         ]
         outputs = [path for pair in pairs for path in pair]
-        check_outputs(*outputs, self.json)
         inputs = {path.resolve() for path in self.files}
         written = [path for path in (*outputs, self.json) if path is not None]
         if overwritten := [str(path) for path in written if path.resolve() in inputs]:
@@ -117,6 +195,9 @@ class Segment:
                 f"output must not overwrite an image, got {', '.join(overwritten)}; choose another "
                 "name"
             )
+        if len({path.resolve() for path in written}) < len(written):
+            raise ValueError(f"json must be a file of its own, got {self.json}; choose another")
+        check_outputs(*written, overwrite=self.overwrite)
         return pairs
 
     def _locate_overlay(self, image: Path) -> Path:
@@ -131,6 +212,15 @@ class Segment:
         if self.output.suffix.lower() != ".png":
             raise ValueError(f"output must be a PNG file or a folder, got {self.output}")
         return self.output
+
+
+def check_label_format(names: Sequence[str] | None) -> None:
+    """Raise ValueError, before any work is done, for more classes than a label PNG can tell."""
+    if len(names or ()) > MOST_CLASSES:
+        raise ValueError(
+            f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
+            f"apart, got {len(names or ())}; segment with several banks"
+        )
 
 
 def describe_regions(seg: Segmentation) -> dict[str, Any]:

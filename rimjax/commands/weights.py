@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +84,7 @@ class WeightsDownload(WeightsOptions):
         """Ask, download, convert, and print the path of each result."""
         from huggingface_hub import constants
 
+        from rimjax.models.weight_record import write_record
         from rimjax.weights.convert import convert
 
         folder = self.folder
@@ -107,7 +107,9 @@ class WeightsDownload(WeightsOptions):
             raise ValueError(f"nothing downloaded; --yes agrees to the licences. {advice}")
         for source in chosen:
             downloaded = fetch(source, folder)
-            if source.kind != "sam":
+            if source.kind == "sam":
+                write_record(downloaded, downloaded)
+            else:
                 convert(source.kind, downloaded, folder / source.becomes)
             print(folder / source.becomes)
 
@@ -204,11 +206,10 @@ def _ask(question: str) -> bool:
 
 
 def _verify_mini() -> list[str]:
+    from rimjax.models.weight_record import list_shipped
+
     root = Path(ported_weights.__file__).parent
-    manifest = tomllib.loads((root / "MANIFEST.toml").read_text(encoding="utf-8"))
-    files = {
-        entry["file"]: entry["sha256"] for entry in manifest["mini"].values() if "file" in entry
-    }
+    files = list_shipped(root)
     reports = (_report(root / file, sha256(root / file) == files[file]) for file in files)
     return [path for report in reports for path in report]
 

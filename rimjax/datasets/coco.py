@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from rimjax.datasets.dataset import Dataset, first_existing, pair_files, read_labels
+from rimjax.names import clean_name
 
 THINGS = tuple(
     (
@@ -92,16 +93,20 @@ def _read_stuff(path: Path) -> np.ndarray:
     return convert_stuff(read_labels(path))
 
 
-def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Map image ids to functions that draw labels from the outlines in COCO's instance JSON.
+def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarray]], int]:
+    """Map image ids to functions that draw labels from the outlines in an instance JSON.
 
-    Smaller things are drawn on top. COCO-Stuff's pixel maps may differ where things overlap. Needs
-    pycocotools.
+    The file's own `categories` say by name which thing a number is. Smaller things are drawn on
+    top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
+
+    Returns:
+        The functions, and the number of outlines that are missing or have fewer than three points,
+        which aren't drawn.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it isn't an instance JSON, or has categories that COCO lacks; or, when an image
-            is drawn, an outline is malformed.
+        ValueError: it isn't an instance JSON, or annotations are of categories that it doesn't name
+            or that COCO lacks; or, when an image is drawn, an outline is malformed.
         ImportError: the `coco` extra is missing.
     """
     try:
@@ -123,23 +128,62 @@ def list_outline_maps(instances: Path) -> dict[str, Callable[[], np.ndarray]]:
                 )
                 for entry in index.dataset["images"]
             }
-            things: Sequence[Mapping[str, Any]] = index.dataset["annotations"]
-            unknown = sorted({int(thing["category_id"]) for thing in things} - set(CATEGORIES))
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            things: Sequence[dict[str, Any]] = index.dataset["annotations"]
+            skipped = sum(_drop_outlines(thing) for thing in things)
+            categories = [
+                (int(entry["id"]), entry["name"]) for entry in index.dataset["categories"]
+            ]
+            used = {int(thing["category_id"]) for thing in things}
+        except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
             raise ValueError(f"{instances}: not COCO's instance JSON ({error!r})") from error
-    if unknown:
-        raise ValueError(f"{instances}: ids {unknown[:5]} aren't COCO categories")
+    if not all(isinstance(name, str) for _, name in categories):
+        raise ValueError(f"{instances}: not COCO's instance JSON (a category's name isn't a text)")
+    label_of = _number_categories(categories, used, instances)
 
     def draw_labels(name: str) -> np.ndarray:
         image, size = images[name]
         labels = np.zeros(size, np.uint8)
         try:
             annotations = index.loadAnns(index.getAnnIds(imgIds=[image]))
-            for thing in sorted(annotations, key=lambda thing: -thing["area"]):
-                labels[index.annToMask(thing) > 0] = 1 + CATEGORIES.index(thing["category_id"])
+            outlined = [thing for thing in annotations if thing["segmentation"]]
+            for thing in sorted(outlined, key=lambda thing: -thing["area"]):
+                labels[index.annToMask(thing) > 0] = label_of[int(thing["category_id"])]
         except Exception as error:  # pycocotools raises any exception on malformed outlines
             message = f"{instances}: can't draw the outlines of {name} ({error!r})"
             raise ValueError(message) from error
         return labels
 
-    return {name: partial(draw_labels, name) for name in images}
+    return {name: partial(draw_labels, name) for name in images}, skipped
+
+
+def _number_categories(
+    categories: Sequence[tuple[int, str]], used: set[int], file: Path
+) -> dict[int, int]:
+    """Return the label of each category in use; raise ValueError for one that has none."""
+    names = dict(categories)
+    if len(names) < len(set(categories)):
+        raise ValueError(f"{file}: categories must differ in their ids, got an id of several names")
+    if missing := sorted(used - names.keys()):
+        raise ValueError(
+            f"{file}: categories must name every id that annotations have, got none for ids "
+            f"{missing[:5]}; add their names"
+        )
+    things = {number: clean_name(names[number]).lower() for number in sorted(used)}
+    if unknown := [names[number] for number, thing in things.items() if thing not in THINGS]:
+        raise ValueError(
+            f"{file}: categories of annotations must be named as COCO's 80 things are, got "
+            f"{unknown[:5]}; rename or remove them"
+        )
+    return {number: 1 + THINGS.index(thing) for number, thing in things.items()}
+
+
+def _drop_outlines(thing: dict[str, Any]) -> int:
+    """Drop an annotation's outlines of fewer than three points; return the number of those missing.
+
+    pycocotools would draw an outline of two points as a box.
+    """
+    outlines = thing.setdefault("segmentation", None) or []
+    if isinstance(outlines, list):
+        thing["segmentation"] = [outline for outline in outlines if len(outline) >= 6]
+        return max(len(outlines), 1) - len(thing["segmentation"])
+    return 0

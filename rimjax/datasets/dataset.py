@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from rimjax.images import read_image
+from rimjax.names import clean_name
 
 IGNORED = 255
 """Label of pixels that don't count."""
@@ -69,7 +70,7 @@ class Dataset:
     @property
     def prompts(self) -> tuple[str, ...]:
         """Each class's words for the prompt, which are the bank's names."""
-        return tuple(self.aliases.get(name, name) for name in self.classes)
+        return tuple(clean_name(self.aliases.get(name, name)) for name in self.classes)
 
 
 def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]:
@@ -96,8 +97,9 @@ def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]
     try:
         with Image.open(path) as picture:
             labels = np.array(picture, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: unreadable or truncated labels ({error})") from error
+    except Exception as error:  # Pillow's decoders raise any exception on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: unreadable or truncated labels ({reason})") from error
     if not background:
         labels[labels == 0] = IGNORED
     return labels
@@ -161,6 +163,14 @@ def read_lines(path: Path, layout: str) -> list[str]:
 
 
 def first_existing(root: Path, *places: str) -> Path:
-    """Return the first of some folders below `root` that exists; otherwise the first."""
+    """Return the first of some folders below `root` that exists; otherwise the first.
+
+    Raises:
+        FileNotFoundError: `root` itself doesn't exist.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such folder; expected the data set's, with {places[0]}"
+        )
     existing = (root / place for place in places if (root / place).is_dir())
     return next(existing, root / places[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rimjax.datasets.dataset import IGNORED, Dataset, pair_files, read_lines
+from rimjax.names import clean_name, is_background, is_no_class
 from rimjax.types import BACKGROUND
 
 LAYOUT = "a folder with images/NAME.jpg (or .jpeg, .png), labels/NAME.png and names.txt"
@@ -17,20 +18,32 @@ def open_folder(root: Path) -> Dataset:
     Args:
         root: holds `images/NAME.jpg` (or .jpeg, .png), `labels/NAME.png` (0 the background, i the
             class on line i, 255 ignored) and `names.txt`: a class per line, as `name` or `name:
-            words for the prompt`. A first line "background" stands for label 0.
+            words for the prompt`. A first line "background", however it is spelled, stands for
+            label 0.
 
     Raises:
         FileNotFoundError: a part of the layout is missing.
-        ValueError: names are missing or repeated, or there is no image.
+        ValueError: names are missing or repeated or mark pixels without a label, or there is no
+            image.
     """
     names = root / "names.txt"
     lines = read_lines(names, LAYOUT)
-    if lines and lines[0].lower() == BACKGROUND:
+    if lines and is_background(lines[0]):
         lines = lines[1:]
-    split = [[part.strip() for part in line.partition(":")[::2]] for line in lines]
+    split = [[clean_name(part) for part in line.partition(":")[::2]] for line in lines]
+    if unlabelled := [name for name, _ in split if is_no_class(name)]:
+        raise ValueError(
+            f"{names}: must hold no {unlabelled[0]!r}, because ignored pixels have label {IGNORED} "
+            "and no line; take that line out, and see that label 1 is the first class"
+        )
     classes = tuple(name for name, _ in split)
     lowered = {(words or name).lower() for name, words in split}
-    unique = len(set(classes)) == len(classes) == len(lowered) and BACKGROUND not in lowered
+    unique = len(set(classes)) == len(classes) == len(lowered)
+    if any(map(is_background, (*classes, *lowered))):
+        raise ValueError(
+            f"{names}: must hold {BACKGROUND!r} at most as its first line, alone and without words "
+            f"for a prompt, got {list(classes)[:5]}; it is label 0, and i is the class on line i"
+        )
     if not classes or not all(classes) or not unique or len(classes) >= IGNORED:
         raise ValueError(
             f"{names}: must hold 1 to {IGNORED - 1} different class names, a name per line, "

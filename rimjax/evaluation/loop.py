@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from rimjax.datasets.dataset import IGNORED, Dataset, Item
 from rimjax.evaluation import metrics
+from rimjax.images import read_image
+from rimjax.match.checks import describe
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, name_regions
 from rimjax.regions.extract import FeatureGrid, extract
@@ -168,6 +172,11 @@ def evaluate(
             an image can't be used.
     """
     check_encoder(bank, models)
+    if isinstance(dataset, str | Path) or not isinstance(dataset, Dataset | Iterable):
+        raise ValueError(
+            f"dataset must be a Dataset or pairs of image and labels, got {describe(dataset)}; "
+            "pass what rimjax.datasets.load returns"
+        )
     if isinstance(dataset, Dataset):
         check_classes(bank.names[1:], dataset)
         items, background = dataset.items, dataset.background
@@ -219,6 +228,13 @@ def check_classes(names: Sequence[str], dataset: Dataset) -> None:
         )
 
 
-def _make_item(numbered: tuple[int, tuple[np.ndarray, np.ndarray]]) -> Item:
-    index, (image, labels) = numbered
-    return Item(str(index), lambda: image, lambda: labels)
+def _make_item(numbered: tuple[int, Any]) -> Item:
+    index, pair = numbered
+    try:
+        image, labels = pair
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"dataset must hold pairs of image and labels, got {describe(pair)}; pass (image, "
+            "labels) for each image"
+        ) from error
+    return Item(str(index), partial(read_image, image), partial(np.asarray, labels))

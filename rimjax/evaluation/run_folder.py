@@ -4,7 +4,8 @@
     RUN/images.jsonl    a line per image, appended and synced when the image is done
     RUN/labels/ID.png   label maps, if asked for
 
-A line that a kill cut short has no newline; it is dropped, and its image is done again.
+run.json and each line carry a digest of their own. A line that a kill cut short has no newline; it
+is dropped, and its image is done again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
-from rimjax.files import is_temporary, write_json
+from rimjax.files import WriteError, is_temporary, write_json
+from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
 
 MAY_DIFFER = ("versions",)
@@ -68,9 +70,12 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
         description: what the results depend on, as JSON content.
         unknown: parts of `description` that aren't known yet and aren't compared.
     """
-    path = folder / _RUN
+    path, images = folder / _RUN, folder / _IMAGES
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; choose another folder for the run")
+    # Looked at before run.json, which another process that starts the run writes before the rest.
+    files = list(folder.iterdir()) if folder.exists() else []
+    has_results = images.is_file() and images.stat().st_size > 0
     if path.exists():
         ours = json.loads(json.dumps(description))
         if changes := _list_differences(_read_description(folder), ours, (*MAY_DIFFER, *unknown)):
@@ -78,15 +83,12 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
                 f"{folder}: this run was started with other settings ({'; '.join(changes[:3])}); "
                 "choose another folder for the run"
             )
-    elif folder.exists():
-        known = (_IMAGES, _LOCK)
-        if any(file.name not in known and not is_temporary(file) for file in folder.iterdir()):
-            raise ValueError(f"{folder}: isn't the folder of a run; choose another folder")
-        images = folder / _IMAGES
-        if images.is_file() and images.stat().st_size:
-            raise ValueError(
-                f"{folder}: holds results but no {_RUN}; delete the folder or choose another"
-            )
+    elif any(file.name not in (_IMAGES, _LOCK) and not is_temporary(file) for file in files):
+        raise ValueError(f"{folder}: isn't the folder of a run; choose another folder")
+    elif has_results:
+        raise ValueError(
+            f"{folder}: holds results but no {_RUN}; delete the folder or choose another"
+        )
 
 
 @contextmanager
@@ -120,20 +122,20 @@ def open_run(
     with lock, (folder / _IMAGES).open("ab", buffering=0) as file:
         check_run(folder, description)  # again: another process may have started the run since
         if not (folder / _RUN).exists():
-            write_json(folder / _RUN, description)
+            write_json(folder / _RUN, seal(description))
         results, size = _read_results(folder)
         file.truncate(size)
 
         def append(result: ImageResult) -> None:
-            line = json.dumps(asdict(result), separators=(",", ":")).encode() + b"\n"
+            line = json.dumps(seal(asdict(result)), separators=(",", ":")).encode() + b"\n"
             try:
                 if file.write(line) < len(line):
                     raise OSError("the disk is full")
                 os.fsync(file.fileno())
             except OSError as error:
                 reason = error.strerror or error
-                advice = "free space; the same command resumes the run"
-                raise OSError(f"{folder}: can't be written ({reason}); {advice}") from error
+                message = f"{folder / _IMAGES}: can't be written ({reason}); free space"
+                raise WriteError(message) from error
             results[result.image] = result
 
         yield results, append
@@ -209,7 +211,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of an evaluation run")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_sealed(path)
         if not {"classes", "background", "num_images", "shard"} <= description.keys():
             raise ValueError("a part is missing")
     except (AttributeError, ValueError) as error:
@@ -233,7 +235,7 @@ def _read_results(folder: Path) -> tuple[Results, int]:
     results = {}
     for number, line in enumerate(lines, start=1):
         try:
-            result = ImageResult(**json.loads(line))
+            result = ImageResult(**unseal(line))
             _check_result(result, count)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(

@@ -102,7 +102,8 @@ def match(
 
     NumPy regions, and those on a single device, are padded to `bucket_size(P)`, so that many images
     compile a few times only; sharded regions aren't, nor are those under an outer jit or other
-    transformation: use `pad_regions` before. No array takes P*R memory.
+    transformation: use `pad_regions` before. Nor are regions whose padded copy would take an eighth
+    of `max_bytes` or more. No array takes P*R memory.
 
     Args:
         regions: features as the encoder gives them, or `Regions`, whose invalid rows get label -1
@@ -177,8 +178,15 @@ def match(
     )
     traced = [isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arrays, scalars))]
     size = count if any(traced) or find_sharding(features) else bucket_size(count)
-    sizes = (size, r, len(list_agent_references(bank, options)), features.shape[1])
-    tiling = plan_tiling(features, max_bytes, size * int(min(options.top_k or c, c)), sizes)
+    columns, agents = int(min(options.top_k or c, c)), len(list_agent_references(bank, options))
+    # Padding copies the features, and cutting it off copies the result.
+    row = features.shape[1] * features.dtype.itemsize
+    copies = size * row + 4 * count * columns if size > count else 0
+    if copies > max_bytes / 8:
+        size, copies = count, 0
+    copies += 0 if isinstance(features, jax.Array) else size * row  # onto the device
+    sizes = (size, r, agents, features.shape[1])
+    tiling = plan_tiling(features, max_bytes, size * columns, sizes, copies)
     check_finite("regions", features, valid)
     check_finite("prototypes", bank.prototypes)
     check_finite("classes", bank.classes)

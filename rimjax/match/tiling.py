@@ -54,7 +54,11 @@ class Tiling:
 
 
 def plan_tiling(
-    regions: Any, max_bytes: Any, result: int, sizes: tuple[int, int, int, int]
+    regions: Any,
+    max_bytes: Any,
+    result: int,
+    sizes: tuple[int, int, int, int],
+    copies: int = 0,
 ) -> Tiling:
     """Plan blocks such that the result and the temporary arrays keep to `max_bytes`.
 
@@ -63,6 +67,7 @@ def plan_tiling(
         max_bytes: bytes that may be taken besides the arguments.
         result: elements of the result.
         sizes: P, R, C and D.
+        copies: bytes of copies besides; they make blocks smaller, but never refuse a call.
 
     Raises:
         ValueError: `max_bytes` doesn't hold the result and a block of the least size.
@@ -73,7 +78,9 @@ def plan_tiling(
     spare = _LARGEST
     if max_bytes < math.inf:
         spare = int((max_bytes - fixed) // (4 * _ARRAYS))
-    if spare < least:
+    if spare >= least:
+        spare = max(least, spare - copies // (4 * _ARRAYS))
+    else:
         raise ValueError(
             f"max_bytes must be at least {fixed + 4 * _ARRAYS * least:,} for P={p} regions, "
             f"R={r} prototypes and C={c} classes ({4 * result:,} of them for the result), got "

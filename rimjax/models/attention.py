@@ -55,5 +55,6 @@ def _attend_by_head(q: Array, k: Array, v: Array, precision: Any) -> Array:
 
 
 def _attend_fused(q: Array, k: Array, v: Array, precision: Any) -> Array:
-    with jax.default_matmul_precision(precision):
+    # JAX's own code mixes dtypes, which stricter promotion would refuse.
+    with jax.default_matmul_precision(precision), jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v)

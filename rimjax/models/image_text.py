@@ -10,8 +10,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from rimjax.models.protocols import cached_property, check_image
-from rimjax.models.transformers_folder import fingerprint_model, load_model, load_tokenizer
+from rimjax.models.protocols import cached_property, check_finite_output, check_image
+from rimjax.models.transformers_folder import (
+    TOKENISING,
+    fingerprint_model,
+    load_model,
+    load_tokenizer,
+)
 
 Colour = tuple[float, float, float]
 
@@ -41,9 +46,13 @@ class ImageTextMatcher:
         batch_size: int = 32,
     ) -> None:
         self._mean, self._std, self._batch_size = mean, std, batch_size
-        self._torch, self.model = load_model("CLIPModel", directory, "CLIP", device)
+        self._built_from = (directory, mean, std, device, batch_size)
+        self.model = load_model("CLIPModel", directory, "CLIP", device)
         self.tokenizer: Any = load_tokenizer(directory, "CLIP")
         self.size: int = self.model.config.vision_config.image_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._built_from
 
     @cached_property
     def fingerprint(self) -> str:
@@ -52,18 +61,20 @@ class ImageTextMatcher:
 
     def embed_texts(self, prompts: Sequence[str]) -> Float32[np.ndarray, "C E"]:
         """Return unit vectors of prompts; prompts longer than the model takes are cut off."""
-        config, torch = self.model.config, self._torch
+        import torch
+
+        config = self.model.config
         if not len(prompts):
             return np.zeros((0, config.projection_dim), np.float32)
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=min(
-                self.tokenizer.model_max_length, config.text_config.max_position_embeddings
-            ),
-            return_tensors="pt",
-        )["input_ids"].to(self.model.device)
+        positions = config.text_config.max_position_embeddings
+        with TOKENISING:
+            tokens = self.tokenizer(
+                list(prompts),
+                padding="max_length",
+                truncation=True,
+                max_length=min(self.tokenizer.model_max_length, positions),
+                return_tensors="pt",
+            )["input_ids"].to(self.model.device)
         # The summary of a text is at its end token, which has CLIP's highest id; with a tokenizer
         # that pads on the left, at its last token.
         last = torch.full((len(tokens),), tokens.shape[1] - 1)
@@ -109,7 +120,8 @@ class ImageTextMatcher:
         return vectors, valid
 
     def _embed(self, crops: UInt8[np.ndarray, "B S S 3"]) -> Float32[np.ndarray, "B E"]:
-        torch = self._torch
+        import torch
+
         mean, std = (torch.tensor(colour).view(1, 3, 1, 1) for colour in (self._mean, self._std))
         pixels = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255 - mean) / std
         with torch.inference_mode():
@@ -117,7 +129,11 @@ class ImageTextMatcher:
             return self._normalise(features)
 
     def _normalise(self, features: Any) -> Float32[np.ndarray, "B E"]:
-        return self._torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
+        from torch.nn.functional import normalize
+
+        vectors = normalize(features.float(), dim=1).cpu().numpy()
+        check_finite_output("CLIP", vectors)
+        return vectors
 
 
 def _crop(

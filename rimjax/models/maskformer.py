@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
-from rimjax.models.protocols import Proposals, cached_property, check_image
+from rimjax.models.protocols import (
+    Proposals,
+    cached_property,
+    check_finite_output,
+    check_image,
+)
 from rimjax.models.transformers_folder import fingerprint_model, load_model
 
 DIVISOR = 32
@@ -56,9 +62,13 @@ class MaskFormerProposer:
     ) -> None:
         self.config = config or MaskFormerConfig()
         kind = "MaskFormerForInstanceSegmentation"
-        self._torch, self.model = load_model(
+        self._built_from = (directory, self.config, device)
+        self.model = load_model(
             kind, directory, "MaskFormer", device, use_pretrained_backbone=False
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._built_from
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,7 +87,9 @@ class MaskFormerProposer:
             ValueError: the image is something else.
         """
         check_image(image)
-        torch, config, (height, width) = self._torch, self.config, image.shape[:2]
+        import torch
+
+        config, (height, width) = self.config, image.shape[:2]
         resize = torch.nn.functional.interpolate
         mean, std = (torch.tensor(c).view(1, 3, 1, 1) for c in (config.mean, config.std))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
@@ -88,6 +100,7 @@ class MaskFormerProposer:
         with torch.inference_mode():
             output = self.model(pixel_values=pixels.to(self.model.device))
             probabilities = output.class_queries_logits[0].float().softmax(-1)[:, :-1].amax(-1)
+            check_finite_output("MaskFormer", probabilities.cpu().numpy())
             likely = probabilities > config.threshold
             if not likely.any():  # torch doesn't resize an empty batch
                 return Proposals(np.zeros((0, height, width), bool), np.zeros(0, np.float32))

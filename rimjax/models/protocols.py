@@ -6,8 +6,9 @@ Any object with these methods will do: the models beside this file, or your own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -22,6 +23,7 @@ else:
     from functools import cached_property
 
 __all__ = [
+    "CopiedByFields",
     "Encoder",
     "Generated",
     "Generator",
@@ -48,6 +50,17 @@ class Generated:
 
     images: UInt8[np.ndarray, "K H W 3"]
     attention: Float32[np.ndarray, "K h w"]
+
+
+class CopiedByFields:
+    """A dataclass that is copied and pickled as the fields that it was built from.
+
+    What it has cached, compiled functions above all, stays behind.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        built_from = {part.name: getattr(self, part.name) for part in fields(self) if part.init}  # pyright: ignore[reportArgumentType]
+        return partial(type(self), **built_from), ()
 
 
 class Fingerprinted(Protocol):
@@ -179,11 +192,26 @@ def check_image(image: np.ndarray) -> None:
         raise ValueError(f"image must be uint8[H, W, 3], got {actual}; {advice}")
 
 
+def check_finite_output(model: str, numbers: np.ndarray) -> None:
+    """Raise ValueError where a model of float32 gives NaN or infinity, which no mask would show."""
+    if not np.isfinite(numbers).all():
+        advice = advise_on_numbers("float32")
+        raise ValueError(f"{model} must give finite numbers, got NaN or infinity; {advice}")
+
+
+def advise_on_numbers(dtype: str) -> str:
+    """Say what helps where a model gives NaN or infinity."""
+    if dtype == "float32":
+        return "its weights may be damaged: run `rimjax weights verify`"
+    return "load the preset with dtype float32"
+
+
 def encode_in_batches(
     encode: Callable[[np.ndarray], AnyArray],
     read_pixels: Callable[[np.ndarray], np.ndarray],
     images: Sequence[np.ndarray] | np.ndarray,
     batch_size: int,
+    dtype: str = "float32",
 ) -> list[Float32[np.ndarray, "h w D"]]:
     """Encode images in batches of equal shape, each image's features in its place.
 
@@ -194,9 +222,10 @@ def encode_in_batches(
         read_pixels: an image to the pixels that the model takes.
         images: each uint8[H, W, 3] of any size.
         batch_size: images in a batch; fewer if there are fewer images.
+        dtype: that the model computes in, for the message.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or features hold NaN or infinity.
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
@@ -207,7 +236,13 @@ def encode_in_batches(
     def encode_waiting(batch: dict[int, np.ndarray]) -> None:
         stacked = np.stack(list(batch.values()))
         padded = np.pad(stacked, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        features.update(zip(batch, np.asarray(encode(padded)), strict=False))  # without padding
+        encoded = np.asarray(encode(padded))[: len(batch)]
+        if not np.isfinite(encoded).all():
+            raise ValueError(
+                f"encoder must give finite features, got NaN or infinity in {dtype}; "
+                + advise_on_numbers(dtype)
+            )
+        features.update(zip(batch, encoded, strict=True))
         batch.clear()
 
     for index, image in enumerate(images):

@@ -16,6 +16,7 @@ import numpy as np
 
 from ported_weights.rules import build_tree, flatten_tree
 from ported_weights.vit import ViTConfig, param_shapes
+from rimjax.models.protocols import CopiedByFields
 from rimjax.models.stable_diffusion.attention import import_libraries
 from rimjax.models.stable_diffusion.checkpoint import MODELS, Checkpoint, compute_shapes
 
@@ -63,7 +64,7 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class RandomWeights:
+class RandomWeights(CopiedByFields):
     """A Stable Diffusion with random weights, made on first use: a generator's `WeightSource`.
 
     Attributes:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from rimjax.files import fingerprint
+from ported_weights.rules import check_finite
+from rimjax.files import check_plain_name, fingerprint
+
+TOKENISING = threading.Lock()
+"""Held round calls of tokenizers, whose settings of padding threads can't share."""
 
 UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
 """Endings of the names that a state dict may lack: inference doesn't read these weights."""
@@ -17,7 +21,7 @@ UNUSED = ("num_batches_tracked", "position_ids", "criterion.empty_weight")
 
 def load_model(
     kind: str, directory: Path, what: str, device: str | None = None, **options: Any
-) -> tuple[ModuleType, Any]:
+) -> Any:
     """Load a model of transformers for inference, with every weight from the folder.
 
     Args:
@@ -28,11 +32,12 @@ def load_model(
         options: of `from_pretrained`.
 
     Returns:
-        torch, and the model on its device.
+        The model on its device.
 
     Raises:
         FileNotFoundError: the folder doesn't exist.
-        ValueError: the folder doesn't hold such a model, or it is damaged.
+        ValueError: the folder doesn't hold such a model, or it is damaged, or a weight is NaN or
+            infinite.
         ImportError: torch or transformers is missing.
     """
     try:
@@ -42,6 +47,7 @@ def load_model(
         needs = f"{what} needs torch and transformers ({error})"
         raise ImportError(f'{needs}: pip install "rimjax[pipeline]"') from error
     with _name_folder(directory, what):
+        _check_shards(directory)
         model, info = getattr(transformers, kind).from_pretrained(
             directory, local_files_only=True, output_loading_info=True, **options
         )
@@ -50,8 +56,9 @@ def load_model(
     if missing:
         reason = f"it lacks {len(missing)} weights, {missing[0]} among them"
         raise ValueError(_describe_damage(directory, what, reason))
+    check_finite(directory, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch, model.to(device).eval()
+    return model.to(device).eval()
 
 
 def fingerprint_model(model: Any, *settings: Any) -> str:
@@ -72,6 +79,13 @@ def load_tokenizer(directory: Path, what: str) -> Any:
         return AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
+
+
+def _check_shards(directory: Path) -> None:
+    """Raise ValueError where an index of split weights names a file outside the folder."""
+    for index in sorted(directory.glob("*.index.json")):
+        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
+            check_plain_name(shard, index)
 
 
 @contextmanager

@@ -17,10 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ported_weights.choices import check_choices
-from ported_weights.rules import build_tree, flatten_tree
+from ported_weights.rules import build_tree, check_finite, flatten_tree
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
-from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, check_image, encode_in_batches, resize_image
+from rimjax.files import fingerprint, parse_json
+from rimjax.models.protocols import (
+    CopiedByFields,
+    cached_property,
+    check_image,
+    encode_in_batches,
+    resize_image,
+)
 from rimjax.models.vit import Params, ViTConfig, last_layer_keys
 
 
@@ -38,20 +44,21 @@ def load_vit(path: str | Path) -> tuple[dict[str, Any], ViTConfig]:
     """Read the parameters and the config that `save_vit` wrote.
 
     Raises:
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged, or something else, or a weight is NaN or infinite.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            config = ViTConfig(**json.loads((file.metadata() or {})["config"]))
+            config = ViTConfig(**parse_json((file.metadata() or {})["config"]))
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return build_tree(arrays), config
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         reason = f"damaged, or not a ViT that save_vit wrote ({error})"
         raise ValueError(f"{path}: {reason}; port it again") from error
+    check_finite(path, arrays)
+    return build_tree(arrays), config
 
 
 @dataclass(frozen=True, eq=False)
-class ViTEncoder:
+class ViTEncoder(CopiedByFields):
     """A ViT's last-layer keys as an `Encoder`.
 
     Images are resized (Pillow's bicubic) and normalised.
@@ -121,7 +128,9 @@ class ViTEncoder:
             ValueError: an image is something else, or there is none.
         """
         encode = partial(last_layer_keys, self._placed_params, config=self.config)
-        return encode_in_batches(encode, self.read_pixels, images, self.batch_size)
+        return encode_in_batches(
+            encode, self.read_pixels, images, self.batch_size, self.config.dtype
+        )
 
     @cached_property
     def _placed_params(self) -> Params:

@@ -1,9 +1,11 @@
 """The record of digests beside ported weights, `NAME.sha256`, as `sha256sum -c` reads it.
 
-A comment before each digest holds the file's size. While the folder holds exactly the recorded
-files, each with its recorded size and not newer than the record, the recorded digests are used
-without reading the files: a start then identifies gigabytes of weights at once. Whoever replaces a
-file by another of the same size and an older date must run `rimjax weights verify`.
+A comment before each digest holds the file's size, and the last one a digest of the record. While
+the folder holds exactly the recorded files, each with its recorded size and not newer than the
+record, the recorded digests are used without reading the files: a start then identifies gigabytes
+of weights at once. A record without its own digest, as earlier versions wrote it, is used again
+once every byte was compared. Whoever replaces a file by another of the same size and an older date
+must run `rimjax weights verify`.
 """
 
 from __future__ import annotations
@@ -11,12 +13,17 @@ from __future__ import annotations
 import os
 import re
 import time
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rimjax.files import sha256, write_text
+import ported_weights
+from rimjax.files import digest, sha256, write_text
+
+_SEAL = "# digest of the lines above: "
 
 
 class Entry(NamedTuple):
@@ -31,6 +38,7 @@ def write_record(path: Path, content: Path) -> None:
     lines = []
     for name, file in _list_files(content).items():
         lines += [f"# {file.stat().st_size} bytes", f"{sha256(file)}  {Path(path.name, name)}"]
+    lines.append(f"{_SEAL}{digest(lines)}")
     write_text(locate_record(path), "\n".join(lines) + "\n")
 
 
@@ -49,10 +57,57 @@ def digest_weights(path: Path) -> dict[str, str]:
     """
     record = _find_record(path)
     if record is not None:
-        entries = _read_record(record)
-        if _check_files(path, entries, record.stat().st_mtime_ns):
+        entries, sealed = _read_record(record)
+        if _check_files(path, entries, record.stat().st_mtime_ns) and sealed:
             return {name: entry.sha256 for name, entry in entries.items()}
-    return {name: sha256(file) for name, file in _list_files(path).items()}
+    return {name: _digest_once(file) for name, file in _list_files(path).items()}
+
+
+def check_weights(path: Path) -> None:
+    """Raise ValueError where weights aren't what was shipped, or what was recorded.
+
+    The package's own files are read and compared with `ported_weights/MANIFEST.toml`, each once per
+    process. Others are compared with their record by size and time where that suffices, else by
+    content; without a record nothing is known.
+    """
+    root = Path(ported_weights.__file__).parent.resolve()
+    if path.resolve().is_relative_to(root):
+        shipped = list_shipped(root)
+        for file in _list_files(path.resolve()).values():
+            expected = shipped.get(file.relative_to(root).as_posix())
+            if not file.name.startswith(".") and _digest_once(file) != expected:
+                raise ValueError(
+                    f"{file}: isn't the file that belongs to the package; install rimjax again"
+                )
+        return
+    record = _find_record(path)
+    if record is None:
+        return
+    entries, sealed = _read_record(record)
+    known = _check_files(path, entries, record.stat().st_mtime_ns) and sealed
+    if not known and (damaged := find_damaged(path)):
+        raise ValueError(
+            f"{path.parent / damaged[0]}: differs from its sha256 in {record}; get the weights "
+            "again, or delete the record if you changed them"
+        )
+
+
+def list_shipped(root: Path) -> dict[str, str]:
+    """Return the sha256 of each file of the mini preset, by its path below `ported_weights`."""
+    manifest = tomllib.loads((root / "MANIFEST.toml").read_text(encoding="utf-8"))["mini"]
+    weights = {entry["file"]: entry["sha256"] for entry in manifest.values() if "file" in entry}
+    return weights | manifest["settings"]
+
+
+def _digest_once(path: Path) -> str:
+    """Return a file's sha256, computed once per process while its size and time stay the same."""
+    about = path.stat()
+    return _digest(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
 
 
 def find_damaged(path: Path) -> list[str] | None:
@@ -64,12 +119,16 @@ def find_damaged(path: Path) -> list[str] | None:
     if record is None:
         return None
     start = time.time_ns()
-    files = {path / name: entry.sha256 for name, entry in _read_record(record).items()}
+    entries, sealed = _read_record(record)
+    files = {path / name: entry.sha256 for name, entry in entries.items()}
     damaged = [
         file for file, digest in files.items() if not file.is_file() or sha256(file) != digest
     ]
     if not damaged:
         with suppress(OSError):  # the folder may be read-only
+            if not sealed:
+                lines = record.read_text(encoding="utf-8").splitlines()
+                write_text(record, "\n".join([*lines, f"{_SEAL}{digest(lines)}"]) + "\n")
             os.utime(record, ns=(start, start))
     return [str(file.relative_to(path.parent)) for file in damaged]
 
@@ -80,22 +139,33 @@ def _find_record(path: Path) -> Path | None:
     return record if record.is_file() else None
 
 
-def _read_record(record: Path) -> dict[str, Entry]:
+def _read_record(record: Path) -> tuple[dict[str, Entry], bool]:
+    """Return a record's entries, and whether it ends with its own digest."""
     entries: dict[str, Entry] = {}
     size, advice = None, "delete it, or port the weights again"
-    for line in record.read_text().splitlines():
-        digest, _, name = line.partition("  ")
+    try:
+        lines = record.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{record}: damaged ({error}); {advice}") from error
+    for index, line in enumerate(lines):
+        hexadecimal, _, name = line.partition("  ")
         if line.startswith("#"):
             match = re.fullmatch(r"# (\d+) bytes", line)
             size = int(match[1]) if match else None
-        elif not name or ".." in Path(name).parts:
+            if line.startswith(_SEAL) and line != f"{_SEAL}{digest(lines[:index])}":
+                raise ValueError(f"{record}: damaged, it differs from its own digest; {advice}")
+        elif not re.fullmatch("[0-9a-f]{64}", hexadecimal) or _leads_away(name):
             raise ValueError(f"{record}: damaged at {line!r}; {advice}")
         else:
-            entries["/".join(Path(name).parts[1:])] = Entry(digest, size)
+            entries["/".join(Path(name).parts[1:])] = Entry(hexadecimal, size)
             size = None
     if not entries:
         raise ValueError(f"{record}: damaged, because it is empty; {advice}")
-    return entries
+    return entries, lines[-1].startswith(_SEAL)
+
+
+def _leads_away(name: str) -> bool:
+    return not name or ".." in Path(name).parts or Path(name).is_absolute()
 
 
 def _check_files(path: Path, entries: Mapping[str, Entry], recorded: int) -> bool:

@@ -13,6 +13,7 @@ from rimjax.models.protocols import Encoder, Models, Pixels, Proposer
 from rimjax.models.sam import ProposalConfig, Sam, SamMasker, SamProposer
 from rimjax.models.stable_diffusion import DeferredGenerator, StoredWeights
 from rimjax.models.stable_diffusion.generator import WeightSource
+from rimjax.models.weight_record import check_weights
 from rimjax.presets.catalogue import (
     PRESETS,
     EncoderChoice,
@@ -96,7 +97,7 @@ def _choose(preset: str, *names: str | None) -> dict[str, tuple[str, Any]]:
         choices = getattr(PRESETS[preset], f"{stage}s")
         if stage == "proposer" and name is None:
             continue
-        name = name or next(iter(choices))
+        name = next(iter(choices)) if name is None else name
         if name not in choices:
             available = ", ".join(choices)
             raise ValueError(f"{stage} must be one of {available} in {preset!r}, got {name!r}")
@@ -219,6 +220,7 @@ def _load_sam(
         return sam.load(None, choice.sam), proposals
     from ported_weights.checkpoints import read_state_dict
 
+    check_weights(path)
     state = read_state_dict(path)
     try:
         return sam.load(state, choice.sam), proposals
@@ -231,6 +233,7 @@ def _load_proposer(path: Path | None, choice: ProposerChoice) -> Proposer:
         return Pixels()
     if path is None:
         raise ValueError("random_weights must be False with MaskFormer, which has no self-test")
+    check_weights(path)
     return MaskFormerProposer(path, choice.config)
 
 
@@ -253,6 +256,7 @@ def _load_encoder(
         config = ViTConfig(**choice.vit or {})
         params = random_weights.make_vit(config)
     else:
+        check_weights(path)
         params, config = load_vit(path)
         expected = config if choice.vit is None else ViTConfig(**choice.vit)
         _check_architecture(path, config, expected)
@@ -287,4 +291,5 @@ def load_image_text(preset: str, weights_dir: str | Path | None = None) -> Image
     if not path.exists():
         remedy = "rimjax weights download clip-image-text"
         raise FileNotFoundError(f"{path}: the image-text baseline lacks its weights; {remedy}")
+    check_weights(path)
     return ImageTextMatcher(path, choice.mean, choice.std)

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from rimjax.files import WriteError, check_writable
 from rimjax.images import ImageSource, Photograph, read_photograph
 from rimjax.models.protocols import Models
+from rimjax.names import clean_keys, clean_name, is_background, is_no_class
 from rimjax.references import store
+from rimjax.references.arguments import check_call
 from rimjax.references.one_class import (
     Point,
     cut_photographs,
@@ -29,13 +32,13 @@ Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
 def parse_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Strip blanks around class names and check them.
+    """Clean class names and check them.
 
     Raises:
-        ValueError: no name, a blank name, a duplicate (ignoring case), or "background", which every
-            bank has anyway.
+        ValueError: no name, a blank name, a duplicate (ignoring case), a word for pixels without a
+            label, or the background, which every bank has anyway.
     """
-    clean = tuple(name.strip() for name in names)
+    clean = tuple(clean_name(name) for name in names)
     if not clean:
         raise ValueError('classes must hold at least one class name, e.g. "sneaker,bag", got none')
     if not all(clean):
@@ -43,8 +46,13 @@ def parse_names(names: Iterable[str]) -> tuple[str, ...]:
     lowered = [name.lower() for name in clean]
     if repeated := sorted({name for name in lowered if lowered.count(name) > 1}):
         raise ValueError(f"classes must differ, got more than once: {', '.join(repeated)}")
-    if BACKGROUND in lowered:
-        raise ValueError("classes must not hold 'background': every bank has it; leave it out")
+    if spelled := [name for name in clean if is_background(name)]:
+        raise ValueError(f"classes must not hold {spelled[0]!r}: every bank has it; leave it out")
+    if unlabelled := [name for name in clean if is_no_class(name)]:
+        raise ValueError(
+            f"classes must not hold {unlabelled[0]!r}, which marks pixels without a label; "
+            "leave it out"
+        )
     return clean
 
 
@@ -118,20 +126,21 @@ def build_references(
     Returns:
         The manifest, and every class's references without their pictures.
     """
+    check_call(names, models, settings, references, points)
     settings, cache = settings or models.references, store.locate_cache(cache_dir)
-    photographs = {name.strip(): sources for name, sources in (references or {}).items()}
+    photographs = clean_keys("references", references or {})
     prompts = {
-        name.strip(): [(float(x), float(y)) for x, y in rows]
-        for name, rows in (points or {}).items()
+        name: [(float(x), float(y)) for x, y in rows]
+        for name, rows in clean_keys("points", points or {}).items()
     }
     if unknown := sorted(prompts.keys() - photographs.keys()):
         raise ValueError(f"points must name classes of references, got {', '.join(unknown)}")
-    if isinstance(names, str):
-        raise ValueError(f"names must be a list of class names, got the text {names!r}")
     old = extend.names if extend else ()
-    order = parse_names([*old, *names, *(references or {})])
+    order = parse_names([*old, *names, *photographs])
+    for folder in ("references", "banks"):  # before hours of drawing
+        check_writable(cache / folder)
     drawn = [name for name in order[len(old) :] if name not in photographs]
-    for name in drawn:  # before hours of drawing
+    for name in drawn:
         key = references_key(name, models, settings)
         if not store.locate_references(cache, name, key).exists():
             models.generator.check(name)
@@ -140,19 +149,25 @@ def build_references(
     if extend is not None:
         stored = zip(extend.folders, store.read_all_references(extend), strict=True)
         built |= zip(old, stored, strict=True)
-    for name in progress([*photographs, *drawn]):  # photographs first: they fail fastest
-        sources = photographs.get(name)
-        photos = None if sources is None else [read_photograph(source) for source in sources]
-        built[name] = _provide_class(name, models, settings, cache, photos, prompts.get(name))
-    folders, groups = zip(*(built[name] for name in order), strict=True)
-    manifest = store.write_manifest(
-        cache,
-        names=order,
-        folders=folders,
-        settings=asdict(settings),
-        preset=models.name,
-        encoder=models.features,
-    )
+    try:
+        for name in progress([*photographs, *drawn]):  # photographs first: they fail fastest
+            sources = photographs.get(name)
+            photos = None if sources is None else [read_photograph(source) for source in sources]
+            built[name] = _provide_class(name, models, settings, cache, photos, prompts.get(name))
+        folders, groups = zip(*(built[name] for name in order), strict=True)
+        manifest = store.write_manifest(
+            cache,
+            names=order,
+            folders=folders,
+            settings=asdict(settings),
+            preset=models.name,
+            encoder=models.features,
+        )
+    except WriteError as error:
+        raise WriteError(
+            f"{error}; {len(built)} of {len(order)} classes are kept, and the same command goes on "
+            "from there"
+        ) from error
     return manifest, list(groups)
 
 
@@ -232,7 +247,7 @@ def build_bank(
         models: from `load_preset`; replace any stage with `dataclasses.replace`.
         settings: settings of flow 1; default: the preset's.
         cache_dir: folder that keeps references and manifests; default: the user's cache folder.
-        references: further classes from photographs: name -> paths, PIL images or arrays.
+        references: further classes from photographs: name -> paths, files, PIL images or arrays.
         points: for some of those classes, a point (x, y) on the object in each photograph.
         progress: wraps the class names while they are built, e.g. `tqdm.tqdm`.
 
@@ -241,7 +256,8 @@ def build_bank(
 
     Raises:
         ValueError: names are blank, repeated or unknown to the model, or a class has no usable
-            foreground.
+            foreground, or an argument is of another type.
+        OSError: the cache folder can't be written; finished classes are kept.
     """
     _, groups = build_references(
         names,

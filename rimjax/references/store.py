@@ -4,7 +4,8 @@
                                           ..., references.json (sha256 of each file)
     <cache>/banks/<digest>.json           class names, their folders, settings, versions
 
-Folders never change once they are there. A killed run leaves whole folders or none.
+Folders never change once they are there. A killed run leaves whole folders or none. Both JSON files
+carry a digest of their own. Nothing is read that isn't recorded or lies behind a symbolic link.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from rimjax.files import (
     atomic_file,
@@ -33,6 +34,8 @@ from rimjax.files import (
     sha256,
 )
 from rimjax.models.protocols import Generated
+from rimjax.references.recorded import find_inside, name_picture, read_pictures, read_recorded
+from rimjax.sealed import read_sealed, seal
 
 ARRAYS = ("foreground", "background", "whole", "attention", "points")
 _ARRAY_FILE, _RECORD_FILE = "prototypes.safetensors", "references.json"
@@ -125,14 +128,15 @@ def write_references(path: Path, references: ClassReferences) -> bool:
             (folder / _ARRAY_FILE).write_bytes(save(arrays))
             for index, pair in enumerate(zip(references.images, references.masks, strict=True)):
                 for kind, pixels in zip(("image", "mask"), pair, strict=True):
-                    Image.fromarray(pixels).save(folder / f"{kind}-{index:05d}.png")
+                    Image.fromarray(pixels).save(folder / name_picture(kind, index))
             record = {
                 "name": references.name,
                 "fallbacks": references.fallbacks,
                 "drawing": references.drawing,
                 "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
             }
-            (folder / _RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            text = json.dumps(seal(record), indent=1)
+            (folder / _RECORD_FILE).write_text(text, encoding="utf-8")
     except FileExistsError:
         return False
     return True
@@ -146,7 +150,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
         pictures: read images and masks too.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing, damaged, not recorded, or outside the cache.
     """
     remedy = "delete that folder and build the bank again"
     if not path.is_dir():
@@ -155,38 +159,25 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
             "or build the bank again"
         )
     try:
-        record = json.loads((path / _RECORD_FILE).read_text(encoding="utf-8"))
-        files = {_ARRAY_FILE: record["files"][_ARRAY_FILE]}
-        if pictures:
-            files |= record["files"]
-        for name, expected in files.items():
-            if sha256(path / check_plain_name(name, path / _RECORD_FILE)) != expected:
-                raise ValueError(f"{path}: {name} differs from its recorded sha256; {remedy}")
-        arrays = load_file(path / _ARRAY_FILE)
+        record = read_sealed(find_inside(path, _RECORD_FILE))
+        recorded = {check_plain_name(name, path): sha for name, sha in record["files"].items()}
+        arrays = load(read_recorded(path, _ARRAY_FILE, recorded))
+        images, masks = (
+            read_pictures(path, kind, len(arrays["attention"]), recorded) if pictures else None
+            for kind in ("image", "mask")
+        )
         return ClassReferences(
             name=record["name"],
-            images=_read_pictures(path, files, "image-") if pictures else None,
-            masks=_read_pictures(path, files, "mask-") if pictures else None,
+            images=images,
+            masks=masks,
             fallbacks=record["fallbacks"],
             drawing=record["drawing"],
             **{name: arrays[name] for name in ARRAYS},
         )
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-        UnicodeDecodeError,
-    ) as error:
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} isn't recorded; {remedy}") from error
+    except (OSError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: incomplete or damaged ({error}); {remedy}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {_RECORD_FILE} is damaged ({error}); {remedy}") from error
-
-
-def _read_pictures(path: Path, files: dict[str, str], prefix: str) -> np.ndarray:
-    names = sorted(name for name in files if name.startswith(prefix))
-    return np.stack([np.asarray(Image.open(path / name)) for name in names])
 
 
 def find_drawing(cache: Path, name: str, drawing: str) -> Generated | None:
@@ -197,7 +188,7 @@ def find_drawing(cache: Path, name: str, drawing: str) -> Generated | None:
     pattern = locate_references(cache, name, "*")
     for path in sorted(pattern.parent.glob(f"{pattern.name}/{_RECORD_FILE}")):
         try:
-            if json.loads(path.read_text(encoding="utf-8")).get("drawing") == drawing:
+            if read_sealed(find_inside(path.parent, path.name)).get("drawing") == drawing:
                 references = read_references(path.parent, pictures=True)
                 assert references.images is not None
                 return Generated(images=references.images, attention=references.attention)
@@ -225,7 +216,7 @@ def write_manifest(
     }
     path = cache / "banks" / f"{digest(contents)[:12]}.json"
     with atomic_file(path) as temporary:
-        text = json.dumps({**contents, "versions": package_versions()}, indent=1)
+        text = json.dumps(seal({**contents, "versions": package_versions()}), indent=1)
         temporary.write_text(text, encoding="utf-8")
     return Manifest(tuple(names), tuple(folders), settings, preset, encoder, path)
 
@@ -244,12 +235,14 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     remedy = "build the bank again"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_sealed(path)
         names, folders = tuple(fields["names"]), tuple(fields["folders"])
         manifest = Manifest(
             names, folders, fields["settings"], fields["preset"], fields["encoder"], path
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
+        raise ValueError(f"{path}: not a bank manifest, or damaged ({error}); {remedy}") from error
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a bank manifest, or damaged; {remedy}") from error
     if not all(isinstance(text, str) for text in (*names, *folders)) or not names:
         raise ValueError(f"{path}: not a bank manifest, or damaged (names aren't texts); {remedy}")
@@ -291,8 +284,9 @@ def digest_references(manifest: Manifest) -> str:
     for folder in manifest.folders:
         path = manifest.cache / "references" / folder / _RECORD_FILE
         try:
-            arrays.append(json.loads(path.read_text(encoding="utf-8"))["files"][_ARRAY_FILE])
-        except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            record = read_sealed(find_inside(path.parent, path.name))
+            arrays.append(record["files"][_ARRAY_FILE])
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: incomplete or damaged ({error}); build the bank again"
             ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from rimjax.files import atomic_file, digest, step_versions
+from rimjax.files import atomic_file, check_writable, digest, step_versions
 from rimjax.models.protocols import Proposer
 from rimjax.types import AnyArray, Regions
 
@@ -41,7 +41,11 @@ class RegionStore:
     fingerprint: str
 
     def load(self, image: UInt8[np.ndarray, "H W 3"]) -> Regions:
-        """Return an image's regions, computing and storing what isn't there or is damaged."""
+        """Return an image's regions, computing and storing what isn't there or is damaged.
+
+        Raises:
+            OSError: the folder can't be written; the message names it.
+        """
         shape = np.array(image.shape, np.int64).tobytes()
         name = f"{hashlib.sha256(shape + image.tobytes()).hexdigest()[:24]}.npz"
         proposals = digest([self.proposer.fingerprint, step_versions("propose")])
@@ -73,6 +77,7 @@ def _load_or_compute(path: Path, names: tuple[str, ...], compute: Callable[[], A
                 return {name: stored[name] for name in names}
         except Exception:  # NumPy and zipfile raise nearly anything on damaged files
             pass
+    check_writable(path.parent)  # before minutes of proposing
     arrays = compute()
     with atomic_file(path) as temporary:
         np.savez_compressed(temporary, **{name: arrays[name] for name in names})  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from rimjax.images import ImageSource, read_image
 from rimjax.references.store import ClassReferences
 from rimjax.types import Segmentation
 
@@ -90,18 +91,18 @@ def _blend(image: np.ndarray, labels: np.ndarray, num_classes: int, alpha: float
     return (image * (1 - share) + colour_labels(labels, num_classes) * share).astype(np.uint8)
 
 
-def overlay(image: np.ndarray | Image.Image, seg: Segmentation, alpha: float = 0.55) -> Image.Image:
+def overlay(image: ImageSource, seg: Segmentation, alpha: float = 0.55) -> Image.Image:
     """Draw an image under its segmentation, with a legend of its classes.
 
     Args:
-        image: uint8[H, W, 3] or a PIL image of the segmentation's size.
+        image: as of `rimjax.segment`.
         seg: from `rimjax.segment`.
         alpha: opacity of the colours in 0..1.
 
     Raises:
         ValueError: the sizes differ.
     """
-    pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    pixels = read_image(image)
     if pixels.shape[:2] != seg.labels.shape:
         raise ValueError(
             f"image must have the segmentation's size {seg.labels.shape}, got {pixels.shape[:2]}"

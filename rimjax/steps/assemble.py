@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike
 
 from rimjax.steps.resize import bilinear_matrix
 
+_VOTE_ELEMENTS = 2**20
+"""Elements of a block's masks and class scores in float32: 4 MiB."""
+
 
 def paint(
     masks: ArrayLike,
@@ -50,7 +53,8 @@ def paint(
 def vote(masks: ArrayLike, scores: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
     """Label each pixel by the highest mean class score of the regions over it.
 
-    Ties go to the lowest class.
+    Ties go to the lowest class. Lines of pixels are counted a block at a time, so that the scores
+    of all pixels are never in memory together.
 
     Args:
         masks: bool[P, H, W].
@@ -70,9 +74,14 @@ def vote(masks: ArrayLike, scores: ArrayLike, shape: tuple[int, int]) -> Int32[n
         raise ValueError("scores must be finite, got NaN or infinity")
     if len(masks) == 0:
         return np.zeros(shape, np.int32)
-    flat = masks.reshape(len(masks), -1)
-    totals = flat.T.astype(np.float32) @ scores  # [H*W, C]; sums have the same argmax as means
-    return np.where(flat.any(axis=0), totals.argmax(axis=1), 0).astype(np.int32).reshape(shape)
+    canvas = np.zeros(shape, np.int32)
+    lines = max(1, _VOTE_ELEMENTS // (shape[1] * sum(scores.shape)))
+    for top in range(0, shape[0], lines):
+        block = masks[:, top : top + lines].reshape(len(masks), -1)
+        totals = block.T.astype(np.float32) @ scores  # sums have the same argmax as means
+        labels = np.where(block.any(axis=0), totals.argmax(axis=1), 0)
+        canvas[top : top + lines] = labels.reshape(-1, shape[1])
+    return canvas
 
 
 def label_pixels(

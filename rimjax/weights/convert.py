@@ -7,15 +7,11 @@ either both, or a record without weights, which the next conversion replaces.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from ported_weights import clip, dinov2, dinov3, mae
 from ported_weights.checkpoints import read_state_dict
-from rimjax.files import atomic_file, atomic_folder
+from rimjax.files import atomic_file, atomic_folder, lock_destination
 from rimjax.models.vit_encoder import save_vit
 from rimjax.models.weight_record import locate_record, write_record
 from rimjax.weights.stable_diffusion import port_folder
@@ -47,7 +43,7 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
     source, destination = Path(source), Path(destination)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    with _lock(destination):
+    with lock_destination(destination):
         if destination.exists():
             raise ValueError(f"{destination}: exists already; delete it first")
         try:
@@ -63,25 +59,6 @@ def convert(kind: str, source: str | Path, destination: str | Path) -> None:
             if not destination.exists():
                 locate_record(destination).unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def _lock(destination: Path) -> Iterator[None]:
-    """Let only one process write to a destination, so that record and weights belong together."""
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(destination.with_name(f".{destination.name}.lock"))
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(f"{destination}: another process is writing it; wait for it") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{destination}: can't be written ({reason})") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _port_vit(kind: str, source: Path, destination: Path) -> None:

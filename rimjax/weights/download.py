@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from rimjax.files import lock_destination
 from rimjax.weights.sources import Source, SourceFile, check_file
 
 
@@ -68,11 +69,13 @@ def fetch(source: Source, folder: Path) -> Path:
 
     Raises:
         OSError: a file can't be downloaded; the message lists the files to get by hand.
-        ValueError: a file isn't the published file.
+        ValueError: a file isn't the published file, or another process is downloading it.
     """
     try:
         if source.url is not None:
-            return _fetch_url(source.url, source.files[0], folder / source.becomes)
+            target = folder / source.becomes
+            with lock_destination(target):  # two downloads would write to the same partial file
+                return _fetch_url(source.url, source.files[0], target)
         assert source.repo is not None
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import logging

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ported_weights import stable_diffusion
 from ported_weights.checkpoints import read_state_dict
+from rimjax.files import parse_json
 from rimjax.models.stable_diffusion.attention import import_libraries
 from rimjax.models.stable_diffusion.checkpoint import (
     MODELS,
@@ -95,7 +95,7 @@ def _check_exists(path: Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return _parse_config(_check_exists(path).read_text())
+        return _parse_config(_check_exists(path).read_text(encoding="utf-8"))
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); get it again") from error
 
@@ -129,4 +129,4 @@ def _find_weights(folder: Path) -> Path:
 
 def _parse_config(config: str) -> dict[str, Any]:
     """Parse a config, without the path that the model was read from."""
-    return {key: value for key, value in json.loads(config).items() if key != "_name_or_path"}
+    return {key: value for key, value in parse_json(config).items() if key != "_name_or_path"}

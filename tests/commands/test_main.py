@@ -54,12 +54,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_reader_that_stops_early_is_no_error() -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("words", ["weights list", "evaluate --help", "--version"])
+def test_a_reader_that_stops_early_is_no_error(words: str, buffered: bool) -> None:
+    unbuffered = {} if buffered else {"PYTHONUNBUFFERED": "1"}
     process = subprocess.run(
-        "set -o pipefail; rimjax weights list | true; echo ${PIPESTATUS[0]}",
+        f"set -o pipefail; rimjax {words} | true; echo ${{PIPESTATUS[0]}}",
         shell=True,
         executable="/bin/bash",
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            **unbuffered,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
         capture_output=True,
         text=True,
     )

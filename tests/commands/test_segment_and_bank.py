@@ -16,6 +16,7 @@ from rimjax.commands.options import ModelOptions
 from rimjax.datasets import load
 from rimjax.references import store
 from rimjax.references.build import read_settings
+from rimjax.sealed import read_sealed, seal
 from rimjax.settings import CONFIGURATIONS
 
 
@@ -118,7 +119,10 @@ def test_bank_show_and_add(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segment", "none.png", "--classes", "bag"], "none.png: no such image"),
+        (
+            ["segment", "none.png", "--classes", "bag", "--stop-on-error"],
+            "none.png: no such image",
+        ),
         (["segment", "SCENE"], "--classes must be given"),
         (["segment", "SCENE", "--classes", ""], "--classes must not hold a blank"),
         (["segment", "SCENE", "--classes", "bag, ,coat"], "--classes must not hold a blank"),
@@ -136,7 +140,7 @@ def test_bank_show_and_add(
             "--scheduler must be left out",
         ),
         (["segment", "SCENE", "--classes", "bag", "--input-size", "100"], "--input-size must be"),
-        (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged; "),
+        (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged"),
         (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
         (["segment", "SCENE", "SCENE", "--classes", "bag"], "a name twice"),
         (["segment", "SCENE", "--classes", "bag", "--preset", "paper"], "sam_vit_b_01ec64.pth"),
@@ -151,6 +155,7 @@ def test_bank_show_and_add(
         ),
         (["bank", "build", "--photos", "mug=none.jpg"], "none.jpg: no such image"),
         (["bank", "build", "--classes", "bag", "--seed", "-1"], "--seed must be in [0, 2^32)"),
+        (["bank", "build", "--classes", "bag", "--seed", "9" * 20], "--seed must be in [0, 2^32)"),
         (["bank", "show", "SCENE"], "not a bank manifest"),
         (["evaluate", "--limit", "0"], "--limit must be at least 1"),
         (["evaluate", "--num-agents", "0", "--limit", "1"], "--num-agents must be at least 1"),
@@ -177,15 +182,18 @@ def test_a_truncated_image_and_a_bank_of_another_encoder(
 ) -> None:
     scene = folder / "scene.png"
     (tmp_path / "cut.png").write_bytes(scene.read_bytes()[:3000])
-    assert "cut.png" in refused(capsys, "segment", tmp_path / "cut.png", "--classes", "bag")
-    fields = json.loads(find_bank(folder).read_text()) | {"encoder": "0" * 20}
-    (tmp_path / "elsewhere.json").write_text(json.dumps(fields))
+    words = ("segment", tmp_path / "cut.png", "--classes", "bag", "--cache-dir", tmp_path)
+    assert "cut.png: unreadable or truncated" in refused(capsys, *words, status=1)
+    assert "cut.png: unreadable or truncated" in refused(capsys, *words, "--stop-on-error")
+    assert not (tmp_path / "references").exists(), "before the bank was drawn"
+    fields = read_sealed(find_bank(folder)) | {"encoder": "0" * 20}
+    (tmp_path / "elsewhere.json").write_text(json.dumps(seal(fields)))
     words = ("segment", scene, "--bank")
     assert "must stay in banks/, beside references/" in refused(
         capsys, *words, tmp_path / "elsewhere.json"
     )
     other = find_bank(folder).with_name("other.json")
-    other.write_text(json.dumps(fields))
+    other.write_text(json.dumps(seal(fields)))
     try:
         assert "build the bank again with this preset" in refused(capsys, *words, other)
     finally:
@@ -205,7 +213,7 @@ def test_a_damaged_manifest_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str], damage: dict[str, object], message: str
 ) -> None:
     broken = folder / "cache/banks/zz-broken.json"
-    broken.write_text(json.dumps(json.loads(find_bank(folder).read_text()) | damage))
+    broken.write_text(json.dumps(seal(read_sealed(find_bank(folder)) | damage)))
     try:
         line = refused(capsys, "segment", folder / "scene.png", "--bank", broken)
     finally:
@@ -236,5 +244,6 @@ def test_an_image_too_narrow_for_sam_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((10, 3000, 3), np.uint8)).save(tmp_path / "wide.png")
-    line = refused(capsys, "segment", tmp_path / "wide.png", "--bank", find_bank(folder))
+    words = ("segment", tmp_path / "wide.png", "--bank", find_bank(folder))
+    line = refused(capsys, *words, status=1)
     assert "wide.png: image must keep a pixel" in line and "3000x10" in line

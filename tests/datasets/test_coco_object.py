@@ -105,7 +105,10 @@ def write_instances(path: Path, things: list[dict[str, Any]], **changes: Any) ->
         "annotations": [
             {"id": index, "image_id": 139, **thing} for index, thing in enumerate(things, start=1)
         ],
-        "categories": [{"id": 1, "name": "person"}],
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in {**trees.COCO_CATEGORIES, 3: "car"}.items()
+        ],
     }
     path.write_text(json.dumps({**content, **changes}))
     return path
@@ -124,7 +127,7 @@ def test_outlines_are_drawn_with_smaller_things_on_top(tmp_path: Path) -> None:
         {"category_id": 3, **make_crowd(cars)},
         {"category_id": 72, **screen},  # a tv in two parts
     ]
-    maps = coco.list_outline_maps(write_instances(tmp_path / "instances.json", things))
+    maps, _ = coco.list_outline_maps(write_instances(tmp_path / "instances.json", things))
     assert tuple(maps) == trees.COCO_IDS
     expected = np.zeros((40, 80), np.uint8)
     expected[cars] = 3  # 1460 pixels
@@ -134,6 +137,32 @@ def test_outlines_are_drawn_with_smaller_things_on_top(tmp_path: Path) -> None:
     expected[12:16, 12:16] = 80  # 16
     np.testing.assert_array_equal(maps["000000000139"](), expected)
     assert not maps["000000000285"]().any(), "an image without things is all background"
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        {0: "_background_", 15: "person", 18: "sofa", 13: "horse", 19: "Train "},
+        {17: "person", 18: "horse", 6: "train"},
+    ],
+    ids=["as VOC numbers them", "without gaps"],
+)
+def test_a_files_own_categories_say_by_name_which_thing_an_id_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], categories: dict[int, str]
+) -> None:
+    trees.write_coco_stuff(tmp_path)
+    named = {name.lower().strip(): number for number, name in categories.items()}
+    things = [
+        {"category_id": named["person"], **make_box(0, 0, 10, 10)},
+        {"category_id": named["horse"], **make_box(20, 0, 30, 10)},
+        {"category_id": named["train"], **make_box(40, 0, 50, 10)},
+    ]
+    listed = [{"id": number, "name": name} for number, name in categories.items()]
+    instances = write_instances(tmp_path / "instances.json", things, categories=listed)
+    run("convert-coco", "--data", tmp_path, "--instances", instances)
+    labels = read_converted(tmp_path)["000000000139"]
+    names = [coco.THINGS[labels[5, column] - 1] for column in (5, 25, 45)]
+    assert names == ["person", "horse", "train"] and labels[20].max() == 0
 
 
 def test_convert_coco_from_outlines_twice(
@@ -161,16 +190,43 @@ def test_convert_coco_from_outlines_twice(
     assert len(datasets.load("coco-object", tmp_path).items) == 3
 
 
+@pytest.mark.parametrize("nested", [[], [[5, 5, 20, 20]], None, [[1, 1]], "missing"])
+def test_missing_and_two_point_outlines_are_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], nested: Any
+) -> None:
+    trees.write_coco_stuff(tmp_path)
+    box = make_box(0, 0, 30, 30)
+    lacking = {"category_id": 44, "area": 9, "iscrowd": 0, "bbox": [5, 5, 15, 15]}
+    lacking |= {} if nested == "missing" else {"segmentation": nested}
+    mixed = {**box, "category_id": 44, "segmentation": [*box["segmentation"], [0, 35, 40, 39]]}
+    instances = write_instances(
+        tmp_path / "instances.json", [{"category_id": 1, **box, "area": 5}, lacking, mixed]
+    )
+    run("convert-coco", "--data", tmp_path, "--instances", instances)
+    assert "rimjax: warning: 2 outlines are missing or have fewer" in capsys.readouterr().err
+    labels = read_converted(tmp_path)["000000000139"]
+    expected = np.zeros((40, 80), np.uint8)
+    expected[:30, :30] = 1
+    np.testing.assert_array_equal(labels, expected)
+
+
 THING = {"id": 1, "image_id": 139, "category_id": 1, "iscrowd": 0, "area": 4}
 BOX = make_box(0, 0, 4, 4)
+ONE_BOX = {"annotations": [{**THING, **BOX}]}
+PERSON = {"id": 1, "name": "person"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": [{**THING, **BOX, "category_id": 12}]}, "ids [12] aren't COCO categories"),
-        ({"annotations": [{**THING, "area": 0, "segmentation": []}]}, "000000000139"),
-        ({"annotations": [THING]}, "000000000139"),
+        ({"annotations": [{**THING, **BOX, "category_id": 12}]}, "got none for ids [12]"),
+        ({**ONE_BOX, "categories": []}, "got none for ids [1]"),
+        ({**ONE_BOX, "categories": None}, "not COCO's instance JSON"),
+        ({**ONE_BOX, "categories": [{"id": 1}]}, "not COCO's instance JSON"),
+        ({**ONE_BOX, "categories": [{"id": 1, "name": 3}]}, "not COCO's instance JSON"),
+        ({**ONE_BOX, "categories": [{"id": 1, "name": "sofa"}]}, "80 things are, got ['sofa']"),
+        ({**ONE_BOX, "categories": [{"id": 1, "name": "_background_"}]}, "got ['_background_']"),
+        ({**ONE_BOX, "categories": [PERSON, {**PERSON, "name": "cat"}]}, "id of several names"),
         ({"annotations": [{**THING, **BOX, "segmentation": 3}]}, "000000000139"),
         ({"images": [{"id": 139, "file_name": "000000000139.jpg"}]}, "not COCO's instance JSON"),
         ({"images": [{"id": 139, "height": 40, "width": 80}]}, "not COCO's instance JSON"),
@@ -186,7 +242,7 @@ def test_malformed_instances_are_refused_in_one_line(
     assert message in refused(capsys, "convert-coco", "--data", tmp_path, "--instances", instances)
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [b"[" * 10**6, b"[]", b"{}", b"{", b"\xff\xfe", b""])
 def test_a_file_that_is_not_instance_json_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
@@ -202,7 +258,11 @@ def test_missing_files_are_named_in_one_line(
 ) -> None:
     instances = write_instances(tmp_path / "instances.json", [])
     missing = ("convert-coco", "--data", tmp_path / "none", "--instances", instances)
-    assert "images/val2017: no such folder" in refused(capsys, *missing)
+    assert f"rimjax: {tmp_path}/none: no such folder; expected the" in refused(capsys, *missing)
+    (tmp_path / "coco_stuff164k").mkdir()
+    wrong = ("convert-coco", "--instances", instances, "--data", tmp_path / "coco_stuff164k")
+    assert f"rimjax: {tmp_path}/coco_stuff164k/images/val2017: no such" in refused(capsys, *wrong)
+    (tmp_path / "coco_stuff164k").rmdir()
     assert not (tmp_path / "none").exists() and not (tmp_path / "annotations").exists()
     trees.write_coco_stuff(tmp_path)
     convert = ("convert-coco", "--data", tmp_path)

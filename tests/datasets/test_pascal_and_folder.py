@@ -184,7 +184,14 @@ def write_folder(root: Path, names: str = NAMES) -> Path:
 
 @pytest.mark.parametrize(
     "names",
-    [NAMES, "Background\nplum : purple plum\n\nleaf", "\nplum:purple plum\r\nleaf\r\n"],
+    [
+        NAMES,
+        "Background\nplum : purple plum\n\nleaf",
+        "\nplum:purple plum\r\nleaf\r\n",
+        "_background_\nplum: purple  plum\nleaf",
+        "__background__\nplum: purple\u00a0plum\nleaf\ufeff",
+        "BG\nplum: purple plum\nleaf",
+    ],
 )
 def test_a_folder_is_a_data_set(tmp_path: Path, names: str) -> None:
     dataset = datasets.load(str(write_folder(tmp_path / "mine", names)))
@@ -213,15 +220,34 @@ def test_missing_and_repeated_images_are_named(tmp_path: Path) -> None:
         "plum\nplum\n",
         "plum\nPlum\n",
         "plum: fruit\npear: fruit\n",
-        "plum\nwall: background\n",
         "background\n",
         "".join(f"class {index}\n" for index in range(255)),
     ],
-    ids=["repeated", "repeated but for case", "same prompt", "background", "none", "too many"],
+    ids=["repeated", "repeated but for case", "same prompt", "none", "too many"],
 )
 def test_bad_names_are_refused(tmp_path: Path, names: str) -> None:
     root = write_folder(tmp_path / "mine", names)
     with pytest.raises(ValueError, match=r"names.txt: must hold 1 to 254 different class names"):
+        datasets.load(str(root))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("__ignore__\n_background_\nplum\nleaf\n", "must hold no '__ignore__'"),
+        ("_background_\nplum\nvoid\n", "must hold no 'void'"),
+        ("background: grey wall\nplum\nleaf\n", "alone and without words"),
+        ("_background_: grey wall\nplum\nleaf\n", "alone and without words"),
+        ("plum\nwall: background\n", "at most as its first line"),
+        ("plum\nleaf\n_background_\n", "at most as its first line"),
+        ("background\n_background_\nplum\n", "at most as its first line"),
+    ],
+)
+def test_names_that_would_shift_the_classes_are_refused(
+    tmp_path: Path, names: str, message: str
+) -> None:
+    root = write_folder(tmp_path / "mine", names)
+    with pytest.raises(ValueError, match=rf"names.txt: .*{message}"):
         datasets.load(str(root))
 
 

@@ -136,7 +136,7 @@ NO_COCO_IMAGES = "images/val2017: no such folder; expected a folder with coco_st
 @pytest.mark.parametrize(
     ("name", "removed", "message"),
     [
-        ("voc", ".", f"{VOC_SPLIT}: no such file; expected a folder with VOCdevkit/VOC2012"),
+        ("voc", ".", "data: no such folder; expected the data set's, with VOCdevkit/VOC2012"),
         ("voc", VOC_SPLIT, "val.txt: no such file; expected a folder with VOCdevkit/VOC2012"),
         (
             "voc",
@@ -153,13 +153,13 @@ NO_COCO_IMAGES = "images/val2017: no such folder; expected a folder with coco_st
             f"{VOC_BASE}/SegmentationClass/{VOC_IDS[2]}.png",
             f"SegmentationClass/{VOC_IDS[2]}.png: no such file",
         ),
-        ("context", ".", f"{CONTEXT_SPLIT}: no such file; expected a folder with {CONTEXT_BASE}"),
+        ("context", ".", "data: no such folder; expected the data set's, with VOCdevkit"),
         (
             "context59",
             CONTEXT_LABELS,
             f"SegmentationClassContext/{CONTEXT_IDS[0]}.png: no such file, and 1",
         ),
-        ("coco-object", ".", NO_COCO_IMAGES),
+        ("coco-object", ".", "data: no such folder; expected the data set's, with coco_stuff"),
         ("coco-object", COCO_IMAGES, NO_COCO_IMAGES),
         ("coco-object", COCO_LABELS, "`rimjax convert-coco --data"),
         (

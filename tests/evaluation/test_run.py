@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,14 @@ import trees
 from cli import refused, run
 from fakes import FakeGenerator, fake_models, list_drawn
 from PIL import Image
+from scenes import as_exif
 
-from rimjax import files
+from rimjax import datasets, files
 from rimjax.commands import options
 from rimjax.datasets import load
 from rimjax.evaluation import run_folder
 from rimjax.evaluation.run_folder import merge_runs, summarise_run
+from rimjax.sealed import seal, unseal
 
 COUNT = trees.NUM_NOISY
 
@@ -203,8 +206,59 @@ def test_a_full_disk_is_named_and_the_run_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "os", SimpleNamespace(fsync=fill))
         line = refused(capsys, *evaluate, tmp_path / "run")
-    assert f"{tmp_path}/run: can't be written (No space left on device); free space" in line
+    assert f"{tmp_path}/run/images.jsonl: can't be written (No space left on device)" in line
+    assert "the results of 0 images are kept, and the same command resumes the run" in line
     run(*evaluate, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "left", [(), ("run.lock",), ("run.lock", "images.jsonl"), ("run.lock", "images.jsonl", "TMP")]
+)
+def test_a_run_killed_while_it_was_beginning_goes_on(
+    evaluate: tuple[object, ...], tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name.replace("TMP", f"{files._PREFIX}0.json")).touch()
+    run(*evaluate, tmp_path / "run")
+    assert read_confusions(tmp_path / "run").any()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    evaluate: tuple[object, ...],
+    unwritable: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = fake_models()
+    monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
+    assert "run: can't be written (" in refused(capsys, *evaluate, unwritable / "run")
+    assert not list_drawn(models)
+
+
+def test_labels_of_many_classes_are_written_with_16_bits(
+    folder: Path,
+    evaluate: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = load(str(folder))
+    more = tuple(f"class {index}" for index in range(300))
+    many = replace(dataset, classes=(*more, *dataset.prompts), aliases={}, items=dataset.items[:1])
+    monkeypatch.setattr(datasets, "load", lambda *args: many)
+    monkeypatch.setattr(files, "_sync", lambda path: None)  # 300 classes take seconds otherwise
+    run(*evaluate, tmp_path / "run", "--save-labels")
+    with Image.open(tmp_path / "run/labels/0.png") as labels:
+        assert labels.mode == "I;16" and 300 < np.asarray(labels).max() <= 303
+
+
+@pytest.mark.parametrize("name", ["run.json", "images.jsonl"])
+def test_deeply_nested_json_is_named_in_one_line(
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run(*evaluate, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("[" * 100_000 + "]" * 100_000 + "\n")
+    assert f"{name}: " in refused(capsys, *evaluate, tmp_path / "run")
 
 
 def test_bad_images_are_named_and_evaluated_again_by_the_next_run(
@@ -232,6 +286,31 @@ def test_bad_images_are_named_and_evaluated_again_by_the_next_run(
         path.write_bytes(content)
     run(*evaluate, output)
     np.testing.assert_array_equal(read_confusions(output), whole)
+
+
+def test_damaged_exif_and_failing_decoders_end_no_run(
+    folder: Path,
+    evaluate: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(*evaluate, tmp_path / "whole")
+    whole = read_confusions(tmp_path / "whole")
+    with Image.open(folder / "images/2.png") as picture:
+        picture.save(folder / "images/2.png", exif=as_exif(1, broken=True))
+    failing = (folder / "images/4.png", folder / "labels/5.png")
+    open_image = Image.open
+
+    def fail(path: Path, *rest: object) -> Image.Image:
+        if path in failing:
+            raise NotImplementedError("as the decoders of DDS and others")
+        return open_image(path)
+
+    monkeypatch.setattr(Image, "open", fail)
+    run(*evaluate, tmp_path / "run")
+    np.testing.assert_array_equal(read_confusions(tmp_path / "run"), whole[[0, 1, 2, 3, 6]])
+    assert "2 of 7 images could not be used: 4, 5" in capsys.readouterr().err
 
 
 def test_bad_options_are_refused(
@@ -299,7 +378,7 @@ def test_a_line_that_is_json_but_no_result_is_named(
     run(*evaluate, output)
     path = output / "images.jsonl"
     first, rest = path.read_bytes().split(b"\n", 1)
-    path.write_bytes(json.dumps(json.loads(first) | field).encode() + b"\n" + rest)
+    path.write_bytes(json.dumps(seal(unseal(first) | field)).encode() + b"\n" + rest)
     for command in ((*evaluate, output), ("evaluate", "merge", output)):
         assert "line 1 is damaged; delete that line" in refused(capsys, *command)
 

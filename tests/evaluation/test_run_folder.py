@@ -96,6 +96,23 @@ def test_a_process_does_not_open_a_run_twice(tmp_path: Path) -> None:
         pass
 
 
+def test_a_changed_digit_is_noticed(tmp_path: Path) -> None:
+    with open_run(tmp_path, DESCRIPTION) as (_, append):
+        append(ImageResult("a", [[0, 1, 42]]))
+    for name, changes, message in (
+        ("images.jsonl", (b"42", b"43"), "line 1 is damaged; delete that line"),
+        ("run.json", (b'"num_images": 2', b'"num_images": 1'), "differs from its own digest"),
+    ):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole.replace(*changes))
+        assert (tmp_path / name).read_bytes() != whole
+        with pytest.raises(ValueError, match=message), open_run(tmp_path, DESCRIPTION):
+            pass
+        with pytest.raises(ValueError, match=message):
+            merge_runs([tmp_path])
+        (tmp_path / name).write_bytes(whole)
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with open_run(tmp_path, DESCRIPTION) as (_, append):
         append(ImageResult("a"))

@@ -68,7 +68,11 @@ def test_the_table_and_its_spread_over_seeds(few: ModuleType, cache: Path, tmp_p
     experiment = few.Readings(limit=2, images=3, cache_dir=cache, out=tmp_path, seeds=2)
     importlib.import_module("harness").run_seeds(few.main, experiment)
     single, both = (read(tmp_path / f"{name}.csv") for name in ("seed-0/readings", "readings"))
-    assert len(single) == len(both) == 1 + len(few.trials.list_trials())
+    assert (
+        len(single)
+        == len(both)
+        == 1 + len(few.trials.list_trials() + few.trials.list_background_trials())
+    )
     values = [
         [float(row[4].split()[0]) for row in read(tmp_path / f"seed-{seed}/readings.csv")[1:]]
         for seed in (0, 1)
@@ -143,7 +147,6 @@ def test_the_synthetic_table_compares_with_cosine(
     monkeypatch.setattr(few, "WORLDS", {name: few.WORLDS[name]})
     centred = {"centred": {"centre": 1.0}}  # which the table compares with
     monkeypatch.setattr(few.trials, "FEATURES", centred)
-    monkeypatch.setattr(few.trials, "BACKGROUNDS", {})
     monkeypatch.setattr(few.trials, "READINGS", {"printed": few.trials.READINGS["printed"]})
     few.main(few.Readings(synthetic=True, worlds=1, out=tmp_path))
     header, *rows = read(tmp_path / "readings-synthetic.csv")

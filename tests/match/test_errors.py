@@ -80,7 +80,7 @@ def test_too_much_memory_is_refused_before_it_is_taken():
         (dict(similarity="dot"), "similarity must be one of"),
         (dict(candidates="top"), "candidates must be one of"),
         (dict(num_agents=0), "num_agents"),
-        (dict(max_bytes=10), "max_bytes must be at least .* P=8 regions"),
+        (dict(max_bytes=10), "max_bytes must be at least .* P=2 regions"),
         (dict(top_k=0), "top_k must be None or an integer"),
         (dict(top_k=2.5), "top_k must be None or an integer"),
     ],

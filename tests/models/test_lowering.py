@@ -55,7 +55,11 @@ def test_drawing_a_class() -> None:
     model = StableDiffusion(checkpoint, DiffusionConfig(batch_size=BATCH, dtype="bfloat16"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), Abstract((BATCH,), jnp.int32))
     results = lowered(model._draw, params, Abstract((2, 77), jnp.int32), floats(77), keys)
-    assert results == [("uint8", (BATCH, 512, 512, 3)), ("float32", (BATCH, 64, 64))]
+    assert results == [
+        ("uint8", (BATCH, 512, 512, 3)),
+        ("float32", (BATCH, 64, 64)),
+        ("bool", (2,)),
+    ]
 
 
 CLIP = {

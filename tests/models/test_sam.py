@@ -1,5 +1,6 @@
 """The SAM adapter against segment-anything's predictor and mask generator, on a tiny Sam."""
 
+import copy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -205,6 +206,23 @@ def test_load_says_what_is_wrong(sam):
         ValueError, match=r"(?s)extra: the model has no such weight.*iou_token\.weight: missing"
     ):
         adapter.load(state, CONFIG)
+
+
+def test_nan_among_the_weights_is_refused_by_name(sam):
+    state = {name: tensor.clone() for name, tensor in sam.model.state_dict().items()}
+    state["mask_decoder.iou_token.weight"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"iou_token\.weight: holds NaN or infinity"):
+        adapter.load(state, CONFIG)
+
+
+def test_nan_of_the_model_is_no_empty_mask(sam, image):
+    """As where numbers overflow, though each weight is finite."""
+    broken = Sam(copy.deepcopy(sam.model), CONFIG)
+    broken.model.mask_decoder.iou_prediction_head.layers[-1].bias.data[:] = torch.nan
+    with pytest.raises(ValueError, match="SAM must give finite numbers"):
+        SamMasker(broken).mask(image, np.array([[5.0, 5.0]], np.float32))
+    with pytest.raises(ValueError, match="SAM must give finite numbers"):
+        SamProposer(broken, LENIENT).propose(image)
 
 
 def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone():

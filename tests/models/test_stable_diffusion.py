@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from tiny_diffusion import SCHEDULE, WORDS, relaxed, tiny_checkpoint
 
 from experiments.parity_diffusion import Recorder
@@ -21,7 +24,8 @@ from rimjax.models import diffusion
 from rimjax.models.diffusion import DiffusionConfig, StableDiffusion
 from rimjax.models.protocols import Generator
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, save
-from rimjax.models.stable_diffusion.sampler import list_drawing_settings, make_key
+from rimjax.models.stable_diffusion.config import list_drawing_settings
+from rimjax.models.stable_diffusion.sampler import make_key
 from rimjax.weights.stable_diffusion import port_folder
 
 TOLERANCE = (
@@ -269,6 +273,70 @@ def test_generate_keeps_its_contract(drawn):
     assert drawn.attention.shape == (3, 8, 8) and drawn.attention.dtype == np.float32
     assert drawn.attention.min() >= 0 and drawn.attention.max() <= 1
     assert not np.array_equal(drawn.images[0], drawn.images[1])
+
+
+@pytest.mark.parametrize(
+    ("part", "path", "stage"),
+    [("vae", ("decoder", "conv_out", "bias"), "VAE"), ("unet", ("conv_out", "bias"), "UNet")],
+)
+def test_nan_is_not_drawn_as_black(model, drawn, monkeypatch, part, path, stage):
+    """As half precision gives it, from finite weights; the model is compiled already."""
+    params = jax.tree.map(np.copy, model.checkpoint.params)
+    leaf = params[part]
+    for key in path:
+        leaf = leaf[key]
+    leaf[:] = np.inf
+    monkeypatch.setitem(model.checkpoint._placed, "float32", params)
+    with pytest.raises(ValueError, match=f"^{stage} must give finite numbers.*weights verify"):
+        model.generate("Ankle boot", 2, seed=7)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_nan_among_the_weights_is_refused_by_name(folder, tmp_path, part):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / part / "flax_model.safetensors"
+    arrays = load_file(file)
+    name = sorted(arrays)[-1]
+    arrays[name] = np.full_like(arrays[name], np.nan)
+    save_file(arrays, file)
+    with pytest.raises(ValueError, match=f"^{file}: {name} holds NaN or infinity"):
+        diffusion.load(tmp_path / "model", CONFIG)
+
+
+def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a safetensors file's header; the data stay."""
+    whole = file.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
+
+
+def shift(header: dict[str, Any], which: int, by: tuple[int, int]) -> None:
+    name = sorted(header, key=lambda name: header[name]["data_offsets"])[which]
+    start, end = header[name]["data_offsets"]
+    header[name]["data_offsets"] = [start + by[0], end + by[1]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: shift(header, 0, (-4, -4)),
+        lambda header: shift(header, 1, (-4, -4)),
+        lambda header: shift(header, -1, (-4, 0)),
+        lambda header: header.pop(sorted(header)[0]),
+        lambda header: header[sorted(header)[0]]["shape"].append(2),
+    ],
+    ids=["negative", "overlapping", "shape", "gapped", "longer"],
+)
+def test_safetensors_whose_offsets_do_not_fit_are_refused(folder, tmp_path, change):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model/vae/flax_model.safetensors"
+    rewrite_header(file, change)
+    with pytest.raises(ValueError, match=f"^{file}: truncated, or not a safetensors file"):
+        diffusion.load(tmp_path / "model", CONFIG)
 
 
 def test_images_depend_on_seed_name_and_index_only(model, folder, drawn):

@@ -124,6 +124,13 @@ def test_a_lacking_weight_is_named(case, capfd):
     assert f"it lacks 1 weights, {A_WEIGHT[name]} among them" in refused(name, path, capfd)
 
 
+def test_nan_among_the_weights_is_refused_by_name(case):
+    name, path = case
+    change_state(path, lambda state: state[A_WEIGHT[name]].view(-1)[0].fill_(torch.nan))
+    with pytest.raises(ValueError, match=f"{path}: {A_WEIGHT[name]} holds NaN or infinity"):
+        LOADERS[name](path)
+
+
 def test_a_weight_of_another_shape_is_refused(case, capfd):
     name, path = case
     change_state(
@@ -137,6 +144,18 @@ def test_another_models_folder_is_refused(case, folders, capfd):
     (other,) = set(LOADERS) - {name}
     shutil.copy(folders[other] / "model.safetensors", path)
     assert "it lacks " in refused(name, path, capfd)
+
+
+@pytest.mark.parametrize("place", ["../{}", "/{}", "a/../../{}"])
+def test_split_weights_are_read_from_their_folder_only(case, place, tmp_path, capfd):
+    name, path = case
+    outside = tmp_path / "outside.safetensors"
+    shutil.move(path / "model.safetensors", outside)
+    shard = place.format(outside if place == "/{}" else outside.name).replace("//", "/")
+    weights = dict.fromkeys(safetensors_torch.load_file(outside), shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weights}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "isn't a plain file name" in refused(name, path, capfd)
 
 
 @pytest.mark.parametrize("name", LOADERS)

@@ -1,18 +1,24 @@
 """Stable Diffusion's UNet as an encoder, against PyTorch's with a hook on the same block."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import fakes
 import jax
 import numpy as np
 import pytest
+import scenes
 import torch
 from PIL import Image
 from tiny_diffusion import SCHEDULE, relaxed, tiny_tokenizer
 
+import rimjax
 from rimjax.models.protocols import Encoder
 from rimjax.models.stable_diffusion import (
     DeferredGenerator,
@@ -231,3 +237,38 @@ def test_64_bit_mode_changes_nothing(folder, encoder):
     finally:
         jax.config.update("jax_enable_x64", False)
     assert relative_error(again, features) <= 1e-6  # float32 rounding
+
+
+def build_and_segment(folder: Path, cache: Path, result: Path) -> None:
+    """Write the arrays of a bank and of a segmentation with random agents."""
+    generator = DeferredGenerator(StoredWeights(folder), CONFIG)
+    encoder = UNetEncoder(generator, input_size=16, batch_size=2)
+    models = replace(fakes.fake_models(), encoder=encoder)
+    settings = replace(models.references, whiten=1.0, centre=0.5)
+    bank = rimjax.build_bank(scenes.NAMES, models, settings=settings, cache_dir=cache)
+    segmentation = replace(models.segmentation, agent_policy="random", num_agents=2)
+    seg = rimjax.segment(scenes.make_scene()[0], bank, models, settings=segmentation)
+    prototypes, classes = np.asarray(bank.prototypes), np.asarray(bank.classes)
+    np.savez(result, scores=seg.scores, labels=seg.labels, prototypes=prototypes, classes=classes)
+
+
+def test_bank_and_segmentation_do_not_depend_on_the_64_bit_flag(folder, tmp_path):
+    paths = [folder, tmp_path / "wide", tmp_path / "wide.npz"]
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "import jax, runpy; from pathlib import Path\n"
+        "assert jax.config.jax_enable_x64\n"
+        f"module = runpy.run_path({__file__!r})\n"
+        "module['build_and_segment'](*map(Path, sys.argv[1:]))"
+    )
+    flags = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-c", script, *paths]
+    wide = subprocess.Popen(command, env={**os.environ, **flags}, stderr=subprocess.PIPE)
+    build_and_segment(folder, tmp_path / "narrow", tmp_path / "narrow.npz")
+    errors = wide.communicate()[1].decode()
+    assert wide.returncode == 0, errors
+    with np.load(tmp_path / "narrow.npz") as ours, np.load(tmp_path / "wide.npz") as theirs:
+        assert sorted(ours) == sorted(theirs)
+        for name in ours:
+            assert ours[name].dtype == theirs[name].dtype
+            np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)  # float32 rounding

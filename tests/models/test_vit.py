@@ -16,7 +16,7 @@ from ported_weights.rules import Rule, apply, transpose_convolution, transpose_l
 from rimjax.models import vit
 from rimjax.models.protocols import Encoder
 from rimjax.models.vit import ViTConfig
-from rimjax.models.vit_encoder import ViTEncoder, choose_grid
+from rimjax.models.vit_encoder import ViTEncoder, choose_grid, load_vit, save_vit
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -366,6 +366,18 @@ def test_encoder_refuses_bad_input(encoder):
         encoder.encode_batch([])
     with pytest.raises(ValueError, match="input_size must be a multiple"):
         replace(encoder, input_size=30)
+
+
+def test_nan_is_refused_in_a_file_by_name_and_in_features(encoder, tmp_path):
+    broken = jax.tree.map(np.copy, encoder.params)
+    broken["class_token"][0, 0] = np.nan
+    save_vit(broken, encoder.config, tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=r"vit\.safetensors: class_token holds NaN or infinity"):
+        load_vit(tmp_path / "vit.safetensors")
+    for dtype, advice in (("float32", "weights verify"), ("bfloat16", "dtype float32")):
+        half = replace(encoder, params=broken, config=replace(encoder.config, dtype=dtype))
+        with pytest.raises(ValueError, match=f"encoder must give finite .* in {dtype}; .*{advice}"):
+            half.encode(np.zeros((8, 8, 3), np.uint8))
 
 
 def test_fingerprint_follows_weights_and_settings(encoder):

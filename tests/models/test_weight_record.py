@@ -133,13 +133,31 @@ def test_a_damaged_record_is_named(folder, line):
         digest_weights(folder)
 
 
+@pytest.mark.parametrize("part", [0, 1, 2, -1])
+def test_a_changed_digit_in_a_record_is_noticed(folder, part):
+    write_record(folder, folder)
+    record = folder.with_name("sd.sha256")
+    lines = record.read_text().splitlines()
+    lines[part] = lines[part].translate(str.maketrans("0123456789", "1234567890"))
+    record.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"sd\.sha256: damaged, it differs from its own digest"):
+        digest_weights(folder)
+
+
 def test_records_without_sizes_are_read(folder):
     """Earlier versions wrote digests alone."""
     write_record(folder, folder)
     record = folder.with_name("sd.sha256")
     lines = [line for line in record.read_text().splitlines() if not line.startswith("#")]
     record.write_text("\n".join(lines) + "\n")
-    assert len(digest_weights(folder)) == 3 and find_damaged(folder) == []
+    whole = digest_weights(folder)
+    record.write_text(record.read_text().replace(whole["unet/config.json"], "0" * 64))
+    assert digest_weights(folder) == whole, "a record that isn't sealed is not trusted"
+    record.write_text("\n".join(lines[:-1]) + "\n")
+    assert find_damaged(folder) == [], "from now on it is"
+    record.write_text(record.read_text().replace(whole["unet/config.json"], "0" * 64))
+    with pytest.raises(ValueError, match="differs from its own digest"):
+        digest_weights(folder)
 
 
 def test_a_single_file_has_a_record_too(tmp_path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +15,13 @@ import pytest
 
 import ported_weights
 import rimjax
+from rimjax import presets
 from rimjax.datasets import fashion_mnist, fashion_scenes
 from rimjax.evaluation import evaluate
 from rimjax.files import sha256
+from rimjax.models import weight_record
 from rimjax.models.protocols import Models
+from rimjax.presets import PRESETS, load_image_text
 from rimjax.references import store
 from rimjax.references.build import build_references
 
@@ -30,10 +37,82 @@ def models() -> Models:
 def test_files_are_those_of_the_manifest() -> None:
     manifest = tomllib.loads((ROOT / "MANIFEST.toml").read_text())["mini"]
     digests = {e["file"]: e["sha256"] for e in manifest.values() if "file" in e}
-    files = {str(path.relative_to(ROOT)): path for path in (ROOT / "mini").rglob("*.safetensors")}
+    digests |= manifest["settings"]
+    files = {str(path.relative_to(ROOT)): path for path in (ROOT / "mini").rglob("*.*")}
+    del files["mini/heldout.json"]  # figures, which nothing loads
     assert {name: sha256(path) for name, path in files.items()} == digests
     total = sum(path.stat().st_size for path in (ROOT / "mini").rglob("*") if path.is_file())
     assert total < 20 * 2**20
+
+
+LOADS: dict[str, Callable[[], object]] = {
+    "mini/vit.safetensors": lambda: rimjax.load_preset("mini"),
+    "mini/sam.safetensors": lambda: rimjax.load_preset("mini"),
+    "mini/mae-vit.safetensors": lambda: rimjax.load_preset("mini", encoder="mini-mae"),
+    "mini/clip-vit.safetensors": lambda: rimjax.load_preset("mini", encoder="mini-clip"),
+    "mini/maskformer/model.safetensors": lambda: rimjax.load_preset(
+        "mini", proposer="mini-maskformer"
+    ),
+    "mini/maskformer/config.json": lambda: rimjax.load_preset("mini", proposer="mini-maskformer"),
+    "mini/clip/model.safetensors": lambda: load_image_text("mini"),
+    **{
+        f"mini/stable-diffusion/{part}": lambda: rimjax.load_preset("mini").generator.check("bag")
+        for part in (
+            "unet/flax_model.safetensors",
+            "vae/flax_model.safetensors",
+            "text_encoder/flax_model.safetensors",
+            "vae/config.json",
+            "tokenizer/tokenizer.json",
+        )
+    },
+}
+"""What loads each of the shipped files."""
+
+
+@pytest.mark.parametrize("file", LOADS)
+def test_a_flipped_bit_in_a_shipped_file_is_noticed_when_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    copied = tmp_path / "ported_weights"
+    shutil.copytree(ROOT, copied)
+    monkeypatch.setattr(ported_weights, "__file__", str(copied / "__init__.py"))
+    whole = bytearray((copied / file).read_bytes())
+    whole[-100] ^= 1
+    (copied / file).write_bytes(whole)
+    with pytest.raises(ValueError, match=f"{file}: isn't the file that belongs to the package"):
+        LOADS[file]()
+
+
+def test_shipped_files_are_read_once_for_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[Path] = []
+    monkeypatch.setattr(weight_record, "sha256", lambda path: digested.append(path) or sha256(path))
+    weight_record._digest.cache_clear()
+    for _ in range(2):
+        assert rimjax.load_preset("mini").generator.fingerprint
+    assert len(digested) == len(set(digested)) > 5
+
+
+def test_ported_weights_are_compared_with_their_record_when_they_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "vit.safetensors"
+    shutil.copy(ROOT / "mini/vit.safetensors", file)
+    weight_record.write_record(file, file)
+    choice = replace(PRESETS["mini"].encoders["mini"], path=str(file))
+    monkeypatch.setattr(
+        presets, "PRESETS", {"mini": replace(PRESETS["mini"], encoders={"mini": choice})}
+    )
+    rimjax.load_preset("mini")
+    whole = bytearray(file.read_bytes())
+    whole[-100] ^= 1
+    file.write_bytes(whole)
+    later = time.time() + 10
+    os.utime(file, (later, later))
+    with pytest.raises(ValueError, match=r"vit\.safetensors: differs from its sha256"):
+        rimjax.load_preset("mini")
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"must have .* bytes as recorded"):
+        rimjax.load_preset("mini")
 
 
 def test_proposals_cover_the_items(models: Models) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -10,9 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from fakes import FakeEncoder, FakeGenerator, fake_models, list_drawn, pick_colour
@@ -23,8 +27,14 @@ import rimjax
 from rimjax import files, images
 from rimjax.references import store
 from rimjax.references.build import build_references
+from rimjax.sealed import read_sealed, seal
 
 TESTS = Path(__file__).parents[1]
+
+
+def reseal(path: Path, **changes: object) -> None:
+    """Change entries of a bank's JSON as somebody would who knows how it is sealed."""
+    path.write_text(json.dumps(seal(read_sealed(path) | changes)))
 
 
 def test_prototypes_come_from_the_cut_outs(tmp_path: Path) -> None:
@@ -172,6 +182,101 @@ def test_a_killed_build_resumes_with_the_class_it_was_drawing(tmp_path: Path) ->
     assert list_drawn(models) == ["leaf"]
 
 
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    unwritable: Path,
+) -> None:
+    models = fake_models()
+    with pytest.raises(OSError, match=rf"^{unwritable}/.*can't be written"):
+        rimjax.build_bank(NAMES, models, cache_dir=unwritable / "cache")
+    assert not list_drawn(models)
+
+
+def test_a_class_name_of_any_length_and_alphabet_is_stored(tmp_path: Path) -> None:
+    names = ["x" * 275, "x" * 275 + "y", "苹果" * 100]
+    rimjax.build_bank(names, fake_models(), cache_dir=tmp_path)
+    models = fake_models()
+    assert rimjax.build_bank(names, models, cache_dir=tmp_path).names[1:] == tuple(names)
+    assert not list_drawn(models)
+    folders = list((tmp_path / "references").iterdir())
+    assert len(folders) == 3 and all(len(os.fsencode(path.name)) <= 100 for path in folders)
+
+
+def test_a_full_disk_says_what_is_kept_and_the_build_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(array: np.ndarray) -> Image.Image:
+        if len(list((tmp_path / "references").glob("[!.]*"))) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return from_array(array)
+
+    from_array = Image.fromarray
+    with monkeypatch.context() as patched:
+        patched.setattr(store.Image, "fromarray", fill)
+        with pytest.raises(OSError, match=r"references/leaf-.*can't be written \(No space") as full:
+            rimjax.build_bank(NAMES, fake_models(), cache_dir=tmp_path)
+    assert "2 of 3 classes are kept, and the same command goes on" in str(full.value)
+    models = fake_models()
+    rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    assert list_drawn(models) == ["leaf"]
+
+
+def test_deeply_nested_json_is_named_in_one_line(tmp_path: Path) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    deep = "[" * 100_000 + "]" * 100_000
+    (tmp_path / "references" / manifest.folders[0] / "references.json").write_text(deep)
+    with pytest.raises(ValueError, match=rf"{manifest.folders[0]}: references.json is damaged"):
+        rimjax.load_bank(manifest.path)
+    manifest.path.write_text(deep)
+    with pytest.raises(ValueError, match=r"\.json: not a bank manifest, or damaged"):
+        rimjax.load_bank(manifest.path)
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Switch jaxtyping's checks off: wrong types are passed on purpose."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+PICTURE = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1], fake_models()), "names must be texts, got 1"),
+        ((["a", None], fake_models()), "names must be texts, got None"),
+        ((7, fake_models()), "names must be a list of class names, got 7"),
+        (("bag", fake_models()), "names must be a list of class names, got 'bag'"),
+        (({"bag": []}, fake_models()), "names must be a list of class names, got a dict"),
+        ((fake_models(), ["bag"]), "models must be Models, got a list"),
+        ((["bag"], "mini"), "models must be Models, got 'mini'"),
+        (([], fake_models(), ["a.png"]), "references must map class names .* got a list"),
+        (([], fake_models(), {"x": "a.png"}), "references must map .* got 'a.png' for 'x'"),
+        (([], fake_models(), {"x": Path("a.png")}), "references must map .* for 'x'"),
+        (([], fake_models(), {"x": b"content"}), "references must map .* got a bytes for 'x'"),
+        (([], fake_models(), {"x": PICTURE}), r"references must map .* got uint8\[4, 4, 3\]"),
+        (([], fake_models(), {"x": 3}), "references must map .* got 3 for 'x'"),
+        (([], fake_models(), {1: []}), "references must map .* got 1 as a name"),
+        (([], fake_models(), {"x": [3]}), "image must be a path, file, PIL image or array"),
+        (([], fake_models(), {"x": [PICTURE]}, {"x": 3}), "points must map .* got 3 for 'x'"),
+        (([], fake_models(), {"x": [PICTURE]}, {"x": [3]}), "points must hold points"),
+        (([], fake_models(), {"x": [PICTURE]}, [(1, 2)]), "points must map class names"),
+    ],
+)
+def test_a_wrong_call_is_refused_by_the_arguments_name(
+    tmp_path: Path, arguments: tuple[Any, ...], message: str
+) -> None:
+    padded: tuple[Any, ...] = (*arguments, None, None)
+    names, models, references, points = padded[:4]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rimjax.build_bank(names, models, cache_dir=tmp_path, references=references, points=points)
+    with pytest.raises(ValueError, match="settings must be ReferenceSettings, got a dict"):
+        rimjax.build_bank(["bag"], fake_models(), cache_dir=tmp_path, settings={"seed": 1})  # pyright: ignore[reportArgumentType]
+
+
 def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
     folder = tmp_path / "references"
     (folder / f"{files._PREFIX}old").mkdir(parents=True)
@@ -272,7 +377,8 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
     manifest.path.write_text(text[:50])
     with pytest.raises(ValueError, match="not a bank manifest"):
         rimjax.load_bank(manifest.path)
-    manifest.path.write_text(text.replace('"apple"', '"pear"'))
+    manifest.path.write_text(text)
+    reseal(manifest.path, names=["pear", *NAMES[1:]])
     with pytest.raises(ValueError, match=r"'pear'.*'apple'"):
         rimjax.load_bank(manifest.path)
     with pytest.raises(FileNotFoundError, match="no such bank"):
@@ -282,16 +388,76 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../plum", "/etc/passwd", "a/b", "..", "", "a\\b"])
 def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) -> None:
     manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
-    fields = json.loads(manifest.path.read_text())
-    manifest.path.write_text(json.dumps({**fields, "folders": [name]}))
+    reseal(manifest.path, folders=[name])
     with pytest.raises(ValueError, match="isn't a plain file name"):
         rimjax.load_bank(manifest.path)
     record = tmp_path / "references" / manifest.folders[0] / "references.json"
-    fields = json.loads(record.read_text())
-    fields["files"][name] = "0" * 64
-    record.write_text(json.dumps(fields))
+    files = read_sealed(record)["files"]
+    reseal(record, files={**files, name: files["prototypes.safetensors"]})
     with pytest.raises(ValueError, match="isn't a plain file name"):
         store.read_references(record.parent, pictures=True)
+
+
+@pytest.mark.parametrize("lacking", ["prototypes.safetensors", "image-00001.png", "mask-00002.png"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_is_not_recorded_is_not_read(tmp_path: Path, lacking: str, whole: bool) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    folder = tmp_path / "references" / manifest.folders[0]
+    files = read_sealed(folder / "references.json")["files"]
+    assert lacking in files
+    kept = {name: digest for name, digest in files.items() if name != lacking and not whole}
+    reseal(folder / "references.json", files=kept)
+    with pytest.raises(ValueError, match=rf"{folder.name}: .* isn't recorded; delete"):
+        store.read_references(folder, pictures=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["prototypes.safetensors", "image-00000.png", "references.json", "."]
+)
+def test_links_out_of_the_cache_are_not_followed(tmp_path: Path, name: str) -> None:
+    """Though what they lead to is as recorded."""
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path / "cache")
+    folder = tmp_path / "cache/references" / manifest.folders[0]
+    file = folder / name
+    file.resolve().rename(tmp_path / "outside")
+    folder.joinpath(name).absolute().parent.mkdir(exist_ok=True) if name != "." else None
+    (folder if name == "." else file).symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="leads elsewhere by a symbolic link"):
+        store.read_references(folder, pictures=True)
+    if not name.startswith("image"):
+        with pytest.raises(ValueError, match="leads elsewhere by a symbolic link"):
+            rimjax.load_bank(manifest.path)
+
+
+def test_a_linked_cache_is_read(tmp_path: Path) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path / "cache")
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    store.read_references(tmp_path / "link/references" / manifest.folders[0], pictures=True)
+
+
+@pytest.mark.parametrize("file", ["manifest", "record"])
+def test_a_changed_digit_in_a_banks_json_is_noticed(tmp_path: Path, file: str) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    record = tmp_path / "references" / manifest.folders[0] / "references.json"
+    path = {"manifest": manifest.path, "record": record}[file]
+    text = path.read_text()
+    for change in (('"whiten": 0.0', '"whiten": 6.0'), ('"fallbacks": 0', '"fallbacks": 1')):
+        path.write_text(text.replace(*change))
+        if path.read_text() != text:
+            message = rf"{path.stem}.*differs from its own digest.*build the bank again"
+            with pytest.raises(ValueError, match=message):
+                rimjax.load_bank(manifest.path)
+
+
+@pytest.mark.parametrize("file", ["manifest", "record"])
+def test_files_of_earlier_versions_are_refused_with_a_way_out(tmp_path: Path, file: str) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    record = tmp_path / "references" / manifest.folders[0] / "references.json"
+    path = {"manifest": manifest.path, "record": record}[file]
+    path.write_text(json.dumps(read_sealed(path)))
+    message = r"no digest of its own, as earlier versions wrote it.*build the bank again"
+    with pytest.raises(ValueError, match=message):
+        rimjax.load_bank(manifest.path)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +467,10 @@ def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) ->
         (["a", " "], "blank"),
         (["a", "b", "A"], "more than once"),
         (["Background", "b"], "every bank has it"),
+        (["_background_", "b"], "every bank has it"),
+        (["b", "__ignore__"], "pixels without a label"),
+        (["hot dog", "hot  dog"], "more than once"),
+        (["caf\u00e9", "cafe\u0301"], "more than once"),
         ("apple", "must be a list"),
     ],
 )
@@ -321,6 +491,25 @@ def test_a_class_from_photographs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seg.labels == 2, (photo == pick_colour("mug")).all(-1))
 
 
+@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u00a0", "\tmug"])
+def test_a_key_with_blanks_or_marks_means_the_cleaned_name(tmp_path: Path, spelled: str) -> None:
+    """As keys from a CSV: the class must not be drawn, and its points must not be lost."""
+    photo = np.full((50, 70, 3), 128, np.uint8)
+    photo[10:40, 20:50] = pick_colour("mug")
+    models = fake_models()
+    options = {"references": {spelled: [photo]}, "points": {"mug": [(25.0, 15.0)]}}
+    manifest, _ = build_references([], models, cache_dir=tmp_path, **options)
+    options = {"references": {"mug": [photo]}, "points": {spelled: [(25.0, 15.0)]}}
+    again, _ = build_references([], models, cache_dir=tmp_path, **options)
+    assert manifest.names == ("mug",) and list_drawn(models) == []
+    assert manifest.folders == again.folders
+    for name in ("references", "points"):
+        twice = {**options, name: {"mug": options[name][next(iter(options[name]))]}}
+        twice[name] |= {spelled: twice[name]["mug"]}
+        with pytest.raises(ValueError, match=f"{name} must name each class once, got 'mug' twice"):
+            build_references([], models, cache_dir=tmp_path, **twice)
+
+
 def test_a_photograph_is_decoded_once_per_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,10 +519,8 @@ def test_a_photograph_is_decoded_once_per_build(
     for path in paths:
         Image.fromarray(photo).save(path)
     decoded: list[object] = []
-    decode = images._open_image
-    monkeypatch.setattr(
-        images, "_open_image", lambda source: decoded.append(source) or decode(source)
-    )
+    decode = images._load
+    monkeypatch.setattr(images, "_load", lambda path: decoded.append(path) or decode(path))
     rimjax.build_bank([], fake_models(), cache_dir=tmp_path, references={"mug": paths})
     assert decoded == paths
 

@@ -69,6 +69,15 @@ def test_damaged_files_are_computed_again(store: RegionStore) -> None:
             np.testing.assert_array_equal(regions.masks, expected.masks)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    unwritable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeProposer, "propose", lambda *args: pytest.fail("proposed"))
+    store = RegionStore(unwritable / "regions", FakeProposer(), partial(pool, FakeEncoder()), "")
+    with pytest.raises(OSError, match=rf"^{unwritable}/regions/.*: can't be written"):
+        store.load(make_scene()[0])
+
+
 def test_other_models_and_step_versions_are_stored_apart(
     store: RegionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

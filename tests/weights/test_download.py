@@ -21,7 +21,7 @@ from published import dinov2_state, dinov3_state, write_stable_diffusion
 from tiny_diffusion import relaxed
 
 import ported_weights
-from rimjax.files import sha256
+from rimjax.files import lock_destination, sha256
 from rimjax.models import diffusion
 from rimjax.models.vit_encoder import load_vit
 from rimjax.weights.sources import Source, SourceFile
@@ -137,6 +137,7 @@ def test_download_says_what_comes_fetches_converts_and_verifies(
     ), "sizes asked of the hub"
     assert sorted(path.name for path in folder.iterdir()) == [
         "sam.pth",
+        "sam.pth.sha256",
         "sd",
         "sd.sha256",
         "vit.safetensors",
@@ -153,7 +154,8 @@ def test_download_says_what_comes_fetches_converts_and_verifies(
 
     run("weights", "verify", *where)
     said = capsys.readouterr().out
-    shipped = sum(1 for _ in Path(ported_weights.__file__).parent.glob("mini/**/*.safetensors"))
+    package = Path(ported_weights.__file__).parent
+    shipped = sum(path.name != "heldout.json" for path in package.glob("mini/**/*.*"))
     assert said.count("fine") == shipped + 3 and "damaged" not in said
     (folder / "sd/vae/config.json").write_text("{}")
     (folder / "sam.pth").write_bytes(b"short")
@@ -171,7 +173,8 @@ def test_an_interrupted_download_goes_on_and_a_wrong_file_is_thrown_away(
     (folder / ".sam.pth.part").write_bytes(whole[:1000])
     run(*words)
     assert (folder / "sam.pth").read_bytes() == whole and hub.requests == [("/sam.pth", 1000)]
-    (folder / "sam.pth").unlink()
+    for path in folder.iterdir():
+        path.unlink()
     (hub.folder / "sam.pth").write_bytes(whole[:-1] + b"x")
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -186,6 +189,17 @@ def test_an_interrupted_download_goes_on_and_a_wrong_file_is_thrown_away(
         and f"as {folder / 'sam.pth'}" in said
     )
     assert [path.name for path in folder.iterdir()] == [".sam.pth.part"]
+
+
+def test_a_file_is_downloaded_by_one_process_at_a_time(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("weights", "download", "sam", "--yes", "--weights-dir", tmp_path / "weights")
+    with lock_destination(tmp_path / "weights/paper/sam.pth"):
+        line = refused(capsys, *words)
+    assert "sam.pth: another process is writing it" in line and not hub.requests
+    run(*words)
+    assert [path.name for path in (tmp_path / "weights/paper").iterdir()] == ["sam.pth"]
 
 
 def test_offline_lists_the_files_to_get_by_hand(

@@ -6,55 +6,37 @@ torch and segment-anything are imported when a model is built, not when this mod
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from rimjax.files import fingerprint
-from rimjax.models.protocols import Proposals, cached_property
+from rimjax.models.protocols import (
+    CopiedByFields,
+    Proposals,
+    cached_property,
+)
+from rimjax.models.sam.config import ProposalConfig
 from rimjax.models.sam.model import Sam, import_libraries
 
 if TYPE_CHECKING:
     from rimjax.models.sam.masks import Candidate
 
 
-@dataclass(frozen=True)
-class ProposalConfig:
-    """How an image is cut into masks: segment-anything's defaults, on a 32x32 grid (Sec. 4.2).
-
-    Attributes:
-        points_per_side: of the grid of point prompts.
-        points_per_batch: points decoded at once; None: 4 on a CPU, where the decoder's tokens then
-            fit in cache (2.7 times as fast as 64), and 64 elsewhere. Only speed and memory change.
-        pred_iou_thresh: masks are kept if their predicted IoU is above this.
-        stability_score_thresh: masks are dropped if their area changes more than this allows when
-            the cut-off moves.
-        box_nms_thresh: of two masks whose boxes overlap by more IoU than this, the mask with the
-            lower predicted IoU is dropped.
-        min_area: masks of fewer pixels are dropped.
-    """
-
-    points_per_side: int = 32
-    points_per_batch: int | None = None
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    box_nms_thresh: float = 0.7
-    min_area: int = 1
-
-
-class SamMasker:
+@dataclass(frozen=True, eq=False)
+class SamMasker(CopiedByFields):
     """SAM as a `Masker`.
 
-    Args:
+    Attributes:
         sam: from `load`.
         multimask: choose the best of SAM's three masks; False takes its single mask, which
             segment-anything advises for several points.
     """
 
-    def __init__(self, sam: Sam, multimask: bool = True) -> None:
-        self.sam, self.multimask = sam, multimask
+    sam: Sam
+    multimask: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -91,16 +73,17 @@ class SamMasker:
         return mask.cpu().numpy()
 
 
-class SamProposer:
+@dataclass(frozen=True, eq=False)
+class SamProposer(CopiedByFields):
     """SAM's automatic mask generation as a `Proposer`: segment-anything's masks, made faster.
 
-    Args:
+    Attributes:
         sam: from `load`.
         config: grid and thresholds.
     """
 
-    def __init__(self, sam: Sam, config: ProposalConfig | None = None) -> None:
-        self.sam, self.config = sam, config or ProposalConfig()
+    sam: Sam
+    config: ProposalConfig = field(default_factory=ProposalConfig)
 
     @cached_property
     def fingerprint(self) -> str:

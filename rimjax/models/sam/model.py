@@ -15,44 +15,19 @@ import numpy as np
 
 from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, check_image
+from rimjax.models.protocols import (
+    CopiedByFields,
+    cached_property,
+    check_finite_output,
+    check_image,
+)
+from rimjax.models.sam.config import SamConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rimjax.models.sam.decoder import ImageDecoder
     from rimjax.models.sam.masks import Frame
-
-
-@dataclass(frozen=True)
-class SamConfig:
-    """Architecture of a SAM; the defaults are the published ViT-B.
-
-    Attributes:
-        image_size: pixels; the image's longer side is resized to it.
-        patch_size: of the image encoder, pixels.
-        encoder_dim: features of the image encoder.
-        encoder_depth: layers of the image encoder.
-        encoder_heads: attention heads of the image encoder.
-        global_attn_indexes: layers that attend to the whole image; the others attend to windows.
-        window_size: side of a window, patches.
-        out_chans: features of the image embedding, the prompts and the mask decoder.
-        decoder_depth: layers of the mask decoder.
-        decoder_heads: attention heads of the mask decoder.
-        decoder_mlp_dim: width of the mask decoder's MLPs.
-    """
-
-    image_size: int = 1024
-    patch_size: int = 16
-    encoder_dim: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
-    window_size: int = 14
-    out_chans: int = 256
-    decoder_depth: int = 2
-    decoder_heads: int = 8
-    decoder_mlp_dim: int = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +54,21 @@ class EmbeddedImage:
 
         Returns:
             See `ImageDecoder.decode`.
+
+        Raises:
+            ValueError: SAM gives NaN.
         """
         torch, _ = import_libraries()
         device = self.frame.rows.device
         coords = self.transform.apply_coords(points, self.size)
         labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
-        return self.decoder.decode(torch.as_tensor(coords, device=device), labels)
+        decoded = self.decoder.decode(torch.as_tensor(coords, device=device), labels)
+        check_finite_output("SAM", decoded[2].cpu().numpy())  # the thresholds would drop NaN
+        return decoded
 
 
 @dataclass(frozen=True, eq=False)
-class Sam:
+class Sam(CopiedByFields):
     """A SAM on its device; a masker and a proposer share it.
 
     Attributes:
@@ -98,7 +78,7 @@ class Sam:
 
     model: Any
     config: SamConfig
-    _last: dict[str, EmbeddedImage] = field(default_factory=dict, repr=False)
+    _last: dict[str, EmbeddedImage] = field(default_factory=dict, init=False, repr=False)
 
     def embed(self, image: np.ndarray) -> EmbeddedImage:
         """Encode an image for any number of prompts; the last image's result is kept.

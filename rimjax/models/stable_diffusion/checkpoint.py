@@ -1,13 +1,14 @@
 """A Stable Diffusion checkpoint in Flax and its folder on disk.
 
-Weights are written array by array and read as views of the file: safetensors' own functions copy
-all arrays at once, twice when they write, and Stable Diffusion has 4.3 GB of them.
+Weights are written array by array and read as views of the file: safetensors' own functions for
+NumPy copy all arrays at once, twice when they write, and Stable Diffusion has 4.3 GB of them.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from ported_weights.rules import build_tree, flatten_tree
+from ported_weights.rules import build_tree, check_finite, flatten_tree
+from rimjax.files import parse_json
+from rimjax.models.protocols import CopiedByFields
 from rimjax.models.stable_diffusion.attention import import_libraries
 from rimjax.models.transformers_folder import load_tokenizer
 
 Params = Mapping[str, Any]
+_PLACING = threading.Lock()
 MODELS = ("unet", "vae", "text_encoder")
 _DTYPES = {
     "F64": "f8",
@@ -36,7 +41,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Checkpoint(CopiedByFields):
     """Configs, weights and tokenizer of a Stable Diffusion in Flax.
 
     Attributes:
@@ -53,11 +58,12 @@ class Checkpoint:
 
     def place(self, dtype: str) -> Params:
         """Return all weights on the device in a dtype; they are kept there and shared."""
-        if dtype not in self._placed:
-            self._placed[dtype] = jax.tree.map(
-                lambda array: jnp.asarray(array, jnp.dtype(dtype)), dict(self.params)
-            )
-        return self._placed[dtype]
+        with _PLACING:  # threads that ask at once place them once
+            if dtype not in self._placed:
+                self._placed[dtype] = jax.tree.map(
+                    lambda array: jnp.asarray(array, jnp.dtype(dtype)), dict(self.params)
+                )
+            return self._placed[dtype]
 
 
 def save(checkpoint: Checkpoint, directory: str | Path) -> None:
@@ -78,7 +84,8 @@ def save_part(
     """Write the config and the parameters, if any, of a model or of "scheduler" as `save` does."""
     path = _config_path(Path(directory), name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8")
     if params is not None:
         write_safetensors(flatten_tree(params), path.with_name("flax_model.safetensors"))
 
@@ -88,8 +95,9 @@ def read(directory: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
-        ValueError: a config, a weight file or the tokenizer is damaged.
-        ImportError: transformers is missing.
+        ValueError: a config, a weight file or the tokenizer is damaged, or a weight is NaN or
+            infinite.
+        ImportError: torch or transformers is missing.
     """
     directory = Path(directory)
     configs = {name: _config_path(directory, name) for name in (*MODELS, "scheduler")}
@@ -99,7 +107,7 @@ def read(directory: str | Path) -> Checkpoint:
             raise FileNotFoundError(f"{path}: missing from a Stable Diffusion; port it again")
     return Checkpoint(
         configs={name: _read_config(path) for name, path in configs.items()},
-        params={name: build_tree(map_safetensors(path)) for name, path in weights.items()},
+        params={name: _read_params(path) for name, path in weights.items()},
         tokenizer=load_tokenizer(directory / "tokenizer", "Stable Diffusion"),
     )
 
@@ -153,35 +161,38 @@ def write_safetensors(arrays: Mapping[str, Any], path: str | Path) -> None:
 def map_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file as read-only views, read from disk when used.
 
+    The format's own library opens the file and checks it.
+
     Raises:
-        ValueError: the file is truncated, or isn't a safetensors file.
+        ValueError: the file is damaged, or isn't a safetensors file.
+        ImportError: torch is missing.
     """
-    path = Path(path)
-    size = path.stat().st_size
+    import torch
+
+    views = {}
     try:
-        content = np.memmap(path, np.uint8, "r")
-        start = 8 + struct.unpack("<Q", content[:8].tobytes())[0]
-        if start > size:
-            raise ValueError(f"its header should have {start - 8} bytes")
-        header = json.loads(content[8:start].tobytes())
-        header.pop("__metadata__", None)
-        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if end != size:
-            raise ValueError(f"it should have {end} bytes and has {size}")
-        views = {}
-        for key, entry in header.items():
-            first, last = entry["data_offsets"]
-            view = content[start + first : start + last].view(_DTYPES[entry["dtype"]])
-            views[key] = view.reshape(entry["shape"])
-        return views
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        with safe_open(path, framework="pt") as file:  # torch's tensors are views of the file
+            for key in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(key)
+                half = tensor.dtype == torch.bfloat16  # which torch can't show as NumPy's
+                view = tensor.view(torch.int16).numpy() if half else tensor.numpy()
+                views[key] = view.view(jnp.bfloat16) if half else view
+                views[key].flags.writeable = False
+    except (SafetensorError, TypeError, RuntimeError) as error:
         reason = f"truncated, or not a safetensors file ({error})"
         raise ValueError(f"{path}: {reason}; get it again") from error
+    return views
+
+
+def _read_params(path: Path) -> dict[str, Any]:
+    arrays = map_safetensors(path)
+    check_finite(path, arrays)
+    return build_tree(arrays)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); port or download it again") from error
 

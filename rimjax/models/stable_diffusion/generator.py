@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from rimjax.files import fingerprint
-from rimjax.models.protocols import Fingerprinted, Generated, cached_property
+from rimjax.models.protocols import (
+    CopiedByFields,
+    Fingerprinted,
+    Generated,
+    cached_property,
+)
 from rimjax.models.stable_diffusion.attention import import_libraries
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, read
-from rimjax.models.stable_diffusion.sampler import (
-    DiffusionConfig,
-    StableDiffusion,
-    list_drawing_settings,
-)
-from rimjax.models.weight_record import digest_weights
+from rimjax.models.stable_diffusion.config import DiffusionConfig, list_drawing_settings
+from rimjax.models.stable_diffusion.sampler import StableDiffusion
+from rimjax.models.weight_record import check_weights, digest_weights
+
+_LOADING = threading.RLock()
+"""Held while weights are loaded, so that threads that ask at once load them once."""
 
 
 @runtime_checkable
@@ -28,7 +34,7 @@ class WeightSource(Fingerprinted, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class StoredWeights:
+class StoredWeights(CopiedByFields):
     """The checkpoint in a folder that `checkpoint.save` wrote.
 
     Attributes:
@@ -43,17 +49,22 @@ class StoredWeights:
         return fingerprint(digest_weights(self.directory))
 
     def load(self) -> Checkpoint:
-        """Read the checkpoint on the first call; raises as `checkpoint.read`."""
-        return self._checkpoint
+        """Read the checkpoint on the first call.
+
+        Raises: as `checkpoint.read` and `check_weights`.
+        """
+        with _LOADING:
+            return self._checkpoint
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
         import_libraries()  # first, so that the error names what is missing and imports stay quiet
+        check_weights(self.directory)
         return read(self.directory)
 
 
 @dataclass(frozen=True, eq=False)
-class DeferredGenerator:
+class DeferredGenerator(CopiedByFields):
     """Stable Diffusion as a `Generator`, loaded on first use.
 
     The fingerprint comes from the weights' record, so a complete bank never loads them. Generators
@@ -72,9 +83,14 @@ class DeferredGenerator:
         """Digest of the weights and the drawing settings."""
         return fingerprint([self.weights.fingerprint, list_drawing_settings(self.config)])
 
-    @cached_property
+    @property
     def model(self) -> StableDiffusion:
         """The model, loaded on first use."""
+        with _LOADING:
+            return self._model
+
+    @cached_property
+    def _model(self) -> StableDiffusion:
         return StableDiffusion(self.weights.load(), self.config)
 
     def check(self, class_name: str) -> None:

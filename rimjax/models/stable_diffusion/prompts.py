@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from rimjax.models.transformers_folder import TOKENISING
+
 
 @dataclass(frozen=True, eq=False)
 class PromptEncoder:
@@ -78,7 +80,8 @@ class PromptEncoder:
 
     def _tokenise(self, prompt: str, **options: bool) -> Any:
         padding: Any = {"padding": "max_length", "max_length": self.length}
-        return self.tokenizer(prompt, **padding, verbose=False, **options)
+        with TOKENISING:
+            return self.tokenizer(prompt, **padding, verbose=False, **options)
 
     def _refuse(self, words: list[str], known: Collection[str]) -> None:
         which = f" ({', '.join(known)})" if len(known) <= 200 else ""

@@ -6,20 +6,18 @@ diffusers and transformers are imported when a model is built, not when this mod
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt8
 
-from ported_weights.choices import check_choices
 from ported_weights.rules import flatten_tree
 from rimjax.files import fingerprint
-from rimjax.models.protocols import Generated, cached_property
+from rimjax.models.protocols import Generated, advise_on_numbers, cached_property
 from rimjax.models.stable_diffusion.attention import (
     COLLECTION,
     capture_attention,
@@ -28,52 +26,9 @@ from rimjax.models.stable_diffusion.attention import (
     match_torch,
 )
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, Params, read
+from rimjax.models.stable_diffusion.config import DiffusionConfig, list_drawing_settings
 from rimjax.models.stable_diffusion.prompts import PromptEncoder
 from rimjax.models.stable_diffusion.schedule import build_scheduler, start_schedule
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """How images are drawn. The paper gives the model and the template; the rest is our choice.
-
-    Attributes:
-        steps: steps of the sampler.
-        guidance: scale of classifier-free guidance; the unconditional prompt is empty.
-        template: the prompt, with `{}` for the class name.
-        image_size: side of the images, pixels; None: the model's native size.
-        attention_resolutions: average only the maps of these side lengths, e.g. (16, 32); None:
-            every cross-attention layer (Eq. 3).
-        batch_size: images drawn at once.
-        scheduler: "dpmsolver++" is DPM-Solver++(2M); "ddim" its first order, which is DDIM; "pndm"
-            is Stable Diffusion's own, meant for 50 steps: of N, it does the second twice.
-        normalise: what is divided by its maximum in a layer (Eq. 3): the mean map of the "name", or
-            each "token"'s map before their mean. A name of one token has the same map either way.
-        vocabulary: the class names that the model was trained on, lower case; others are refused.
-            None: any name that the tokenizer knows.
-        dtype: of weights and activations; latents and attention are always float32.
-        precision: of float32 matrix products; "highest" avoids TF32 and bfloat16 passes.
-    """
-
-    steps: int = 30
-    guidance: float = 7.5
-    template: str = "a photo of {}"
-    image_size: int | None = None
-    attention_resolutions: tuple[int, ...] | None = None
-    batch_size: int = 8
-    scheduler: Literal["dpmsolver++", "ddim", "pndm"] = "dpmsolver++"
-    normalise: Literal["name", "token"] = "name"
-    vocabulary: tuple[str, ...] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    precision: Literal["default", "high", "highest"] = "highest"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.template.count("{}") != 1:
-            expected = "template must hold a single {} for the class name"
-            raise ValueError(f"{expected}, got {self.template!r}")
 
 
 def load(directory: str | Path, config: DiffusionConfig | None = None) -> StableDiffusion:
@@ -86,15 +41,6 @@ def load(directory: str | Path, config: DiffusionConfig | None = None) -> Stable
     """
     import_libraries()  # first, so that the error names what is missing and imports stay quiet
     return StableDiffusion(read(directory), config)
-
-
-def list_drawing_settings(config: DiffusionConfig) -> dict[str, Any]:
-    """Return the settings that images depend on: all but the batch size.
-
-    The default of `normalise` is left out, so that drawings from before it existed serve on.
-    """
-    ignored = {"batch_size"} | ({"normalise"} if config.normalise == "name" else set())
-    return {name: value for name, value in asdict(config).items() if name not in ignored}
 
 
 class StableDiffusion:
@@ -144,6 +90,9 @@ class StableDiffusion:
         self._attention_sides = tuple(sorted(chosen))
         self._draw = jax.jit(self._sample)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.checkpoint, self.config)
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of weights, tokenizer, architecture and drawing settings."""
@@ -182,7 +131,9 @@ class StableDiffusion:
         for start in range(0, num_images, size):
             indices = jnp.arange(start, start + size, dtype=jnp.uint32)
             keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
-            batches.append(tuple(map(np.asarray, self._draw(self.params, ids, weights, keys))))
+            *arrays, broken = map(np.asarray, self._draw(self.params, ids, weights, keys))
+            self._check_stages(broken)
+            batches.append(tuple(arrays))
         images, attention = map(np.concatenate, zip(*batches, strict=True))
         return Generated(images[:num_images], attention[:num_images])
 
@@ -235,12 +186,17 @@ class StableDiffusion:
     def decode(
         self, params: Params, latents: Float32[Array | np.ndarray, "K c s s"]
     ) -> UInt8[Array, "K H W 3"]:
-        """Decode latents to images."""
+        """Decode latents to images; NaN becomes black."""
+        return _round_pixels(self._decode_pixels(params, latents))
+
+    def _decode_pixels(
+        self, params: Params, latents: Float32[Array | np.ndarray, "K c s s"]
+    ) -> Float32[Array, "K H W 3"]:
+        """Decode latents to pixels, about 0..1."""
         scaled = jnp.moveaxis(latents, 1, -1) / self.vae.config["scaling_factor"]
         scaled = scaled.astype(self.vae.dtype)
         pixels = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode).sample
-        pixels = jnp.moveaxis(pixels, 1, -1).astype(jnp.float32) / 2 + 0.5
-        return jnp.round(pixels.clip(0, 1) * 255).astype(jnp.uint8)
+        return jnp.moveaxis(pixels, 1, -1).astype(jnp.float32) / 2 + 0.5
 
     def _sample(
         self,
@@ -248,13 +204,25 @@ class StableDiffusion:
         ids: Int32[Array, "2 L"],
         weights: Float32[Array, " L"],
         keys: Key[Array, " K"],
-    ) -> tuple[UInt8[Array, "K H W 3"], Float32[Array, "K h h"] | None]:
+    ) -> tuple[UInt8[Array, "K H W 3"], Float32[Array, "K h h"] | None, Bool[Array, " 2"]]:
+        """Return images, attention, and which of UNet and VAE gave NaN or infinity."""
         with jax.default_matmul_precision(self.config.precision):
             noise = jax.vmap(
                 partial(jax.random.normal, shape=self._latent_shape, dtype=jnp.float32)
             )
             latents, attention = self.denoise(params, ids, weights, noise(keys))
-            return self.decode(params, latents), attention
+            pixels = self._decode_pixels(params, latents)
+            broken = jnp.stack([~jnp.isfinite(stage).all() for stage in (latents, pixels)])
+            return _round_pixels(pixels), attention, broken
+
+    def _check_stages(self, broken: Bool[np.ndarray, " 2"]) -> None:
+        """Raise ValueError, naming the stage, where NaN or infinity would become black images."""
+        if broken.any():
+            stage = "UNet" if broken[0] else "VAE"  # the VAE's input is the UNet's output
+            raise ValueError(
+                f"{stage} must give finite numbers, got NaN or infinity in {self.config.dtype}; "
+                + advise_on_numbers(self.config.dtype)
+            )
 
     def _predict_noise(
         self,
@@ -276,6 +244,10 @@ class StableDiffusion:
             variables = {"params": params}
             output, sown = self.unet.apply(variables, latents, timestep, text, mutable=[COLLECTION])
         return output.sample.astype(jnp.float32), jax.tree.leaves(sown)
+
+
+def _round_pixels(pixels: Float32[Array, "K H W 3"]) -> UInt8[Array, "K H W 3"]:
+    return jnp.round(pixels.clip(0, 1) * 255).astype(jnp.uint8)
 
 
 def make_key(seed: int) -> Key[Array, ""]:

@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from rimjax.files import fingerprint
-from rimjax.models.protocols import cached_property, encode_in_batches, resize_image
+from rimjax.models.protocols import (
+    CopiedByFields,
+    cached_property,
+    encode_in_batches,
+    resize_image,
+)
 from rimjax.models.stable_diffusion.attention import COLLECTION, match_torch
 from rimjax.models.stable_diffusion.checkpoint import Params
 from rimjax.models.stable_diffusion.generator import DeferredGenerator
@@ -21,7 +26,7 @@ from rimjax.models.stable_diffusion.sampler import make_key
 
 
 @dataclass(frozen=True, eq=False)
-class UNetEncoder:
+class UNetEncoder(CopiedByFields):
     """Features of an image's noised latents in an upward block of the UNet, as an `Encoder`.
 
     The prompt is empty. The paper names neither block nor noise; the defaults are those that DIFT
@@ -72,7 +77,8 @@ class UNetEncoder:
             ValueError: an image is something else, there is none, or the model lacks a setting.
         """
         encode = partial(self._compiled, self.generator.model.params)
-        return encode_in_batches(encode, self._read_pixels, images, self.batch_size)
+        dtype = self.generator.config.dtype
+        return encode_in_batches(encode, self._read_pixels, images, self.batch_size, dtype)
 
     @cached_property
     def _compiled(self) -> Callable[[Params, np.ndarray], Array]:

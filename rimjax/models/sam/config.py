@@ -1,0 +1,60 @@
+"""A SAM's architecture, and how it cuts an image into masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Architecture of a SAM; the defaults are the published ViT-B.
+
+    Attributes:
+        image_size: pixels; the image's longer side is resized to it.
+        patch_size: of the image encoder, pixels.
+        encoder_dim: features of the image encoder.
+        encoder_depth: layers of the image encoder.
+        encoder_heads: attention heads of the image encoder.
+        global_attn_indexes: layers that attend to the whole image; the others attend to windows.
+        window_size: side of a window, patches.
+        out_chans: features of the image embedding, the prompts and the mask decoder.
+        decoder_depth: layers of the mask decoder.
+        decoder_heads: attention heads of the mask decoder.
+        decoder_mlp_dim: width of the mask decoder's MLPs.
+    """
+
+    image_size: int = 1024
+    patch_size: int = 16
+    encoder_dim: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
+    window_size: int = 14
+    out_chans: int = 256
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """How an image is cut into masks: segment-anything's defaults, on a 32x32 grid (Sec. 4.2).
+
+    Attributes:
+        points_per_side: of the grid of point prompts.
+        points_per_batch: points decoded at once; None: 4 on a CPU, where the decoder's tokens then
+            fit in cache (2.7 times as fast as 64), and 64 elsewhere. Only speed and memory change.
+        pred_iou_thresh: masks are kept if their predicted IoU is above this.
+        stability_score_thresh: masks are dropped if their area changes more than this allows when
+            the cut-off moves.
+        box_nms_thresh: of two masks whose boxes overlap by more IoU than this, the mask with the
+            lower predicted IoU is dropped.
+        min_area: masks of fewer pixels are dropped.
+    """
+
+    points_per_side: int = 32
+    points_per_batch: int | None = None
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    box_nms_thresh: float = 0.7
+    min_area: int = 1
