@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,24 @@ SAME_IOU, SAME_SCORE = 0.999, 1e-4
 def lower_thresholds(
     sam: Sam, image: np.ndarray, share: float, config: ProposalConfig
 ) -> ProposalConfig:
-    """Return thresholds that a share of the masks passes, so that random weights do the real work.
+    """Give random weights work to do: logits of a trained SAM's size, and thresholds for a share.
 
     Args:
-        sam: the SAM.
+        sam: the SAM; the last weights of its masks are scaled.
         image: uint8[H, W, 3].
         share: of the masks whose predicted IoU shall pass.
         config: the grid.
     """
-    points = make_grid(min(config.points_per_side, 8)) * np.array(image.shape[1::-1])
     with torch.inference_mode():
+        for mlp in sam.model.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight.mul_(100)  # otherwise no logit reaches 1, and no mask is stable
+        points = make_grid(8) * np.array(image.shape[1::-1])
         ious = sam.embed(image).decode(points[:, None])[2][:, 1:]
-    return ProposalConfig(
-        points_per_side=config.points_per_side,
-        points_per_batch=config.points_per_batch,
+    return replace(
+        config,
         pred_iou_thresh=float(ious.quantile(1 - share)),
         stability_score_thresh=0.5,
-        box_nms_thresh=0.99,
+        box_nms_thresh=1.0,  # random masks lie everywhere: keep them all
     )
 
 

@@ -54,16 +54,18 @@ class ImageDecoder:
         layers = self._transformer.layers
         keyed = self._tokens + position
         first = layers[0].cross_attn_token_to_image
-        self._first_keys, self._first_values = first.k_proj(keyed), first.v_proj(self._tokens)
+        self._first_keys = _transpose(first.k_proj(keyed), first.num_heads)
+        self._first_values = _split(first.v_proj(self._tokens)[None], first.num_heads)[0]
         later = [layer.cross_attn_token_to_image for layer in layers[1:]]
         self._position_keys = [
-            attention.k_proj(position)
+            _transpose(attention.k_proj(position), attention.num_heads)
             for attention in (*later, self._transformer.final_attn_token_to_image)
         ]
         # Of the image itself in the first layer, and of its positions alone in the others.
+        backward = [layer.cross_attn_image_to_token for layer in layers]
         self._queries = [
-            layer.cross_attn_image_to_token.q_proj(position if index else keyed)
-            for index, layer in enumerate(layers)
+            _transpose(attention.q_proj(position if index else keyed), attention.num_heads)
+            for index, attention in enumerate(backward)
         ]
 
     def decode(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,12 +140,9 @@ class ImageDecoder:
         """Tokens attend to the image of the first layer, which all points share."""
         heads = attention.num_heads
         q = _split(attention.q_proj(q), heads)
-        batch, _, tokens, size = q.shape
-        scores = _spread(q / size**0.5) @ self._first_keys.T
-        # Of each head's mean of all heads' values, only its own are wanted.
-        means = (scores.softmax(-1) @ self._first_values).reshape(batch, heads, tokens, heads, size)
-        own = torch.diagonal(means, dim1=1, dim2=3)  # [B, t, d, heads]
-        return attention.out_proj(own.transpose(-1, -2).flatten(2))
+        size = q.shape[-1]
+        scores = (q / size**0.5) @ self._first_keys
+        return attention.out_proj(_join(scores.softmax(-1) @ self._first_values))
 
 
 def _attend_to_image(attention: Any, q: Tensor, image: Tensor, position: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ def _attend_to_image(attention: Any, q: Tensor, image: Tensor, position: Tensor)
     q = q / q.shape[-1] ** 0.5
     batch, _, tokens, _ = q.shape
     folded = q @ attention.k_proj.weight.reshape(heads, -1, image.shape[-1])
-    scores = _spread(q) @ position.T
+    scores = (q @ position).flatten(1, 2)
     scores.baddbmm_(folded.flatten(1, 2), image.transpose(-1, -2))
     mean = (scores.softmax(-1) @ image).reshape(batch, heads, tokens, -1)
     values = mean @ attention.v_proj.weight.reshape(heads, -1, image.shape[-1]).transpose(-1, -2)
@@ -168,7 +167,7 @@ def _attend_to_tokens(
         _split(project(x), heads) for project, x in ((attention.k_proj, k), (attention.v_proj, v))
     )
     keys = keys / keys.shape[-1] ** 0.5
-    scores = _spread(keys) @ position.T  # [B, heads * t, L]
+    scores = (keys @ position).flatten(1, 2)  # [B, heads * t, L]
     if layer:
         folded = keys @ attention.q_proj.weight.reshape(heads, -1, image.shape[-1])
         scores.baddbmm_(folded.flatten(1, 2), image.transpose(-1, -2))
@@ -187,22 +186,17 @@ def _deconvolve(layer: Any, x: Tensor) -> Tensor:
     return F.linear(x, weight, layer.bias.repeat(4)).reshape(4 * len(x), -1)
 
 
-def _spread(x: Tensor) -> Tensor:
-    """Spread each head's rows over all heads' columns: [B, heads, t, d] to [B, heads t, heads d].
-
-    One product over all heads is faster than a small product for each.
-    """
-    heads = x.shape[1]
-    eye = torch.eye(heads, dtype=x.dtype, device=x.device)
-    return torch.einsum("bhtd,hg->bhtgd", x, eye).flatten(3).flatten(1, 2)
-
-
 def _flatten(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _transpose(x: Tensor, heads: int) -> Tensor:
+    """Return tokens [L, heads * d] as [heads, d, L], laid out for products from the left."""
+    return x.unflatten(-1, (heads, -1)).permute(1, 2, 0).contiguous()
 
 
 def _join(x: Tensor) -> Tensor:

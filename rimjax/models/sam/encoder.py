@@ -23,7 +23,7 @@ from segment_anything.modeling.image_encoder import (
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_BIAS = 1 << 28  # bytes of the bias held at once
+MAX_BIAS = 1 << 27  # bytes of the bias held at once
 
 
 def encode(encoder: Any, pixels: Tensor) -> Tensor:
@@ -68,20 +68,25 @@ def attend(attention: Any, x: Tensor) -> Tensor:
     q, k, v = qkv  # each [heads, B, L, d]
     if attention.use_rel_pos:
         grid = q.unflatten(2, (height, width))
-        rows = torch.einsum(
-            "nbhwc,hkc->nbhwk", grid, get_rel_pos(height, height, attention.rel_pos_h)
+        tables = (
+            get_rel_pos(n, n, table)
+            for n, table in zip(
+                (height, width), (attention.rel_pos_h, attention.rel_pos_w), strict=True
+            )
         )
-        columns = torch.einsum(
-            "nbhwc,wkc->nbhwk", grid, get_rel_pos(width, width, attention.rel_pos_w)
+        rows, columns = (
+            torch.einsum(rule, grid, table).contiguous()
+            for rule, table in zip(("nbhwc,hkc->nbhwk", "nbhwc,wkc->nbhwk"), tables, strict=True)
         )
-        together = max(1, MAX_BIAS // (batch * length * length * x.element_size()))
-        parts = []
+        together = min(heads, max(1, MAX_BIAS // (batch * length**2 * x.element_size())))
+        shape = (together, batch, height, width, height, width)
+        bias, parts = x.new_empty(shape), []  # filled anew for each part: fresh memory is slow
         for start in range(0, heads, together):
             part = slice(start, start + together)
-            bias = (rows[part, ..., None] + columns[part, ..., None, :]).reshape(
-                -1, batch, length, length
-            )
-            parts.append(F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=bias))
+            filled = bias[: len(q[part])]
+            torch.add(rows[part, ..., None], columns[part, ..., None, :], out=filled)
+            mask = filled.view(-1, batch, length, length)
+            parts.append(F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask))
         y = torch.cat(parts)
     else:
         y = F.scaled_dot_product_attention(q, k, v)
