@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import segment_anything
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from rimjax.bench.timing import Row, measure_peak
 from rimjax.models.protocols import Proposals
@@ -91,25 +92,49 @@ def measure_proposals(sam: Sam, image: np.ndarray, config: ProposalConfig, batch
 
 
 def compare_masks(ours: Proposals, records: list[dict[str, Any]]) -> Row:
-    """Compare proposals with segment-anything's records: counts, IoU of matched masks, scores."""
+    """Compare proposals with segment-anything's records.
+
+    Masks are paired in the order of their predicted IoUs; pairs of which the order is a near tie
+    are matched by their own IoU.
+
+    Returns:
+        Counts, the lowest IoU of a pair, the pixels that differ, and the largest error of a
+        predicted IoU; and whether the masks count as the same.
+    """
+    row: Row = {"masks": len(ours.masks), "segment-anything masks": len(records)}
+    if len(records) != len(ours.masks) or not records:
+        return row | {"same": len(records) == len(ours.masks)}
+    assert ours.scores is not None
     theirs = np.array([record["segmentation"] for record in records], bool)
     scores = np.array([record["predicted_iou"] for record in records], np.float32)
-    order = np.argsort(-theirs.sum((1, 2)), kind="stable") if len(theirs) else np.array([], int)
-    theirs, scores = theirs[order], scores[order]
-    row: Row = {"masks": len(ours.masks), "segment-anything masks": len(theirs)}
-    if len(theirs) != len(ours.masks) or not len(theirs):
-        return row | {"same": len(theirs) == len(ours.masks)}
-    assert ours.scores is not None
-    either = (ours.masks | theirs).sum((1, 2))
-    both = (ours.masks & theirs).sum((1, 2))
-    ious = np.where(either > 0, both / np.maximum(either, 1), 1.0)
-    error = float(np.abs(ours.scores - scores).max())
+    first, second = np.argsort(-ours.scores), np.argsort(-scores)
+    ious = np.array(
+        [_intersect(ours.masks[i], theirs[j]) for i, j in zip(first, second, strict=True)]
+    )
+    loose = np.flatnonzero(ious <= SAME_IOU)
+    table = np.array(
+        [[_intersect(ours.masks[i], theirs[j]) for j in second[loose]] for i in first[loose]]
+    )
+    if len(loose):
+        rows, columns = linear_sum_assignment(-table)
+        ious[loose] = table[rows, columns]
+        second[loose] = second[loose][columns]
+    error = float(np.abs(ours.scores[first] - scores[second]).max())
+    differ = sum(
+        int((ours.masks[i] != theirs[j]).sum()) for i, j in zip(first, second, strict=True)
+    )
     row |= {
         "lowest IoU": float(ious.min()),
-        "pixels that differ": int((ours.masks != theirs).sum()),
+        "pixels that differ": differ,
         "largest error of the predicted IoU": error,
     }
     return row | {"same": bool(ious.min() > SAME_IOU and error < SAME_SCORE)}
+
+
+def _intersect(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the IoU of two masks; 1 if both are empty."""
+    either = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / either if either else 1.0
 
 
 def _time(call: Callable[[], Any]) -> tuple[float, Any]:
