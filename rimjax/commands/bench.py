@@ -1,136 +1,175 @@
-"""`rimjax bench match`: how exact, fast and small the matching kernels are on this machine."""
+"""`rimjax bench match | propose | encode`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
+from rimjax.commands.bench_match import BenchMatch
 from rimjax.commands.console import check_outputs
-from rimjax.commands.options import NO_DEFAULT, Flag
+from rimjax.commands.options import NO_DEFAULT, Flag, default
 from rimjax.files import package_versions, write_json
+from rimjax.images import read_image
+from rimjax.models.sam import ProposalConfig, Sam
+from rimjax.presets import load_preset
+from rimjax.presets.catalogue import PRESETS
+
+
+@dataclass(frozen=True)
+class BenchPropose:
+    """Measure SAM's proposals beside segment-anything's own generator, on the same image.
+
+    Both must find the same masks. With random weights, thresholds are lowered until a share of the
+    masks passes, so that upscaling and filtering do real work.
+
+    Example: rimjax bench propose --json propose.json
+
+    Attributes:
+        image: Image file.
+        size: Height and width of a made-up image, instead of --image.
+        model: SAM: mini, or the architecture of sam-vit-b, sam-vit-l or sam-vit-h.
+        weights: A checkpoint of that architecture, in segment-anything's format.
+        points: Side of the grid of points.
+        batch: Points that segment-anything decodes at once.
+        share: With random weights, share of the masks that pass the predicted IoU.
+        json: File to write the report to as well.
+    """
+
+    image: Annotated[Path | None, NO_DEFAULT] = None
+    size: tuple[int, int] = (480, 640)
+    model: Literal["mini", "sam-vit-b", "sam-vit-l", "sam-vit-h"] = "sam-vit-b"
+    weights: Annotated[Path | None, default("random, or mini's own")] = None
+    points: int = 32
+    batch: int = 64
+    share: float = 0.3
+    json: Annotated[Path | None, NO_DEFAULT] = None
+
+    def run(self) -> None:
+        from rimjax.bench.propose import lower_thresholds, measure_proposals
+
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if min(self.points, self.batch, *self.size) < 1:
+            raise ValueError("points, batch and size must be at least 1")
+        check_outputs(self.json)
+        image = make_picture(self.size) if self.image is None else read_image(self.image)
+        sam, config = self._load_sam()
+        if self.weights is None and self.model != "mini":
+            config = lower_thresholds(sam, image, self.share, config)
+        row = measure_proposals(sam, image, config, self.batch)
+        _print_proposals(row)
+        _write(self.json, row)
+
+    def _load_sam(self) -> tuple[Sam, ProposalConfig]:
+        from ported_weights.checkpoints import read_state_dict
+        from rimjax.models.sam import SamProposer, load
+
+        if self.model == "mini":
+            if self.weights is not None:
+                raise ValueError("weights must be left out with the model mini, which has its own")
+            proposer = load_preset("mini").proposer
+            assert isinstance(proposer, SamProposer)
+            return proposer.sam, replace(proposer.config, points_per_side=self.points)
+        state = None if self.weights is None else read_state_dict(self.weights)
+        paper = PRESETS["paper"]
+        config = replace(paper.proposals, points_per_side=self.points)
+        return load(state, paper.maskers[self.model].sam), config
+
+
+@dataclass(frozen=True)
+class BenchEncode:
+    """Measure the encoder, DINOv2's last-layer keys, beside torch's model with equal weights.
+
+    Example: rimjax bench encode --batch 1 --json encode.json
+
+    Attributes:
+        size: Side of the image in pixels.
+        batch: Images encoded at once.
+        small: A small architecture, for a try.
+        json: File to write the report to as well.
+    """
+
+    size: int = 518
+    batch: int = 1
+    small: Flag = False
+    json: Annotated[Path | None, NO_DEFAULT] = None
+
+    def run(self) -> None:
+        from rimjax.bench.encode import measure_encoder
+
+        if min(self.size, self.batch) < 1:
+            raise ValueError("size and batch must be at least 1")
+        check_outputs(self.json)
+        row = measure_encoder(self.size, self.batch, self.small)
+        per = f"batch {row['batch']}, {row['size']}x{row['size']} pixels"
+        print(f"{_name_device()}; last-layer keys, {per}, median seconds an image:")
+        print(
+            f"  rimjax (JAX)            {row['seconds']:.3f}  compiled in {row['compile s']:.1f} s"
+        )
+        print(f"  transformers (torch)    {row['torch seconds']:.3f}")
+        print(f"  rimjax over torch       {row['over torch']:.2f}")
+        print(f"  reading a photograph    {row['resize seconds']:.3f}  (resize and normalise)")
+        print(f"  largest difference of the keys: {row['largest difference']:.1e} of their scale")
+        _write(self.json, row)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure the matching kernels.
+    """Measure the kernels, SAM's proposals, or the encoder on this machine."""
 
-    Reports whether the labels are right, the speed beside other implementations and the machine's
-    limit, the time to compile, and memory.
-
-    Example: rimjax bench match --json match.json --trace trace
-
-    Attributes:
-        what: What to measure.
-        dim: D, the feature size.
-        quick: Measure small sizes only, and no memory: takes half a minute.
-        trace: Folder for a profiler trace of N=4, P=10,000, R=648, which Perfetto or xprof opens.
-        json: File to write the report to as well.
-    """
-
-    what: tyro.conf.Positional[Literal["match"]] = "match"
-    dim: int = 768
-    quick: Flag = False
-    trace: Annotated[Path | None, NO_DEFAULT] = None
-    json: Annotated[Path | None, NO_DEFAULT] = None
+    command: Annotated[
+        Annotated[BenchMatch, tyro.conf.subcommand("match")]
+        | Annotated[BenchPropose, tyro.conf.subcommand("propose")]
+        | Annotated[BenchEncode, tyro.conf.subcommand("encode")],
+        tyro.conf.arg(name=""),
+    ]
 
     def run(self) -> None:
-        """Measure, print and, if asked, write the report."""
-        import jax
-
-        from rimjax.bench import match, roofline
-
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
-        check_outputs(self.json)
-        device = jax.devices()[0]
-        name = f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores"
-        report: dict[str, Any] = {"device": name, "versions": package_versions()}
-        packages = report["versions"]
-        print(f"{name}; float32; jax {packages['jax']}, torch {packages['torch']}\n")
-
-        print("Labels that differ from the float64 oracle's where scores are close (N=4):")
-        report["accuracy"] = match.measure_accuracy()
-        for row in report["accuracy"]:
-            _print_accuracy(row)
-
-        with_peers = [(4, 100, 648, 81), (6, 100, 648, 81)]
-        alone = [(10, 100, 648, 81), (16, 16, 64, 81), (4, 1000, 648, 81), (4, 10_000, 648, 81)]
-        if self.quick:
-            with_peers, alone = [(4, 20, 30, 9), (6, 20, 30, 9)], [(7, 20, 30, 9)]
-        print(
-            "\nSimilarities of P regions to R prototypes, median times: the whole call starts from "
-            "features, the kernel and its peers from cosines"
-        )
-        report["speed"] = []
-        for size in [*with_peers, *alone]:
-            row = match.measure_speed(*size, self.dim, peers=size in with_peers)
-            report["speed"].append(row)
-            _print_speed(row)
-
-        report["rates"] = roofline.measure_rates()
-        rates = (f"{name} {value / 1e9:.1f} G/s" for name, value in report["rates"].items())
-        print(
-            "\nRoofline: operations over the rate of element-wise float32 arithmetic in cache, or "
-            f"bytes over bandwidth, whichever is longer\n  {', '.join(rates)}"
-        )
-        for row in report["speed"]:
-            if row["N"] <= 6:
-                row["roofline"] = roofline.compute_roofline(row, report["rates"])
-                for part, limit in row["roofline"].items():
-                    least = f"at least {limit['seconds'] * 1e3:>7.2f} ms"
-                    print(f"  {_format_size(row)} {part:<36} {least}: ratio {limit['ratio']:.2f}")
-
-        print("\nCompilation:")
-        report["compilation"] = []
-        agents = (1, 4, 7) if self.quick else (*range(1, 13), 16)
-        for row in match.measure_compilations(agents, self.dim):
-            report["compilation"].append(row)
-            print(f"  N={row['N']:<3} {row['compile s']:.2f} s")
-
-        if not self.quick:
-            print("\nMemory with 10,000 classes of 8 prototypes:")
-            report["memory"] = match.measure_memory(1000, 10_000, 8, self.dim)
-            for row in report["memory"]:
-                figures = (f"{k} {v:.1f}" for k, v in row.items() if isinstance(v, float))
-                print(f"  {row['call']}: {', '.join(figures)}")
-        if self.trace is not None:
-            size = with_peers[0] if self.quick else alone[-1]
-            match.write_trace(self.trace, *size, self.dim)
-            print(f"\ntrace: {self.trace}")
-        if self.json is not None:
-            write_json(self.json, report)
+        self.command.run()
 
 
-def _print_accuracy(row: dict[str, Any]) -> None:
-    for oracle in ("same inputs", "float64 inputs"):
-        labels = row[oracle]
-        print(
-            f"  {row['dtype']:<9} oracle on {oracle:<15} {labels['disagree']:>4} of "
-            f"{row['regions']}; {labels['disagree above 1e-5']} of the "
-            f"{labels['regions above 1e-5']} with a margin above 1e-5; largest margin "
-            f"{labels['largest margin that disagrees']:.1e}"
-        )
+def make_picture(size: tuple[int, int]) -> np.ndarray:
+    """Make a picture of soft blobs and grain, which holds regions of many sizes."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[: size[0], : size[1]] / max(size)
+    picture = np.zeros((*size, 3))
+    for _ in range(40):
+        centre, radius = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.2)
+        near = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+        picture[near] = rng.uniform(0, 255, 3)
+    return (picture + rng.normal(0, 8, picture.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _print_speed(row: dict[str, Any]) -> None:
-    whole = f"{row['seconds'] * 1e3:>9.2f} ms, {row['ns per pair']:.2f} ns a pair"
-    kernel = f"{row['kernel seconds'] * 1e3:.2f} ms"
-    print(f"  {_format_size(row)} {whole}, compiled in {row['compile s']:.2f} s; kernel {kernel}")
-    for call, key in (("kernel", "combined kernel"), ("whole call", "combined")):
-        seconds, ratio = row[f"{key} seconds"] * 1e3, row[f"{key} over relation"]
-        title = f"reading combined, {call}"
-        print(f"      {title:<38} {seconds:>9.2f} ms  {ratio:>10.2f} times relation's")
-    for name, peer in row.get("peers", {}).items():
-        if "missing" in peer:
-            print(f"      {name:<38} {peer['missing']}")
-        else:
-            times = f"{peer['times the kernel']:>10.0f} times the kernel's"
-            print(f"      {name:<38} {peer['seconds'] * 1e3:>9.1f} ms  {times}")
+def _name_device() -> str:
+    import jax
+
+    device = jax.devices()[0]
+    return f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores"
 
 
-def _format_size(row: dict[str, Any]) -> str:
-    return f"N={row['N']:<3} P={row['P']:<6} R={row['R']:<5}"
+def _print_proposals(row: dict[str, Any]) -> None:
+    height, width = row["image"]
+    print(f"{_name_device()}; {width}x{height} pixels, {row['points']} points")
+    agree = f"{row['masks']} masks, segment-anything's {row['segment-anything masks']}"
+    if "lowest IoU" in row:
+        agree += f"; lowest IoU {row['lowest IoU']:.6f}, {row['pixels that differ']} pixels differ"
+    print(f"  {agree}")
+    for name in ("seconds", "segment-anything seconds", "segment-anything encode"):
+        print(f"  {name:<28} {row[name]:>9.2f} s")
+    print(f"  {'over segment-anything':<28} {row['times faster']:>9.2f} times as fast")
+    for name in ("peak MiB", "segment-anything peak MiB"):
+        if row[name] is not None:
+            print(f"  {name:<28} {row[name]:>9.0f}")
+    for name, value in row["stages"].items():
+        shown = f"{value:>9.2f} s" if isinstance(value, float) else f"{value:>9}"
+        print(f"    {name:<26} {shown}")
+
+
+def _write(path: Path | None, row: dict[str, Any]) -> None:
+    if path is not None:
+        write_json(path, {"device": _name_device(), "versions": package_versions(), **row})

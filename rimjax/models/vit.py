@@ -21,6 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32
 
 from ported_weights.vit import ViTConfig, mlp_width, param_shapes
+from rimjax.models.attention import attend
 from rimjax.models.rope import build_rotation, rotate
 
 __all__ = ["Params", "ViT", "ViTConfig", "build_resize_matrix", "last_layer_keys", "param_shapes"]
@@ -160,12 +161,7 @@ class Layer(nn.Module):
         q, k, v = (a.reshape(*a.shape[:2], c.num_heads, -1) for a in projections)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        logits = jnp.einsum(
-            "bqhd,bkhd->bhqk", q, k, precision=c.precision, preferred_element_type=jnp.float32
-        )
-        scale = np.sqrt(q.shape[-1]).astype(np.float32)
-        weights = jax.nn.softmax(logits / scale).astype(c.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=c.precision).reshape(x.shape)
+        y = attend(q, k, v, c.precision).reshape(x.shape)
         x = x + self._scale("scale1", dense(c.hidden_size, name="out")(y))
 
         y = dense(mlp_width(c), name="fc1")(_build_norm(c, "norm2")(x))

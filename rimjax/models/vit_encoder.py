@@ -129,14 +129,14 @@ class ViTEncoder(CopiedByFields):
         """
         encode = partial(last_layer_keys, self._placed_params, config=self.config)
         return encode_in_batches(
-            encode, self._read_pixels, images, self.batch_size, self.config.dtype
+            encode, self.read_pixels, images, self.batch_size, self.config.dtype
         )
 
     @cached_property
     def _placed_params(self) -> Params:
         return jax.device_put(self.params)
 
-    def _read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "H W 3"]:
+    def read_pixels(self, image: np.ndarray) -> Float32[np.ndarray, "H W 3"]:
         check_image(image)
         mean, std = (np.asarray(colour, np.float32) for colour in (self.mean, self.std))
         patch = self.config.patch_size

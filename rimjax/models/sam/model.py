@@ -1,0 +1,221 @@
+"""segment-anything's SAM: architecture, weights, and what it makes of an image once.
+
+torch and segment-anything are imported when a model is built, not when this module is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ported_weights.rules import check_fit, widen
+from rimjax.files import fingerprint
+from rimjax.models.protocols import (
+    CopiedByFields,
+    cached_property,
+    check_finite_output,
+    check_image,
+)
+from rimjax.models.sam.config import SamConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rimjax.models.sam.decoder import ImageDecoder
+    from rimjax.models.sam.masks import Frame
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedImage:
+    """An image, ready to be prompted.
+
+    Attributes:
+        decoder: makes logits of points.
+        frame: makes masks of logits.
+        transform: segment-anything's, which resizes coordinates.
+        size: height and width.
+    """
+
+    decoder: ImageDecoder
+    frame: Frame
+    transform: Any
+    size: tuple[int, int]
+
+    def decode(self, points: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode prompts of points on the object as far as the predicted IoUs.
+
+        Args:
+            points: [B, n, 2], x and y in pixels of the image.
+
+        Returns:
+            See `ImageDecoder.decode`.
+
+        Raises:
+            ValueError: SAM gives NaN.
+        """
+        torch, _ = import_libraries()
+        device = self.frame.rows.device
+        coords = self.transform.apply_coords(points, self.size)
+        labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
+        decoded = self.decoder.decode(torch.as_tensor(coords, device=device), labels)
+        check_finite_output("SAM", decoded[2].cpu().numpy())  # the thresholds would drop NaN
+        return decoded
+
+
+@dataclass(frozen=True, eq=False)
+class Sam(CopiedByFields):
+    """A SAM on its device; a masker and a proposer share it.
+
+    Attributes:
+        model: segment-anything's `Sam`, in evaluation mode.
+        config: its architecture.
+    """
+
+    model: Any
+    config: SamConfig
+    _last: dict[str, EmbeddedImage] = field(default_factory=dict, init=False, repr=False)
+
+    def embed(self, image: np.ndarray) -> EmbeddedImage:
+        """Encode an image for any number of prompts; the last image's result is kept.
+
+        Threads may share the model: nothing here is changed while an image is prompted.
+
+        Args:
+            image: uint8[H, W, 3], RGB.
+
+        Raises:
+            ValueError: the image is something else.
+        """
+        self.check_image(image)
+        key = fingerprint(image.shape, {"image": image})
+        embedded = self._last.get(key)
+        if embedded is None:
+            embedded = self._encode(image)
+            self._last.clear()
+            self._last[key] = embedded
+        return embedded
+
+    def forget(self) -> None:
+        """Drop the last image's encoding."""
+        self._last.clear()
+
+    def _encode(self, image: np.ndarray) -> EmbeddedImage:
+        torch, library = import_libraries()
+        from rimjax.models.sam.decoder import ImageDecoder
+        from rimjax.models.sam.encoder import encode
+        from rimjax.models.sam.masks import Frame
+
+        side = self.config.image_size
+        transform = library.utils.transforms.ResizeLongestSide(side)
+        resized = transform.apply_image(image)
+        with torch.inference_mode():
+            pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
+            embedding = encode(self.model.image_encoder, self.model.preprocess(pixels))
+            decoder = ImageDecoder(self.model, embedding)
+            logits = 4 * side // self.config.patch_size
+            frame = Frame.create(image.shape[:2], resized.shape[:2], side, logits, embedding)
+        return EmbeddedImage(decoder, frame, transform, image.shape[:2])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of weights and architecture."""
+        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
+        return fingerprint(asdict(self.config), weights)
+
+    def check_image(self, image: np.ndarray) -> None:
+        """Raise ValueError unless the image is a uint8[H, W, 3] that isn't too narrow for SAM."""
+        check_image(image)
+        height, width = image.shape[:2]
+        size = self.config.image_size
+        if round(min(height, width) * size / max(height, width)) < 1:
+            expected = f"image must keep a pixel when its longer side is resized to {size}"
+            raise ValueError(f"{expected}, got {width}x{height} pixels; crop it")
+
+
+def build(config: SamConfig) -> Any:
+    """Build segment-anything's `Sam` with random weights, in evaluation mode.
+
+    Raises:
+        ImportError: torch or segment-anything is missing.
+    """
+    torch, library = import_libraries()
+    grid = config.image_size // config.patch_size
+    sam = library.modeling.Sam(
+        image_encoder=library.modeling.ImageEncoderViT(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.encoder_dim,
+            depth=config.encoder_depth,
+            num_heads=config.encoder_heads,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            global_attn_indexes=config.global_attn_indexes,
+            window_size=config.window_size,
+            out_chans=config.out_chans,
+        ),
+        prompt_encoder=library.modeling.PromptEncoder(
+            embed_dim=config.out_chans,
+            image_embedding_size=(grid, grid),
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=library.modeling.MaskDecoder(
+            transformer_dim=config.out_chans,
+            transformer=library.modeling.TwoWayTransformer(
+                depth=config.decoder_depth,
+                embedding_dim=config.out_chans,
+                num_heads=config.decoder_heads,
+                mlp_dim=config.decoder_mlp_dim,
+            ),
+        ),
+    )
+    return sam.eval()
+
+
+def load(
+    state: Mapping[str, Any] | None,
+    config: SamConfig | None = None,
+    *,
+    device: str | None = None,
+    seed: int = 0,
+) -> Sam:
+    """Load a SAM from a checkpoint's state dict.
+
+    Args:
+        state: {name: tensor}, e.g. `ported_weights.checkpoints.read_state_dict(path)` of
+            "sam_vit_b_01ec64.pth"; None: random weights.
+        config: the checkpoint's architecture; default: ViT-B.
+        device: torch's device; default: "cuda" if available, else "cpu".
+        seed: of random weights.
+
+    Raises:
+        ValueError: the state dict isn't exactly that of this architecture; the message lists every
+            mismatch.
+        ImportError: torch or segment-anything is missing.
+    """
+    config = config or SamConfig()
+    torch, _ = import_libraries()
+    with torch.random.fork_rng(devices=[]):  # built on the CPU
+        torch.manual_seed(seed)
+        model = build(config)
+    if state is not None:
+        state = {name: widen(tensor) for name, tensor in state.items()}
+        check_fit(state, model.state_dict())
+        model.load_state_dict(state)
+    return Sam(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config)
+
+
+def import_libraries() -> tuple[ModuleType, ModuleType]:
+    """Import torch and segment_anything."""
+    try:
+        import segment_anything
+        import torch
+    except ImportError as error:
+        needs = f"SAM needs torch and segment-anything ({error})"
+        raise ImportError(f'{needs}: pip install "rimjax[pipeline]"') from error
+    return torch, segment_anything
