@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,9 @@ def measure_encoder(size: int, batch: int, small: bool) -> Row:
     Returns:
         Median seconds an image, and the largest difference of the keys relative to the largest key.
     """
-    narrow = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} if small else {}
+    narrow: Any = (
+        {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} if small else {}
+    )
     torch.manual_seed(0)
     model = transformers.Dinov2Model(transformers.Dinov2Config(image_size=518, **narrow)).eval()
     params, config = dinov2.port(
@@ -42,8 +45,9 @@ def measure_encoder(size: int, batch: int, small: bool) -> Row:
     compiled, seconds = time_call(lambda: keys(params, pixels), 5)
 
     kept: list[torch.Tensor] = []
-    projection = model.encoder.layer[-1].attention.attention.key
-    handle = projection.register_forward_hook(lambda *hooked: kept.append(hooked[2]))
+    last: Any = model.encoder.layer[-1]
+    key = last.attention.attention.key
+    handle = key.register_forward_hook(lambda *hooked: kept.append(hooked[2]))
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
         model(images)

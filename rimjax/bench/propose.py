@@ -152,7 +152,7 @@ def _time_stages(sam: Sam, image: np.ndarray, config: ProposalConfig) -> Row:
     row: Row = {}
     row["encode"], embedded = _time(lambda: sam.embed(image))
     points = make_grid(config.points_per_side) * np.array(image.shape[1::-1])
-    batch = config.points_per_batch or (4 if sam.model.device.type == "cpu" else 64)
+    batch = config.points_per_batch or embedded.decoder.choose_batch()
     row |= {"decode": 0.0, "upscale": 0.0, "resize and sift": 0.0}
     found: list[Any] = []
     for start in range(0, len(points), batch):

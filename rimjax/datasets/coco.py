@@ -128,7 +128,7 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
                 )
                 for entry in index.dataset["images"]
             }
-            things: Sequence[dict[str, Any]] = index.dataset["annotations"]
+            things: Any = index.dataset["annotations"]
             skipped = sum(_drop_outlines(thing) for thing in things)
             categories = [
                 (int(entry["id"]), entry["name"]) for entry in index.dataset["categories"]

@@ -224,7 +224,9 @@ def test_deeply_nested_json_is_named_in_one_line(tmp_path: Path) -> None:
     manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
     deep = "[" * 100_000 + "]" * 100_000
     (tmp_path / "references" / manifest.folders[0] / "references.json").write_text(deep)
-    with pytest.raises(ValueError, match=rf"{manifest.folders[0]}: incomplete or damaged.*too deeply"):
+    with pytest.raises(
+        ValueError, match=rf"{manifest.folders[0]}: incomplete or damaged.*too deeply"
+    ):
         rimjax.load_bank(manifest.path)
     manifest.path.write_text(deep)
     with pytest.raises(ValueError, match=r"\.json: not a bank manifest, or damaged"):

@@ -120,7 +120,7 @@ class SamProposer(CopiedByFields):
         config, model = self.config, self.sam.model
         embedded = self.sam.embed(image)
         points = make_grid(config.points_per_side) * np.array(image.shape[1::-1])
-        batch = config.points_per_batch or (4 if model.device.type == "cpu" else 64)
+        batch = config.points_per_batch or embedded.decoder.choose_batch()
         with torch.inference_mode():
             for start in range(0, len(points), batch):
                 prompts = points[start : start + batch, None]

@@ -34,6 +34,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Bytes of the image's tokens, and of upscaled tokens, held at once on a CPU: a cache's size.
+MAX_DECODED, MAX_UPSCALED = 1 << 24, 1 << 23
+
 
 class ImageDecoder:
     """The mask decoder of one image.
@@ -67,6 +70,12 @@ class ImageDecoder:
             _transpose(attention.q_proj(position if index else keyed), attention.num_heads)
             for index, attention in enumerate(backward)
         ]
+
+    def choose_batch(self) -> int:
+        """Return how many points to decode at once: as many as fit in a CPU's cache, or 64."""
+        if self._tokens.device.type != "cpu":
+            return 64
+        return max(1, MAX_DECODED // (self._tokens.numel() * self._tokens.element_size()))
 
     def decode(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decode prompts as far as the predicted IoUs.
@@ -123,18 +132,23 @@ class ImageDecoder:
         """
         first, norm, activate, second, activate_last = self._decoder.output_upscaling
         heads, (height, width) = self._decoder.output_hypernetworks_mlps, self._grid
+        chosen = wanted.any(dim=1).nonzero()[:, 0]
+        if not len(chosen):
+            return tokens.new_zeros(0, 4 * height, 4 * width)
+        together = max(1, MAX_UPSCALED // (16 * image[0].numel() // 8 * image.element_size()))
         masks = []
-        for index in wanted.any(dim=1).nonzero()[:, 0]:
+        for points in chosen.split(together):
             # Rows are tokens, then quarters of tokens, then quarters of these: every step is
             # pointwise, so only the masks are put in the order of pixels.
-            x = _deconvolve(first, image[index])
+            x = _deconvolve(first, image[points].flatten(0, 1))
             x = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
             x = activate_last(_deconvolve(second, activate(x)))
-            chosen = wanted[index].nonzero()[:, 0].tolist()
-            hyper = torch.stack([heads[mask](tokens[index, mask]) for mask in chosen])
-            parts = (hyper @ x.T).reshape(-1, height, width, 2, 2, 2, 2)
-            masks.append(parts.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * height, 4 * width))
-        return torch.cat(masks) if masks else tokens.new_zeros(0, 4 * height, 4 * width)
+            x = x.unflatten(0, (len(points), -1)).transpose(1, 2)
+            own = [head(tokens[points, mask]) for mask, head in enumerate(heads)]
+            parts = (torch.stack(own, dim=1) @ x)[wanted[points]]
+            parts = parts.reshape(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+            masks.append(parts.reshape(-1, 4 * height, 4 * width))
+        return torch.cat(masks)
 
     def _attend_first(self, attention: Any, q: Tensor) -> Tensor:
         """Tokens attend to the image of the first layer, which all points share."""

@@ -119,8 +119,8 @@ def sift(
         rows, columns = (np.flatnonzero(window.any(axis)) for axis in (1, 0))
         box = (0, 0, 0, 0)
         if len(rows):
-            box = (left + columns[0], top + rows[0], left + columns[-1], top + rows[-1])
-            box = tuple(map(int, box))
+            x0, x1, y0, y1 = (int(at) for at in (columns[0], columns[-1], rows[0], rows[-1]))
+            box = left + x0, top + y0, left + x1, top + y1
         yield Candidate(np.packbits(window), window.shape, (top, left), box, score)
 
 
@@ -143,5 +143,8 @@ def _resize_axis(logits: int, side: int, seen: int, pixels: int, like: Tensor) -
 
 def _find_span(weights: Tensor, above: Tensor) -> tuple[int, int]:
     """Return from which to which pixel of an axis any of the marked values has a weight."""
-    touched = ((weights != 0) & above).any(dim=1).nonzero()[:, 0]
-    return (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 0)
+    marked = above.nonzero()[:, 0]
+    if not len(marked):
+        return 0, 0
+    touched = weights[:, marked[0] : marked[-1] + 1].any(dim=1).nonzero()[:, 0]
+    return int(touched[0]), int(touched[-1]) + 1

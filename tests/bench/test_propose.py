@@ -1,0 +1,90 @@
+"""`rimjax bench propose | encode`, and the proposals against segment-anything's own generator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segment_anything
+from cli import refused, run
+
+import rimjax
+from rimjax.bench.propose import compare_masks, lower_thresholds, measure_proposals
+from rimjax.datasets import load
+from rimjax.models import sam
+from rimjax.models.protocols import Proposals
+from rimjax.models.sam import ProposalConfig, SamProposer
+
+
+def test_minis_masks_are_segment_anythings_own() -> None:
+    proposer = rimjax.load_preset("mini").proposer
+    assert isinstance(proposer, SamProposer)
+    config = proposer.config
+    generator = segment_anything.SamAutomaticMaskGenerator(
+        proposer.sam.model,
+        points_per_side=config.points_per_side,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        box_nms_thresh=config.box_nms_thresh,
+    )
+    found = 0
+    for item in load("fashion-scenes").items[:8]:
+        image = item.image()
+        for shape in ((128, 128), (96, 128), (128, 77)):  # the padding differs
+            part = np.ascontiguousarray(image[: shape[0], : shape[1]])
+            records = [r for r in generator.generate(part) if r["area"] >= config.min_area]
+            row = compare_masks(proposer.propose(part), records)
+            assert row["same"], row
+            found += row["masks"]
+    assert found > 50
+
+
+def test_bench_propose_reports_stages_and_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "propose.json"
+    words = ("--model", "mini", "--points", 6, "--size", 60, 80, "--json", report)
+    printed = run("bench", "propose", *words, capsys=capsys)
+    row = json.loads(report.read_text())
+    assert row["same"] and row["seconds"] > 0 and row["segment-anything seconds"] > 0
+    assert set(row["stages"]) >= {"encode", "decode", "upscale", "resize and sift"}
+    assert "times as fast" in printed and "versions" in row
+    assert "share must be in (0, 1]" in refused(capsys, "bench", "propose", "--share", 0)
+
+
+def test_bench_encode_compares_with_torch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "encode.json"
+    run("bench", "encode", "--small", "--size", 56, "--batch", 2, "--json", report, capsys=capsys)
+    row = json.loads(report.read_text())
+    assert row["largest difference"] < 1e-5 and row["seconds"] > 0 and row["torch seconds"] > 0
+
+
+def test_other_masks_are_not_called_the_same() -> None:
+    masks = np.zeros((2, 20, 20), bool)
+    masks[0, :10], masks[1, :, :7] = True, True
+    scores = np.array([0.9, 0.8], np.float32)
+    records = [
+        {"segmentation": mask.copy(), "predicted_iou": float(score)}
+        for mask, score in zip(masks, scores, strict=True)
+    ]
+    swapped = Proposals(masks[::-1], scores)  # a near tie of the scores changes the order only
+    assert compare_masks(Proposals(masks, scores), records)["same"]
+    assert not compare_masks(swapped, records)["same"]
+    tied = [{**record, "predicted_iou": 0.9} for record in records]
+    assert compare_masks(Proposals(masks[::-1], scores[[0, 0]]), tied)["same"]
+    masks[0, 0, 0] = False
+    assert not compare_masks(Proposals(masks, scores), records)["same"]
+    assert not compare_masks(Proposals(masks[:1], scores[:1]), records)["same"]
+
+
+@pytest.mark.slow
+def test_full_size_masks_are_segment_anythings_own() -> None:
+    model = sam.load(None, seed=1)
+    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+    config = lower_thresholds(model, image, 0.5, ProposalConfig(points_per_side=14))
+    row = measure_proposals(model, image, config, batch=4)
+    assert row["same"] and row["masks"] > 200, row
