@@ -42,8 +42,8 @@ class ProposalConfig:
 
     Attributes:
         points_per_side: of the grid of point prompts.
-        points_per_batch: points decoded at once; None: 4 on a CPU, where the decoder's tokens then
-            fit in cache (2.7 times as fast as 64), and 64 elsewhere. Only speed and memory change.
+        points_per_batch: points decoded at once; None: on a CPU as many as have their tokens in
+            cache (4 of the published models), and 64 elsewhere. Only speed and memory change.
         pred_iou_thresh: masks are kept if their predicted IoU is above this.
         stability_score_thresh: masks are dropped if their area changes more than this allows when
             the cut-off moves.
