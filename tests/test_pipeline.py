@@ -215,3 +215,23 @@ def test_voting_takes_at_most_twice_the_memory_of_painting() -> None:
         over = masks[:28, y, x]
         expected = seg.scores[:28][over].mean(0).argmax() if over.any() else 0
         assert seg.labels[y, x] == expected
+
+
+def test_random_agents_differ_from_image_to_image() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(12, 3)).astype(np.float32)
+    bank = ReferenceBank.create(rows, np.arange(12), rows, (BACKGROUND, *"abcdefghijk"))
+    masks = np.zeros((5, 8, 8), bool)
+    regions = Regions(rng.normal(size=(5, 3)).astype(np.float32), masks, np.ones(5, bool))
+    images = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
+
+    def score(settings: SegmentSettings, image: np.ndarray) -> np.ndarray:
+        return name_regions(regions, bank, settings, image=image).scores
+
+    random = SegmentSettings(agent_policy="random")
+    first, second = (score(random, image) for image in images)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, score(random, images[0].copy()))
+    assert not np.array_equal(first, score(replace(random, seed=1), images[0]))
+    nearest = SegmentSettings()
+    np.testing.assert_array_equal(score(nearest, images[0]), score(nearest, images[1]))
