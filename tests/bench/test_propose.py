@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import segment_anything
 from cli import refused, run
+from PIL import Image
 
 import rimjax
 from rimjax.bench.propose import compare_masks, lower_thresholds, measure_proposals
@@ -16,6 +19,7 @@ from rimjax.datasets import load
 from rimjax.models import sam
 from rimjax.models.protocols import Proposals
 from rimjax.models.sam import ProposalConfig, SamProposer
+from rimjax.models.sam.model import EmbeddedImage
 
 
 def test_minis_masks_are_segment_anythings_own() -> None:
@@ -39,6 +43,51 @@ def test_minis_masks_are_segment_anythings_own() -> None:
             assert row["same"], row
             found += row["masks"]
     assert found > 50
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_masks_of_crops_are_segment_anythings_own(layers: int) -> None:
+    proposer = rimjax.load_preset("mini").proposer
+    assert isinstance(proposer, SamProposer)
+    config = replace(proposer.config, points_per_side=4, crop_layers=layers)
+    generator = segment_anything.SamAutomaticMaskGenerator(
+        proposer.sam.model,
+        points_per_side=4,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        box_nms_thresh=config.box_nms_thresh,
+        crop_n_layers=layers,
+    )
+    found = 0
+    for item in load("fashion-scenes").items[:4]:
+        image = np.asarray(Image.fromarray(item.image()).resize((200, 260)))
+        records = [r for r in generator.generate(image) if r["area"] >= config.min_area]
+        row = compare_masks(replace(proposer, config=config).propose(image), records)
+        assert row["same"], row
+        found += row["masks"]
+    assert found >= 8
+
+
+def test_points_inside_masks_can_be_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposer = rimjax.load_preset("mini").proposer
+    assert isinstance(proposer, SamProposer)
+    fast = replace(proposer, config=replace(proposer.config, skip_covered=True))
+    assert fast.fingerprint != proposer.fingerprint
+    decoded: list[int] = []
+    decode = EmbeddedImage.decode
+
+    def count(self: EmbeddedImage, points: np.ndarray) -> Any:
+        decoded.append(len(points))
+        return decode(self, points)
+
+    monkeypatch.setattr(EmbeddedImage, "decode", count)
+    image = load("fashion-scenes").items[0].image()
+    few = fast.propose(image)
+    assert sum(decoded) < 50, "of 100 points"
+    whole = proposer.propose(image)
+    assert sum(decoded) > 100 and 0 < len(few.masks) <= len(whole.masks)
+    union = few.masks.any(0), whole.masks.any(0)
+    assert (union[0] & union[1]).sum() > 0.8 * union[1].sum()
 
 
 def test_bench_propose_reports_stages_and_agreement(

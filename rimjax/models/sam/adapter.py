@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rimjax.models.sam.masks import Candidate
 
 
+# segment-anything's defaults: what crops overlap by, and the IoU of boxes of different crops.
+CROP_OVERLAP, CROP_NMS = 512 / 1500, 0.7
+
+
 @dataclass(frozen=True, eq=False)
 class SamMasker(CopiedByFields):
     """SAM as a `Masker`.
@@ -89,6 +93,9 @@ class SamProposer(CopiedByFields):
     def fingerprint(self) -> str:
         """Digest of the SAM and the settings that proposals depend on."""
         settings = asdict(replace(self.config, points_per_batch=None))
+        for name in ("skip_covered", "crop_layers"):  # as before there was a choice
+            if not settings[name]:
+                del settings[name]
         return fingerprint([self.sam.fingerprint, settings])
 
     def propose(self, image: np.ndarray) -> Proposals:
@@ -100,10 +107,8 @@ class SamProposer(CopiedByFields):
         Raises:
             ValueError: the image is something else.
         """
-        from rimjax.models.sam.masks import suppress
-
-        kept = suppress(list(self._find_candidates(image)), self.config.box_nms_thresh)
-        shape = image.shape[:2]
+        self.sam.check_image(image)
+        kept, shape = self._search_crops(image), image.shape[:2]
         masks = np.array([candidate.unpack(shape) for candidate in kept], bool)
         masks = masks.reshape(-1, *shape)
         areas = masks.sum((1, 2))
@@ -112,8 +117,26 @@ class SamProposer(CopiedByFields):
         scores = np.array([candidate.score for candidate in kept], np.float32)
         return Proposals(masks[order], scores[order])
 
-    def _find_candidates(self, image: np.ndarray) -> Iterator[Candidate]:
-        """Yield the masks of all points that pass the thresholds."""
+    def _search_crops(self, image: np.ndarray) -> list[Candidate]:
+        """Find the masks of an image and its crops; those of small crops are preferred."""
+        from segment_anything.utils.amg import generate_crop_boxes
+
+        from rimjax.models.sam.masks import drop_cut, suppress
+
+        overlap, size = self.config.box_nms_thresh, image.shape[:2]
+        crops, _ = generate_crop_boxes(size, self.config.crop_layers, CROP_OVERLAP)
+        found: list[Candidate] = []
+        ranks: list[float] = []
+        for x0, y0, x1, y1 in crops:
+            part = np.ascontiguousarray(image[y0:y1, x0:x1])
+            candidates = drop_cut(list(self._search(part)), [x0, y0, x1, y1], size)
+            kept = [mask.move(x0, y0) for mask in suppress(candidates, overlap)]
+            found += kept
+            ranks += [1 / ((x1 - x0) * (y1 - y0))] * len(kept)
+        return suppress(found, CROP_NMS, ranks) if len(crops) > 1 else found
+
+    def _search(self, image: np.ndarray) -> Iterator[Candidate]:
+        """Yield the masks of a grid of points that pass the thresholds."""
         torch = import_libraries()[0]
         from rimjax.models.sam.masks import sift
 
@@ -121,21 +144,37 @@ class SamProposer(CopiedByFields):
         embedded = self.sam.embed(image)
         points = make_grid(config.points_per_side) * np.array(image.shape[1::-1])
         batch = config.points_per_batch or embedded.decoder.choose_batch()
+        covered = np.zeros(image.shape[:2], bool) if config.skip_covered else None
+        if covered is not None:
+            points = np.concatenate(split_grid(points, config.points_per_side))
+            batch = min(batch, config.points_per_side)  # so that few are decoded in vain
         with torch.inference_mode():
-            for start in range(0, len(points), batch):
-                prompts = points[start : start + batch, None]
+            while len(points):
+                if covered is not None:
+                    columns, rows = points.astype(int).T
+                    points = points[~covered[rows, columns]]
+                prompts, points = points[:batch, None], points[batch:]
+                if not len(prompts):
+                    return
                 tokens, tokens_of_image, ious = embedded.decode(prompts)
                 # segment-anything takes a threshold of 0 or less for none.
                 wanted = (ious > config.pred_iou_thresh) | (config.pred_iou_thresh <= 0)
                 wanted[:, 0] = False  # the single mask
                 logits = embedded.decoder.upscale(tokens, tokens_of_image, wanted)
-                yield from sift(
-                    embedded.frame,
-                    logits,
-                    ious[wanted],
-                    config.stability_score_thresh,
-                    model.mask_threshold,
-                )
+                least, threshold = config.stability_score_thresh, model.mask_threshold
+                for mask in sift(embedded.frame, logits, ious[wanted], least, threshold):
+                    if covered is not None:
+                        covered |= mask.unpack(covered.shape)
+                    yield mask
+
+
+def split_grid(
+    points: Float64[np.ndarray, "n 2"], per_side: int
+) -> tuple[Float64[np.ndarray, "coarse 2"], Float64[np.ndarray, "rest 2"]]:
+    """Split a square grid of points into every other point of every other row, and the rest."""
+    coarse = np.zeros((per_side, per_side), bool)
+    coarse[::2, ::2] = True
+    return points[coarse.ravel()], points[~coarse.ravel()]
 
 
 def make_grid(per_side: int) -> Float64[np.ndarray, "n 2"]:

@@ -9,11 +9,12 @@ a logit can be above the lower threshold of the stability score; all others are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from segment_anything.utils.amg import is_box_near_crop_edge
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
@@ -87,6 +88,12 @@ class Candidate:
     box: tuple[int, int, int, int]
     score: float
 
+    def move(self, x: int, y: int) -> Candidate:
+        """Return the mask in an image of which this one's image is the crop from x, y on."""
+        (top, left), (x0, y0, x1, y1) = self.corner, self.box
+        box = x0 + x, y0 + y, x1 + x, y1 + y
+        return replace(self, corner=(top + y, left + x), box=box)
+
     def unpack(self, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
         """Return the mask."""
         mask = np.zeros(shape, bool)
@@ -124,14 +131,39 @@ def sift(
         yield Candidate(np.packbits(window), window.shape, (top, left), box, score)
 
 
-def suppress(candidates: list[Candidate], overlap: float) -> list[Candidate]:
-    """Drop a mask if its box overlaps that of a better mask by more IoU than allowed."""
+def suppress(
+    candidates: list[Candidate], overlap: float, ranks: list[float] | None = None
+) -> list[Candidate]:
+    """Drop a mask if its box overlaps that of a better mask by more IoU than allowed.
+
+    Args:
+        candidates: masks of one image.
+        overlap: the IoU.
+        ranks: what makes a mask better; default: the predicted IoUs.
+    """
     if not candidates:
         return []
     boxes = torch.tensor([candidate.box for candidate in candidates], dtype=torch.float32)
-    scores = torch.tensor([candidate.score for candidate in candidates])
+    scores = torch.tensor(ranks or [candidate.score for candidate in candidates])
     kept = batched_nms(boxes, scores, torch.zeros(len(boxes)), iou_threshold=overlap)
     return [candidates[index] for index in kept.tolist()]
+
+
+def drop_cut(
+    candidates: list[Candidate], crop: list[int], size: tuple[int, int]
+) -> list[Candidate]:
+    """Drop the masks of a crop that its edge may have cut, unless the image ends there too.
+
+    Args:
+        candidates: masks, in the crop.
+        crop: x0, y0, x1, y1 of the crop in the image.
+        size: height and width of the image.
+    """
+    if not candidates:
+        return []
+    boxes = torch.tensor([candidate.box for candidate in candidates])
+    cut = is_box_near_crop_edge(boxes, crop, [0, 0, size[1], size[0]])
+    return [each for each, is_cut in zip(candidates, cut.tolist(), strict=True) if not is_cut]
 
 
 def _resize_axis(logits: int, side: int, seen: int, pixels: int, like: Tensor) -> Tensor:
