@@ -260,7 +260,7 @@ def start(
         check_outputs(experiment.folder / "any")
         keep_compilations(experiment.cache)
         if experiment.seeds > 1:
-            run_seeds(main, experiment)
+            run_seeds(main, experiment, Path(sys.argv[0]).stem)
         else:
             main(experiment)
     except (ValueError, OSError, ImportError) as error:
@@ -269,11 +269,17 @@ def start(
         raise SystemExit(2) from error
 
 
-def run_seeds(main: Callable[[Options], None], experiment: Options) -> None:
-    """Run an experiment with each seed, and write each table's spread over them."""
+def run_seeds(main: Callable[[Options], None], experiment: Options, name: str) -> None:
+    """Run an experiment with each seed, and write each table's spread over them.
+
+    Args:
+        main: the experiment.
+        experiment: its options.
+        name: of the folder, inside each seed's, that keeps other experiments' tables apart.
+    """
     folders = []
     for seed in range(experiment.seed, experiment.seed + experiment.seeds):
-        folders.append(experiment.folder / f"seed-{seed}")
+        folders.append(experiment.folder / f"seed-{seed}" / name)
         print(f"seed {seed}")
         main(replace(experiment, seed=seed, seeds=1, out=folders[-1]))
     for path in sorted(folders[0].glob("*.csv")):

@@ -116,7 +116,7 @@ def _describe_spread(title: str, cells: Sequence[str]) -> str:
         return "; ".join(cells)
     values = [float(number.group()) for number in numbers if number]
     mean, deviation = np.mean(values), np.std(values, ddof=1)
-    is_gain, images = title.startswith("gain"), cells[0].partition(" ")[2]
+    is_gain, images = cells[0][0] in "+-", cells[0].partition(" ")[2]
     described = f"{mean:{'+' if is_gain else ''}.1f}, seeds +-{deviation:.1f}"
     if images:
         described += f", images {images}"

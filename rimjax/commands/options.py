@@ -50,8 +50,8 @@ class StageOptions:
     """Models.
 
     Attributes:
-        configuration: Named settings of matching: rimjax, which is never clearly below plain cosine
-            matching; or printed (alias paper), the paper's equations to the letter.
+        configuration: Named settings of matching: rimjax, the recommended settings; or printed
+            (alias paper), the paper's equations to the letter.
         generator: Stable Diffusion of the paper preset: sd-1.4 or sd-1.5.
         masker: SAM of the paper preset: sam-vit-b, sam-vit-l or sam-vit-h.
         encoder: Encoder: dinov2-base, dinov2-small, dinov2-large, dinov3-base, dinov3-small,

@@ -120,14 +120,15 @@ def match(
         candidates: classes that may win: "all", or only the region's "agents".
         allowed: classes that may win, as a mask: for data sets without a background all but it. May
             change without another compilation. A class that may not win by `candidates` or
-            `allowed` scores the least that a class can: -1, by the measure "kl" -inf; a region for
-            which no class may win gets label -1.
+            `allowed` scores the least that a class can: -1 for most settings, -inf by the measure
+            "kl"; a region for which no class may win gets label -1.
         method: see `permutation_similarity`.
         agent_policy: see `relation_aware_similarity`. For agents that differ from image to image,
             fold the image's number into the key.
         agent_source: agents are rows of bank.classes ("classes", Eq. 6) or of bank.prototypes
             ("prototypes": each sub-category takes part instead of the class).
-        background_agent: whether the background may be an agent; if not, N is at most C - 1.
+        background_agent: whether the background may be an agent; if not, N is at most C - 1, and
+            with candidates="agents" no region is named background.
         key: a random key, for agent_policy "random".
         top_k: None for the scores of all C classes; a number for those of the k best only, the
             winner first, with their `classes`: memory then doesn't grow with P*C either. A number

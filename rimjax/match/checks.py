@@ -49,6 +49,11 @@ def check_options(options: MatchOptions, scalars: Scalars) -> tuple[MatchOptions
     for name in CHOICES:
         check_choice(name, getattr(options, name))
     check_num_agents("num_agents", options.num_agents, options.method)
+    if (options.similarity, options.measure) == ("combined", "kl"):
+        raise ValueError(
+            "similarity must not be 'combined' with measure='kl', whose values are negative: a "
+            "nearer region would score less; use 'weighted', or another measure"
+        )
     is_random, (temperature, weight, key) = options.agent_policy == "random", scalars
     if is_random and not _is_key(key):
         raise ValueError(

@@ -144,7 +144,8 @@ class SamProposer(CopiedByFields):
         embedded = self.sam.embed(image)
         points = make_grid(config.points_per_side) * np.array(image.shape[1::-1])
         batch = config.points_per_batch or embedded.decoder.choose_batch()
-        covered = np.zeros(image.shape[:2], bool) if config.skip_covered else None
+        size = image.shape[0], image.shape[1]
+        covered = np.zeros(size, bool) if config.skip_covered else None
         if covered is not None:
             points = np.concatenate(split_grid(points, config.points_per_side))
             batch = min(batch, config.points_per_side)  # so that few are decoded in vain
@@ -164,7 +165,7 @@ class SamProposer(CopiedByFields):
                 least, threshold = config.stability_score_thresh, model.mask_threshold
                 for mask in sift(embedded.frame, logits, ious[wanted], least, threshold):
                     if covered is not None:
-                        covered |= mask.unpack(covered.shape)
+                        covered |= mask.unpack(size)
                     yield mask
 
 
