@@ -245,3 +245,19 @@ def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "segment_anything", None)
     with pytest.raises(ImportError, match=r'pip install "rimjax\[pipeline\]"'):
         adapter.build(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("points_per_side", value) for value in (0, -1)),
+        *(("points_per_batch", value) for value in (0, -3)),
+        ("min_area", -1),
+        ("crop_layers", -1),
+        ("pred_iou_thresh", float("nan")),
+        ("box_nms_thresh", float("inf")),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        replace(ProposalConfig(), **{name: value})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class SamConfig:
@@ -64,3 +66,18 @@ class ProposalConfig:
     min_area: int = 1
     skip_covered: bool = False
     crop_layers: int = 0
+
+    def __post_init__(self) -> None:
+        batch = self.points_per_batch
+        counts = {
+            "points_per_side": (self.points_per_side, 1),
+            "points_per_batch": (1 if batch is None else batch, 1),
+            "min_area": (self.min_area, 0),
+            "crop_layers": (self.crop_layers, 0),
+        }
+        for name, (value, least) in counts.items():
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
