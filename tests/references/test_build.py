@@ -279,6 +279,22 @@ def test_a_wrong_call_is_refused_by_the_arguments_name(
         rimjax.build_bank(["bag"], fake_models(), cache_dir=tmp_path, settings={"seed": 1})  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("without_type_checks")
+def test_arguments_that_can_be_read_only_once_lose_nothing(tmp_path: Path) -> None:
+    pictures = np.zeros((2, 20, 20, 3), np.uint8)
+    pictures[:, 5:12, 5:12] = pick_colour("mug")
+    bank = rimjax.build_bank(
+        (name for name in ["apple", "plum"]),  # pyright: ignore[reportArgumentType]
+        fake_models(),
+        cache_dir=tmp_path,
+        references={"mug": iter(pictures)},  # pyright: ignore[reportArgumentType]
+        points={"mug": zip([8, 9], [8, 9], strict=True)},  # pyright: ignore[reportArgumentType]
+    )
+    assert bank.names == ("background", "apple", "plum", "mug")
+    manifest = store.read_manifest(next((tmp_path / "banks").glob("*.json")))
+    assert len(store.read_all_references(manifest)[2].foreground) == 2
+
+
 def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
     folder = tmp_path / "references"
     (folder / f"{files._PREFIX}old").mkdir(parents=True)
