@@ -489,6 +489,11 @@ def test_files_of_earlier_versions_are_refused_with_a_way_out(tmp_path: Path, fi
         (["b", "__ignore__"], "pixels without a label"),
         (["hot dog", "hot  dog"], "more than once"),
         (["caf\u00e9", "cafe\u0301"], "more than once"),
+        (["caf\u00e9", "cafe\u200b\u0301"], "more than once"),
+        (["bag", "bag\u200b"], "more than once"),
+        (["bag", "\u2060b\u00adag\u200e"], "more than once"),
+        (["b", "\u200bback\u200dground"], "every bank has it"),
+        (["a", "\u200b"], "blank"),
         ("apple", "must be a list"),
     ],
 )
@@ -509,7 +514,7 @@ def test_a_class_from_photographs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seg.labels == 2, (photo == pick_colour("mug")).all(-1))
 
 
-@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u00a0", "\tmug"])
+@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u200b", "mug\u00a0", "\tmug"])
 def test_a_key_with_blanks_or_marks_means_the_cleaned_name(tmp_path: Path, spelled: str) -> None:
     """As keys from a CSV: the class must not be drawn, and its points must not be lost."""
     photo = np.full((50, 70, 3), 128, np.uint8)
