@@ -249,7 +249,10 @@ HEADINGS = [
         ("plum\nwall: background\n", "at most as its first line"),
         ("plum\nleaf\n_background_\n", "at most as its first line"),
         ("background\n_background_\nplum\n", "at most as its first line"),
-        *((f"{line}\nplum\nleaf\n", "must begin with 'background' or a class") for line in HEADINGS),
+        *(
+            (f"{line}\nplum\nleaf\n", "must begin with 'background' or a class")
+            for line in HEADINGS
+        ),
         ("background\n# plants\nplum\nleaf\n", "must hold no comment, got '# plants' on line 2"),
         ("# background\nplum\nleaf\n", "must hold no comment, got '# background' on line 1"),
         ("background\nplum\n\nleaf\n", "must hold no blank line before its last class, .* line 3"),

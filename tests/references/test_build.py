@@ -295,6 +295,24 @@ def test_arguments_that_can_be_read_only_once_lose_nothing(tmp_path: Path) -> No
     assert len(store.read_all_references(manifest)[2].foreground) == 2
 
 
+@pytest.mark.usefixtures("without_type_checks")
+def test_settings_of_numpys_types_are_stored_as_pythons(tmp_path: Path) -> None:
+    ours: dict[str, Any] = {"num_images": 2, "foreground_mask": False, "whiten": 0.5, "seed": 3}
+    theirs: dict[str, Any] = {
+        **{"num_images": np.int64(2), "foreground_mask": np.bool(False)},
+        **{"whiten": np.float32(0.5), "seed": np.uint32(3)},
+    }
+    paths = []
+    for values in (ours, theirs):
+        settings = rimjax.ReferenceSettings(**values)
+        manifest, _ = build_references(
+            ["plum"], fake_models(), settings=settings, cache_dir=tmp_path
+        )
+        paths.append(manifest.path)
+    assert paths[0] == paths[1]
+    assert len(rimjax.load_bank(paths[0]).names) == 2
+
+
 def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
     folder = tmp_path / "references"
     (folder / f"{files._PREFIX}old").mkdir(parents=True)
