@@ -421,6 +421,42 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
         rimjax.load_bank(tmp_path / "none.json")
 
 
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        *(("settings", value) for value in ([1], None, "whiten", 3, {}, {"seed": 1}, [["seed", 1]])),
+        *(("encoder", value) for value in (None, 3, ["fake-encoder"])),
+        *(("preset", value) for value in (None, {})),
+        *(("names", value) for value in (None, "p", [3], [], {"plum": 1}, ["plum", "plum"])),
+        *(("folders", value) for value in (None, "p", [3], [])),
+    ],
+)
+def test_a_sealed_manifest_of_other_types_is_named(
+    tmp_path: Path, entry: str, value: object
+) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    reseal(manifest.path, **{entry: value})
+    with pytest.raises(ValueError, match=r": .*build the bank again") as stop:
+        rimjax.load_bank(manifest.path)
+    assert str(tmp_path) in str(stop.value) and "\n" not in str(stop.value)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("name", None), ("fallbacks", "none"), ("drawing", 3), ("files", []), ("files", {"a": 1})],
+)
+def test_a_sealed_record_of_other_types_is_named(
+    tmp_path: Path, entry: str, value: object
+) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    folder = tmp_path / "references" / manifest.folders[0]
+    reseal(folder / "references.json", **{entry: value})
+    with pytest.raises(ValueError, match=rf"{folder.name}: .*build the bank again"):
+        rimjax.load_bank(manifest.path)
+
+
 @pytest.mark.parametrize("name", ["../plum", "/etc/passwd", "a/b", "..", "", "a\\b"])
 def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) -> None:
     manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
