@@ -425,7 +425,10 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
-        *(("settings", value) for value in ([1], None, "whiten", 3, {}, {"seed": 1}, [["seed", 1]])),
+        *(
+            ("settings", value)
+            for value in ([1], None, "whiten", 3, {}, {"seed": 1}, [["seed", 1]])
+        ),
         *(("encoder", value) for value in (None, 3, ["fake-encoder"])),
         *(("preset", value) for value in (None, {})),
         *(("names", value) for value in (None, "p", [3], [], {"plum": 1}, ["plum", "plum"])),
@@ -447,9 +450,7 @@ def test_a_sealed_manifest_of_other_types_is_named(
     ("entry", "value"),
     [("name", None), ("fallbacks", "none"), ("drawing", 3), ("files", []), ("files", {"a": 1})],
 )
-def test_a_sealed_record_of_other_types_is_named(
-    tmp_path: Path, entry: str, value: object
-) -> None:
+def test_a_sealed_record_of_other_types_is_named(tmp_path: Path, entry: str, value: object) -> None:
     manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
     folder = tmp_path / "references" / manifest.folders[0]
     reseal(folder / "references.json", **{entry: value})
@@ -501,10 +502,18 @@ def test_links_out_of_the_cache_are_not_followed(tmp_path: Path, name: str) -> N
             rimjax.load_bank(manifest.path)
 
 
-def test_a_linked_cache_is_read(tmp_path: Path) -> None:
-    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path / "cache")
-    (tmp_path / "link").symlink_to(tmp_path / "cache")
-    store.read_references(tmp_path / "link/references" / manifest.folders[0], pictures=True)
+@pytest.mark.parametrize("linked", [".", "references"])
+def test_a_linked_cache_is_read(tmp_path: Path, linked: str) -> None:
+    """Cache and references may be links that their owner made, e.g. to a larger disk."""
+    cache = tmp_path / "cache"
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=cache)
+    (cache / linked).resolve().rename(tmp_path / "elsewhere")
+    (cache / linked).symlink_to(tmp_path / "elsewhere")
+    store.read_references(cache / "references" / manifest.folders[0], pictures=True)
+    again = fake_models()
+    assert len(rimjax.build_bank(["plum"], again, cache_dir=cache).names) == 2
+    assert list_drawn(again) == []
+    assert len(rimjax.load_bank(manifest.path).names) == 2
 
 
 @pytest.mark.parametrize("file", ["manifest", "record"])
