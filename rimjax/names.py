@@ -58,7 +58,7 @@ def is_no_class(name: str) -> bool:
 def is_heading(name: str) -> bool:
     """Return whether a list's first line seems to be no class, e.g. "0 background" or "id,name"."""
     words = set(re.findall(r"[^\W_]+", clean_name(name).lower()))
-    return bool(words & (_BACKGROUND | _NO_CLASS)) or bool(words) and words <= _HEADINGS
+    return bool(words & (_BACKGROUND | _NO_CLASS)) or (bool(words) and words <= _HEADINGS)
 
 
 def _strip_marks(name: str) -> str:

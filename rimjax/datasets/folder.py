@@ -33,8 +33,8 @@ def open_folder(root: Path) -> Dataset:
     for number, line in enumerate(lines, 1):
         if not line:
             raise ValueError(
-                f"{names}: must hold no blank line before its last class, got one on line {number}; "
-                "take it out, and see that i is the class on line i"
+                f"{names}: must hold no blank line before its last class, got one on line "
+                f"{number}; take it out, and see that i is the class on line i"
             )
         if line.startswith("#"):
             raise ValueError(

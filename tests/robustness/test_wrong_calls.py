@@ -84,8 +84,8 @@ def bank_parts(**changes: Any) -> ReferenceBank:
 
 
 def build(**options: Any) -> object:
-    """Names and models that fit, with some options; nothing may be left in the cache."""
-    options = {"cache_dir": Path("/nonexistent"), "names": ["apple"], **options}
+    """Build a bank in the test's own cache: names and models that fit, with some options."""
+    options = {"names": ["apple"], **options}
     return rimjax.build_bank(options.pop("names"), fake_models(), **options)
 
 
@@ -318,11 +318,15 @@ TABLE = [*SETTINGS, *MATCHING, *BANKS, *STEPS, *MODELS]
 
 
 @pytest.mark.parametrize("index", range(len(TABLE)))
-def test_a_wrong_call_is_refused_by_name(index: int) -> None:
+def test_a_wrong_call_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
     call, message = TABLE[index]
+    monkeypatch.setenv("RIMJAX_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=message) as stop:
         call()
     assert "\n" not in str(stop.value)
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
 
 
 def test_the_table_is_large() -> None:
