@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import TypeVar
@@ -11,11 +12,21 @@ from rimjax.types import BACKGROUND
 T = TypeVar("T")
 _BACKGROUND = {BACKGROUND, "bg"}
 _NO_CLASS = {"ignore", "ignored", "unlabeled", "unlabelled", "void"}
+_HEADINGS = {
+    *("category", "categories", "class", "classes", "id", "index", "label", "labels", "name"),
+    *("names", "no", "none"),
+}
+"""Words of which a table's heading consists, or a line that says "no label"."""
 
 
 def clean_name(name: str) -> str:
-    """Return a class name in Unicode's composed form, with single blanks and none around it."""
-    return " ".join(unicodedata.normalize("NFC", name).replace("\ufeff", "").split())
+    """Return a class name in Unicode's composed form, with single blanks and none around it.
+
+    Characters that only format text, such as U+200B, are left out: names that differ by them look
+    the same.
+    """
+    visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+    return " ".join(unicodedata.normalize("NFC", visible).split())
 
 
 def clean_keys(argument: str, values: Mapping[str, T]) -> dict[str, T]:
@@ -42,6 +53,12 @@ def is_background(name: str) -> bool:
 def is_no_class(name: str) -> bool:
     """Return whether a name marks pixels without a label, e.g. "__ignore__"."""
     return _strip_marks(name) in _NO_CLASS
+
+
+def is_heading(name: str) -> bool:
+    """Return whether a list's first line seems to be no class, e.g. "0 background" or "id,name"."""
+    words = set(re.findall(r"[^\W_]+", clean_name(name).lower()))
+    return bool(words & (_BACKGROUND | _NO_CLASS)) or (bool(words) and words <= _HEADINGS)
 
 
 def _strip_marks(name: str) -> str:

@@ -36,11 +36,21 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     return content
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, types: Mapping[str, type] | None = None) -> dict[str, Any]:
     """Read a file of sealed JSON.
+
+    Args:
+        path: the file.
+        types: entries that it must have, with their types.
 
     Raises:
         OSError: it can't be read.
-        ValueError: as `unseal`; also where it isn't UTF-8.
+        ValueError: as `unseal`; also where it isn't UTF-8 or an entry has another type.
     """
-    return unseal(path.read_text(encoding="utf-8"))
+    content = unseal(path.read_text(encoding="utf-8"))
+    for name, kind in (types or {}).items():
+        if name not in content:
+            raise ValueError(f"{name!r} isn't recorded")
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name!r} isn't a {kind.__name__}")
+    return content

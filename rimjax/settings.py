@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from ported_weights.choices import check_choices
-from rimjax.match.checks import check_options
+from rimjax.match.checks import check_options, describe
 from rimjax.match.classify import MatchOptions, Scalars
 
 MAX_SEED = 2**32
+_KINDS = {
+    "int": ("an integer", int),
+    "int | None": ("an integer or None", int | None),
+    "float": ("a finite number", int | float),
+    "bool": ("True or False", bool),
+}
+"""What an annotation asks for, and the types that give it."""
 
 
 def check_least(settings: object, least: float, *names: str) -> None:
@@ -23,9 +30,18 @@ def check_least(settings: object, least: float, *names: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raise ValueError for a seed outside [0, 2^32)."""
+    """Raise ValueError for a seed that isn't an integer in [0, 2^32)."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer, got {describe(seed)}; pass for example 0")
     if not 0 <= seed < MAX_SEED:
         raise ValueError(f"seed must be in [0, 2^32), got {seed}")
+
+
+def unwrap_scalars(settings: Any) -> None:
+    """Replace NumPy's scalars in settings by Python's, which JSON can hold."""
+    for entry in fields(settings):
+        if isinstance(value := getattr(settings, entry.name), np.generic):
+            object.__setattr__(settings, entry.name, value.item())
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,15 @@ class ReferenceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        unwrap_scalars(self)
+        for entry in fields(self):
+            value, (what, types) = getattr(self, entry.name), _KINDS[str(entry.type)]
+            wrong = not isinstance(value, types) or (isinstance(value, bool) and types is not bool)
+            if wrong or (isinstance(value, float) and not np.isfinite(value)):
+                raise ValueError(
+                    f"{entry.name} must be {what}, got {describe(value)}; leave it out for "
+                    f"{entry.default}"
+                )
         check_least(self, 1, "num_images", "num_points", "num_subcategories")
         check_least(self, 0, "whiten", "centre")
         if self.centre > 1:
@@ -109,6 +134,7 @@ class MatchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        unwrap_scalars(self)
         check_seed(self.seed)
         keywords = self.as_keywords()
         scalars = Scalars(

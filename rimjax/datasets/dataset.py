@@ -145,7 +145,7 @@ def pair_files(
 
 
 def read_lines(path: Path, layout: str) -> list[str]:
-    """Read the lines of a UTF-8 text, leaving out blank lines.
+    """Read the lines of a UTF-8 text up to the last that isn't blank, without blanks around each.
 
     Raises:
         FileNotFoundError: there is no such file; the message describes the expected layout.
@@ -159,7 +159,7 @@ def read_lines(path: Path, layout: str) -> list[str]:
         raise ValueError(
             f"{path}: isn't UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.rstrip().split("\n")]
 
 
 def first_existing(root: Path, *places: str) -> Path:

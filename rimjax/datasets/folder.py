@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rimjax.datasets.dataset import IGNORED, Dataset, pair_files, read_lines
-from rimjax.names import clean_name, is_background, is_no_class
+from rimjax.names import clean_name, is_background, is_heading, is_no_class
 from rimjax.types import BACKGROUND
 
 LAYOUT = "a folder with images/NAME.jpg (or .jpeg, .png), labels/NAME.png and names.txt"
@@ -19,18 +19,31 @@ def open_folder(root: Path) -> Dataset:
         root: holds `images/NAME.jpg` (or .jpeg, .png), `labels/NAME.png` (0 the background, i the
             class on line i, 255 ignored) and `names.txt`: a class per line, as `name` or `name:
             words for the prompt`. A first line "background", however it is spelled, stands for
-            label 0.
+            label 0. Only blank lines at the end are ignored.
 
     Raises:
         FileNotFoundError: a part of the layout is missing.
-        ValueError: names are missing or repeated or mark pixels without a label, or there is no
-            image.
+        ValueError: names are missing or repeated or mark pixels without a label, a line seems to be
+            no class, or there is no image.
     """
     names = root / "names.txt"
-    lines = read_lines(names, LAYOUT)
+    lines = [clean_name(line) for line in read_lines(names, LAYOUT)]
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if not line:
+            raise ValueError(
+                f"{names}: must hold no blank line before its last class, got one on line "
+                f"{number}; take it out, and see that i is the class on line i"
+            )
+        if line.startswith("#"):
+            raise ValueError(
+                f"{names}: must hold no comment, got {line!r} on line {number}; take it out, and "
+                "see that i is the class on line i"
+            )
     if lines and is_background(lines[0]):
         lines = lines[1:]
-    split = [[clean_name(part) for part in line.partition(":")[::2]] for line in lines]
+    split = [[part.strip() for part in line.partition(":")[::2]] for line in lines]
     if unlabelled := [name for name, _ in split if is_no_class(name)]:
         raise ValueError(
             f"{names}: must hold no {unlabelled[0]!r}, because ignored pixels have label {IGNORED} "
@@ -43,6 +56,11 @@ def open_folder(root: Path) -> Dataset:
         raise ValueError(
             f"{names}: must hold {BACKGROUND!r} at most as its first line, alone and without words "
             f"for a prompt, got {list(classes)[:5]}; it is label 0, and i is the class on line i"
+        )
+    if classes and is_heading(classes[0]):
+        raise ValueError(
+            f"{names}: must begin with {BACKGROUND!r} or a class, got {lines[0]!r}; write "
+            f"{BACKGROUND!r} alone for label 0, or take a heading out, or call the class otherwise"
         )
     if not classes or not all(classes) or not unique or len(classes) >= IGNORED:
         raise ValueError(

@@ -67,7 +67,7 @@ def _pair_items(
     base = first_existing(root, f"VOCdevkit/{year}", year, ".")
     return pair_files(
         base / split,
-        read_lines(base / split, layout),
+        filter(None, read_lines(base / split, layout)),
         lambda name: base / f"JPEGImages/{name}.jpg",
         lambda name: base / f"{labels}/{name}.png",
         background,

@@ -12,8 +12,13 @@ from rimjax.models.protocols import Models
 from rimjax.settings import ReferenceSettings
 
 
-def check_call(names: Any, models: Any, settings: Any, references: Any, points: Any) -> None:
+def check_call(
+    names: Any, models: Any, settings: Any, references: Any, points: Any
+) -> tuple[list[str], dict[str, list[Any]], dict[str, list[tuple[float, float]]]]:
     """Check the types of the arguments of `build_bank`.
+
+    Returns:
+        Names, references and points as lists, since an iterator can be read only once.
 
     Raises:
         ValueError: an argument is of another type; the message names it.
@@ -28,6 +33,7 @@ def check_call(names: Any, models: Any, settings: Any, references: Any, points: 
             f"names must be a list of class names, got {describe(names)}; write it in brackets, "
             'as in ["bag"]'
         )
+    names = list(names)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ValueError(
             f'names must be texts, got {describe(wrong[0])}; pass class names such as "bag"'
@@ -37,24 +43,26 @@ def check_call(names: Any, models: Any, settings: Any, references: Any, points: 
             f"settings must be ReferenceSettings, got {describe(settings)}; leave them out for "
             "the preset's"
         )
-    _check_lists("references", references, "pictures")
-    _check_lists("points", points, "points (x, y)")
-    for name, rows in (points or {}).items():
+    pictures = _list_entries("references", references, "pictures")
+    prompts: dict[str, list[tuple[float, float]]] = {}
+    for name, rows in _list_entries("points", points, "points (x, y)").items():
+        prompts[name] = []
         for row in rows:
             try:
                 x, y = row
-                _ = float(x), float(y)
+                prompts[name].append((float(x), float(y)))
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"points must hold points (x, y), got {describe(row)} for {name!r}; pass two "
                     "numbers for each photograph"
                 ) from error
+    return names, pictures, prompts
 
 
-def _check_lists(argument: str, value: Any, what: str) -> None:
-    """Check that an argument maps class names to lists."""
+def _list_entries(argument: str, value: Any, what: str) -> dict[str, list[Any]]:
+    """Check that an argument maps class names to iterables, and return these as lists."""
     if value is None:
-        return
+        return {}
     if not isinstance(value, Mapping):
         raise ValueError(
             f"{argument} must map class names to lists of {what}, got {describe(value)}; write "
@@ -74,3 +82,4 @@ def _check_lists(argument: str, value: Any, what: str) -> None:
                 f"{argument} must map class names to lists of {what}, got {describe(entries)} for "
                 f"{name!r}; write it in brackets, [...]"
             )
+    return {name: list(entries) for name, entries in value.items()}

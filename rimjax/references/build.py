@@ -126,13 +126,10 @@ def build_references(
     Returns:
         The manifest, and every class's references without their pictures.
     """
-    check_call(names, models, settings, references, points)
+    names, pictures, prompts = check_call(names, models, settings, references, points)
     settings, cache = settings or models.references, store.locate_cache(cache_dir)
-    photographs = clean_keys("references", references or {})
-    prompts = {
-        name: [(float(x), float(y)) for x, y in rows]
-        for name, rows in clean_keys("points", points or {}).items()
-    }
+    photographs = clean_keys("references", pictures)
+    prompts = clean_keys("points", prompts)
     if unknown := sorted(prompts.keys() - photographs.keys()):
         raise ValueError(f"points must name classes of references, got {', '.join(unknown)}")
     old = extend.names if extend else ()

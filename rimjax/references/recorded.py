@@ -14,7 +14,7 @@ from rimjax.files import check_plain_name
 
 
 def find_inside(path: Path, name: str) -> Path:
-    """Return the path of a file; raise ValueError where folder or file is a symbolic link.
+    """Return the path of a file; raise ValueError where it or its class's folder is a link.
 
     Args:
         path: the class's folder.

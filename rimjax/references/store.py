@@ -39,6 +39,8 @@ from rimjax.sealed import read_sealed, seal
 
 ARRAYS = ("foreground", "background", "whole", "attention", "points")
 _ARRAY_FILE, _RECORD_FILE = "prototypes.safetensors", "references.json"
+_RECORD_TYPES = {"name": str, "fallbacks": int, "drawing": str, "files": dict}
+_MANIFEST_TYPES = dict(names=list, folders=list, settings=dict, preset=str, encoder=str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
             "or build the bank again"
         )
     try:
-        record = read_sealed(find_inside(path, _RECORD_FILE))
+        record = read_sealed(find_inside(path, _RECORD_FILE), _RECORD_TYPES)
         recorded = {check_plain_name(name, path): sha for name, sha in record["files"].items()}
         arrays = load(read_recorded(path, _ARRAY_FILE, recorded))
         images, masks = (
@@ -176,7 +178,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
         )
     except KeyError as error:
         raise ValueError(f"{path}: {error} isn't recorded; {remedy}") from error
-    except (OSError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: incomplete or damaged ({error}); {remedy}") from error
 
 
@@ -235,15 +237,13 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     remedy = "build the bank again"
     try:
-        fields = read_sealed(path)
+        fields = read_sealed(path, _MANIFEST_TYPES)
         names, folders = tuple(fields["names"]), tuple(fields["folders"])
         manifest = Manifest(
             names, folders, fields["settings"], fields["preset"], fields["encoder"], path
         )
     except ValueError as error:
         raise ValueError(f"{path}: not a bank manifest, or damaged ({error}); {remedy}") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a bank manifest, or damaged; {remedy}") from error
     if not all(isinstance(text, str) for text in (*names, *folders)) or not names:
         raise ValueError(f"{path}: not a bank manifest, or damaged (names aren't texts); {remedy}")
     if len(set(names)) < len(names) or len(names) != len(folders):
@@ -284,7 +284,7 @@ def digest_references(manifest: Manifest) -> str:
     for folder in manifest.folders:
         path = manifest.cache / "references" / folder / _RECORD_FILE
         try:
-            record = read_sealed(find_inside(path.parent, path.name))
+            record = read_sealed(find_inside(path.parent, path.name), _RECORD_TYPES)
             arrays.append(record["files"][_ARRAY_FILE])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

@@ -186,8 +186,9 @@ def write_folder(root: Path, names: str = NAMES) -> Path:
     "names",
     [
         NAMES,
-        "Background\nplum : purple plum\n\nleaf",
-        "\nplum:purple plum\r\nleaf\r\n",
+        "Background\nplum : purple plum\nleaf\n\n \n",
+        "plum:purple plum\r\nleaf\r\n\u200b\r\n",
+        "\u200bbackground\u200d\nplum:purple\x0cplum\nleaf\u2028",
         "_background_\nplum: purple  plum\nleaf",
         "__background__\nplum: purple\u00a0plum\nleaf\ufeff",
         "BG\nplum: purple plum\nleaf",
@@ -231,6 +232,13 @@ def test_bad_names_are_refused(tmp_path: Path, names: str) -> None:
         datasets.load(str(root))
 
 
+HEADINGS = [
+    *('"background"', "'_background_'", "background,", "background.", "*background*"),
+    *("{background}", "0 background", "0\tbackground", "background;0;0", "bg (0)"),
+    *("id,name", "Class names", "unlabeled area", "no label", "none"),
+]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -241,6 +249,15 @@ def test_bad_names_are_refused(tmp_path: Path, names: str) -> None:
         ("plum\nwall: background\n", "at most as its first line"),
         ("plum\nleaf\n_background_\n", "at most as its first line"),
         ("background\n_background_\nplum\n", "at most as its first line"),
+        *(
+            (f"{line}\nplum\nleaf\n", "must begin with 'background' or a class")
+            for line in HEADINGS
+        ),
+        ("background\n# plants\nplum\nleaf\n", "must hold no comment, got '# plants' on line 2"),
+        ("# background\nplum\nleaf\n", "must hold no comment, got '# background' on line 1"),
+        ("background\nplum\n\nleaf\n", "must hold no blank line before its last class, .* line 3"),
+        ("\nplum\nleaf\n", "must hold no blank line before its last class, got one on line 1"),
+        ("\u200b\nplum\n", "must hold no blank line before its last class, got one on line 1"),
     ],
 )
 def test_names_that_would_shift_the_classes_are_refused(
@@ -249,6 +266,20 @@ def test_names_that_would_shift_the_classes_are_refused(
     root = write_folder(tmp_path / "mine", names)
     with pytest.raises(ValueError, match=rf"names.txt: .*{message}"):
         datasets.load(str(root))
+
+
+@pytest.mark.parametrize("name", ["name tag", "0", "no entry sign", "class 0", "plum #2"])
+def test_a_first_class_that_only_resembles_a_heading_is_kept(tmp_path: Path, name: str) -> None:
+    root = write_folder(tmp_path / "mine", f"{name}\nleaf: leaf on a background\nbackground light")
+    assert datasets.load(str(root)).classes == (name, "leaf", "background light")
+
+
+def test_a_splits_ids_may_have_blank_lines_between_them(tmp_path: Path) -> None:
+    trees.write_voc(tmp_path)
+    split = next(tmp_path.glob("**/ImageSets/Segmentation/val.txt"))
+    before = [item.id for item in datasets.load("voc", tmp_path).items]
+    split.write_text(split.read_text().replace("\n", "\n\n"))
+    assert [item.id for item in datasets.load("voc", tmp_path).items] == before
 
 
 def test_a_missing_part_of_the_layout_is_named(tmp_path: Path) -> None:

@@ -279,6 +279,40 @@ def test_a_wrong_call_is_refused_by_the_arguments_name(
         rimjax.build_bank(["bag"], fake_models(), cache_dir=tmp_path, settings={"seed": 1})  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("without_type_checks")
+def test_arguments_that_can_be_read_only_once_lose_nothing(tmp_path: Path) -> None:
+    pictures = np.zeros((2, 20, 20, 3), np.uint8)
+    pictures[:, 5:12, 5:12] = pick_colour("mug")
+    bank = rimjax.build_bank(
+        (name for name in ["apple", "plum"]),  # pyright: ignore[reportArgumentType]
+        fake_models(),
+        cache_dir=tmp_path,
+        references={"mug": iter(pictures)},  # pyright: ignore[reportArgumentType]
+        points={"mug": zip([8, 9], [8, 9], strict=True)},  # pyright: ignore[reportArgumentType]
+    )
+    assert bank.names == ("background", "apple", "plum", "mug")
+    manifest = store.read_manifest(next((tmp_path / "banks").glob("*.json")))
+    assert len(store.read_all_references(manifest)[2].foreground) == 2
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_settings_of_numpys_types_are_stored_as_pythons(tmp_path: Path) -> None:
+    ours: dict[str, Any] = {"num_images": 2, "foreground_mask": False, "whiten": 0.5, "seed": 3}
+    theirs: dict[str, Any] = {
+        **{"num_images": np.int64(2), "foreground_mask": np.bool(False)},
+        **{"whiten": np.float32(0.5), "seed": np.uint32(3)},
+    }
+    paths = []
+    for values in (ours, theirs):
+        settings = rimjax.ReferenceSettings(**values)
+        manifest, _ = build_references(
+            ["plum"], fake_models(), settings=settings, cache_dir=tmp_path
+        )
+        paths.append(manifest.path)
+    assert paths[0] == paths[1]
+    assert len(rimjax.load_bank(paths[0]).names) == 2
+
+
 def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
     folder = tmp_path / "references"
     (folder / f"{files._PREFIX}old").mkdir(parents=True)
@@ -387,6 +421,43 @@ def test_a_damaged_or_swapped_manifest_is_named(tmp_path: Path) -> None:
         rimjax.load_bank(tmp_path / "none.json")
 
 
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        *(
+            ("settings", value)
+            for value in ([1], None, "whiten", 3, {}, {"seed": 1}, [["seed", 1]])
+        ),
+        *(("encoder", value) for value in (None, 3, ["fake-encoder"])),
+        *(("preset", value) for value in (None, {})),
+        *(("names", value) for value in (None, "p", [3], [], {"plum": 1}, ["plum", "plum"])),
+        *(("folders", value) for value in (None, "p", [3], [])),
+    ],
+)
+def test_a_sealed_manifest_of_other_types_is_named(
+    tmp_path: Path, entry: str, value: object
+) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    reseal(manifest.path, **{entry: value})
+    with pytest.raises(ValueError, match=r": .*build the bank again") as stop:
+        rimjax.load_bank(manifest.path)
+    assert str(tmp_path) in str(stop.value) and "\n" not in str(stop.value)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("name", None), ("fallbacks", "none"), ("drawing", 3), ("files", []), ("files", {"a": 1})],
+)
+def test_a_sealed_record_of_other_types_is_named(tmp_path: Path, entry: str, value: object) -> None:
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
+    folder = tmp_path / "references" / manifest.folders[0]
+    reseal(folder / "references.json", **{entry: value})
+    with pytest.raises(ValueError, match=rf"{folder.name}: .*build the bank again"):
+        rimjax.load_bank(manifest.path)
+
+
 @pytest.mark.parametrize("name", ["../plum", "/etc/passwd", "a/b", "..", "", "a\\b"])
 def test_names_that_lead_out_of_a_bank_are_refused(tmp_path: Path, name: str) -> None:
     manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path)
@@ -431,10 +502,18 @@ def test_links_out_of_the_cache_are_not_followed(tmp_path: Path, name: str) -> N
             rimjax.load_bank(manifest.path)
 
 
-def test_a_linked_cache_is_read(tmp_path: Path) -> None:
-    manifest, _ = build_references(["plum"], fake_models(), cache_dir=tmp_path / "cache")
-    (tmp_path / "link").symlink_to(tmp_path / "cache")
-    store.read_references(tmp_path / "link/references" / manifest.folders[0], pictures=True)
+@pytest.mark.parametrize("linked", [".", "references"])
+def test_a_linked_cache_is_read(tmp_path: Path, linked: str) -> None:
+    """Cache and references may be links that their owner made, e.g. to a larger disk."""
+    cache = tmp_path / "cache"
+    manifest, _ = build_references(["plum"], fake_models(), cache_dir=cache)
+    (cache / linked).resolve().rename(tmp_path / "elsewhere")
+    (cache / linked).symlink_to(tmp_path / "elsewhere")
+    store.read_references(cache / "references" / manifest.folders[0], pictures=True)
+    again = fake_models()
+    assert len(rimjax.build_bank(["plum"], again, cache_dir=cache).names) == 2
+    assert list_drawn(again) == []
+    assert len(rimjax.load_bank(manifest.path).names) == 2
 
 
 @pytest.mark.parametrize("file", ["manifest", "record"])
@@ -473,6 +552,11 @@ def test_files_of_earlier_versions_are_refused_with_a_way_out(tmp_path: Path, fi
         (["b", "__ignore__"], "pixels without a label"),
         (["hot dog", "hot  dog"], "more than once"),
         (["caf\u00e9", "cafe\u0301"], "more than once"),
+        (["caf\u00e9", "cafe\u200b\u0301"], "more than once"),
+        (["bag", "bag\u200b"], "more than once"),
+        (["bag", "\u2060b\u00adag\u200e"], "more than once"),
+        (["b", "\u200bback\u200dground"], "every bank has it"),
+        (["a", "\u200b"], "blank"),
         ("apple", "must be a list"),
     ],
 )
@@ -493,7 +577,7 @@ def test_a_class_from_photographs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seg.labels == 2, (photo == pick_colour("mug")).all(-1))
 
 
-@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u00a0", "\tmug"])
+@pytest.mark.parametrize("spelled", ["mug ", "\ufeffmug", "mug\u200b", "mug\u00a0", "\tmug"])
 def test_a_key_with_blanks_or_marks_means_the_cleaned_name(tmp_path: Path, spelled: str) -> None:
     """As keys from a CSV: the class must not be drawn, and its points must not be lost."""
     photo = np.full((50, 70, 3), 128, np.uint8)

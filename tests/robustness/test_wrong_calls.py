@@ -84,22 +84,24 @@ def bank_parts(**changes: Any) -> ReferenceBank:
 
 
 def build(**options: Any) -> object:
-    """Names and models that fit, with some options; nothing may be left in the cache."""
-    options = {"cache_dir": Path("/nonexistent"), "names": ["apple"], **options}
+    """Build a bank in the test's own cache: names and models that fit, with some options."""
+    options = {"names": ["apple"], **options}
     return rimjax.build_bank(options.pop("names"), fake_models(), **options)
 
 
 SETTINGS = [
     *settings(
         ReferenceSettings,
-        num_images=(0, -1, NAN),
-        threshold=(-0.1, 1, 1.5, NAN),
-        num_points=(0, -3),
-        num_subcategories=(0, -1),
-        background_subcategories=(0, -2),
-        centre=(-0.1, 1.1, NAN),
-        whiten=(-1, NAN),
-        seed=(-1, 2**32, 10**20),
+        num_images=(0, -1, NAN, "2", 2.5, 2.0, True, None),
+        threshold=(-0.1, 1, 1.5, NAN, "0.7", None, True),
+        num_points=(0, -3, 1.5, "5"),
+        num_subcategories=(0, -1, 1.5, None),
+        foreground_mask=("no", 0, None),
+        background_mask=("", 1),
+        background_subcategories=(0, -2, 1.5, "1", True),
+        centre=(-0.1, 1.1, NAN, "0", None),
+        whiten=(-1, NAN, INF, None, "1", True, np.ones(1)),
+        seed=(-1, 2**32, 10**20, 1.5, "1", None, True),
     ),
     *settings(
         SegmentSettings,
@@ -113,7 +115,7 @@ SETTINGS = [
         candidates=("some", ""),
         agent_policy=("best", ""),
         agent_source=("class", ""),
-        seed=(-1, 2**32),
+        seed=(-1, 2**32, 1.5, "1", None),
         assembly=("draw", "", None),
         on_top=("size", "", None),
     ),
@@ -316,11 +318,15 @@ TABLE = [*SETTINGS, *MATCHING, *BANKS, *STEPS, *MODELS]
 
 
 @pytest.mark.parametrize("index", range(len(TABLE)))
-def test_a_wrong_call_is_refused_by_name(index: int) -> None:
+def test_a_wrong_call_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
     call, message = TABLE[index]
+    monkeypatch.setenv("RIMJAX_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=message) as stop:
         call()
     assert "\n" not in str(stop.value)
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
 
 
 def test_the_table_is_large() -> None:
