@@ -141,6 +141,16 @@ def open_run(
         yield results, append
 
 
+def check_apart(folders: Sequence[Path], json: Path | None) -> None:
+    """Raise ValueError if a file for figures would replace one of a run's own, existing or not."""
+    if json is None:
+        return
+    parts = (_RUN, _IMAGES, _LOCK, "labels")
+    own = {(folder / part).resolve() for folder in folders for part in parts}
+    if own & {json.resolve(), json.resolve().parent}:
+        raise ValueError(f"json must not be a file of the run itself, got {json}; choose another")
+
+
 def read_finished(folder: Path) -> set[str]:
     """Return the ids of the images that a run has a usable result of; none if it isn't there."""
     if not (folder / _IMAGES).is_file():
