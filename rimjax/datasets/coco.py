@@ -100,8 +100,8 @@ def _read_stuff(path: Path) -> np.ndarray:
 def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarray]], int]:
     """Map image ids to functions that draw labels from the outlines in an instance JSON.
 
-    The file's own `categories` give the thing that each category id stands for. Smaller things are drawn on
-    top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
+    The file's own `categories` give the thing that each category id stands for. Smaller things are
+    drawn on top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
 
     Returns:
         The functions, and the number of outlines that are missing or have fewer than three points,
