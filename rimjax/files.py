@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -204,6 +205,11 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def is_full(error: OSError) -> bool:
+    """Return whether a file couldn't be written because the disk or the user's share is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def check_plain_name(name: str, where: Path) -> str:
     """Return a file name read from `where`; raise ValueError if it isn't a plain name."""
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
@@ -253,7 +259,8 @@ def _name_file(path: Path) -> Iterator[None]:
         if error.errno is None or not ours:
             raise
         reason = error.strerror or error
-        message = f"{path}: can't be written ({reason}); free space or choose another place"
+        remedy = f"{'free space or ' if is_full(error) else ''}choose another place"
+        message = f"{path}: can't be written ({reason}); {remedy}"
         raise WriteError(message) from error
 
 

@@ -42,7 +42,10 @@ _DEPTHS = (8, 10, 12, 14, 16)
 """Bits that the values of a deep picture may have."""
 
 _DARK = 16
-"""A picture with hardly a pixel at least so bright is almost black."""
+"""A picture is almost black if hardly any pixel is at least this bright."""
+
+_DEEP = "rimjax: 16 bits a channel"
+"""Marks in a PIL image's `info` that its file has more bits than Pillow keeps."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,13 +119,19 @@ def _locate_content(source: ImageSource) -> Any:
     """Return what Pillow opens, or a PIL image; raise ValueError for what is no picture."""
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
-    if isinstance(source, Image.Image) or (
-        isinstance(source, SupportsRead) and not isinstance(source, type)
-    ):
+    if isinstance(source, Image.Image):
         return source
+    if isinstance(source, SupportsRead) and not isinstance(source, type):
+        seekable = getattr(source, "seekable", None)
+        return io.BytesIO(source.read()) if seekable is not None and not seekable() else source
     if isinstance(source, str | os.PathLike):
         path = Path(os.fsdecode(source))
-        if not path.exists():
+        try:
+            exists = path.exists()
+        except OSError as error:  # a name too long, or a folder that mustn't be looked into
+            shown = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}..."
+            raise ValueError(f"{shown}: can't be opened ({error.strerror})") from error
+        if not exists:
             raise FileNotFoundError(f"{path}: no such image file")
         if path.is_dir():
             raise ValueError(f"{path}: must be an image file, got a folder")
@@ -153,7 +162,10 @@ def _decode(name: str, content: Any) -> Photograph:
     pixels = np.zeros((0, 0, 3), np.uint8)
     try:
         picture = _load(content)
-        values = _read_deep_values(picture, content)
+        cut_short = _is_cut_short(picture)
+        values = None
+        if not (cut_short and isinstance(content, Image.Image)):
+            values = _read_deep_values(picture, content, cut_short)
         alpha = _find_opaque(picture, values)
         if values is None:
             pixels = _convert_to_rgb(picture)
@@ -164,11 +176,16 @@ def _decode(name: str, content: Any) -> Photograph:
         raise ValueError(f"{name}: unreadable or truncated image ({reason})") from error
     if values is not None:
         try:
-            pixels = _scale(values)
+            pixels = _scale(values if values.ndim == 2 else values[..., :3])
         except ValueError as error:
             raise ValueError(f"{name}: {error}; save it with 8 bits a channel") from error
         if alpha is not None:
             pixels = np.where(alpha[..., None], pixels, np.uint8(255))
+    elif cut_short:
+        raise ValueError(
+            f"{name}: its file has 16 bits a channel, of which a PIL image holds the upper 8, and "
+            "its values are low; give the file's path or bytes instead"
+        )
     return Photograph(name, pixels, alpha)
 
 
@@ -184,38 +201,55 @@ def _load(content: Any, low_bytes: bool = False) -> Image.Image:
     """
     file: Any
     with nullcontext(content) if isinstance(content, Image.Image) else Image.open(content) as file:
+        tiles = getattr(file, "tile", ())
+        if any(_swap_bytes(tile.args) != tile.args for tile in tiles):
+            file.info[_DEEP] = True  # a PIL image forgets its tiles once it is loaded
+        grey = any(_find_raw_mode(tile.args).startswith("LA;16") for tile in tiles)
         if low_bytes:
             file.tile = [tile._replace(args=_swap_bytes(tile.args)) for tile in file.tile]
-        deep = any(_swap_bytes(tile.args) != tile.args for tile in getattr(file, "tile", ()))
         file.load()
         turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
         picture = file.copy() if turn is None else file.transpose(turn)
-        picture.info["deep"] = deep
+    if low_bytes and grey:  # read as upper and lower byte of grey, then of alpha
+        _, low, _, alpha = picture.split()
+        picture = Image.merge("RGBA", (low, low, low, alpha))
     return picture
+
+
+def _find_raw_mode(args: Any) -> str:
+    """Return the raw mode in a decoder's arguments, or "" if they hold none."""
+    if isinstance(args, tuple):
+        return _find_raw_mode(args[0]) if args else ""
+    return args if isinstance(args, str) else ""
 
 
 def _swap_bytes(args: Any) -> Any:
     """Return a decoder's arguments with the other order of bytes, where a channel has two."""
     if isinstance(args, tuple):
         return (_swap_bytes(args[0]), *args[1:]) if args else args
+    if args == "LA;16B":  # Pillow knows no other order of it
+        return "RGBA"
     if not isinstance(args, str) or not args.startswith(("RGB;16", "RGBA;16", "RGBX;16")):
         return args
     native = "L" if sys.byteorder == "little" else "B"
     return args[:-1] + {"B": "L", "L": "B"}[args[-1].replace("N", native)]
 
 
-def _read_deep_values(picture: Image.Image, content: Any) -> np.ndarray | None:
-    """Return float64[H, W] or [H, W, 3] of a picture that 8 bits can't hold as Pillow reads it."""
+def _is_cut_short(picture: Image.Image) -> bool:
+    """Return whether the upper 8 of 16 bits, which Pillow reads, don't hold the whole picture."""
+    return _DEEP in picture.info and int(np.asarray(picture)[..., :3].max()) < 64
+
+
+def _read_deep_values(picture: Image.Image, content: Any, cut_short: bool) -> np.ndarray | None:
+    """Return float64[H, W], [H, W, 3] or RGBA of a picture of which Pillow's 8 bits lose a part."""
     if picture.mode.startswith("I") or picture.mode == "F":
         return np.array(picture, np.float64)
-    if not picture.info["deep"] or isinstance(content, Image.Image):
-        return None
-    upper = np.asarray(picture)[..., :3].astype(np.float64)
-    if upper.max() >= 64:  # all 16 bits are used: the upper 8 are the picture
+    if not cut_short:
         return None
     if isinstance(content, SupportsRead):
         content.seek(0)
-    return 256 * upper + np.asarray(_load(content, low_bytes=True))[..., :3]
+    upper = np.asarray(picture).astype(np.float64)
+    return 256 * upper + np.asarray(_load(content, low_bytes=True))
 
 
 def _scale(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
@@ -224,10 +258,7 @@ def _scale(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
     if not np.isfinite(values).all():
         raise ValueError("its values must be finite, got NaN or infinity")
     whole = bool((values == np.round(values)).all())
-    if high <= 1.1 and not (whole and high > 1):
-        most = 1.0
-    else:
-        most = next((2.0**bits - 1 for bits in _DEPTHS if high <= 2**bits - 0.5), 0.0)
+    most = 1.0 if high <= 1.1 and not (whole and high > 1) else _find_most(high)
     if not most or low < -0.1 * most or (most == 255 and high < _DARK and not whole):
         raise ValueError(
             "its values must lie in [0, 1] or have 8, 10, 12, 14 or 16 bits, "
@@ -237,11 +268,18 @@ def _scale(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
+def _find_most(high: float) -> float:
+    """Return the largest value of the least depth that holds a value; 0 if none does."""
+    return next((2.0**bits - 1 for bits in _DEPTHS if high <= 2**bits - 0.5), 0.0)
+
+
 def _find_opaque(picture: Image.Image, values: np.ndarray | None) -> np.ndarray | None:
     """Return where a picture is opaque, or None if it is everywhere."""
     if values is not None and values.ndim == 2:
         key = picture.info.get("transparency")  # the value that a grey picture leaves out
         opaque = np.ones(values.shape, bool) if key is None else values != key
+    elif values is not None and values.shape[-1] == 4:  # alpha has a depth of its own
+        opaque = values[..., 3] > _find_most(values[..., 3].max()) / 2
     elif picture.has_transparency_data:
         opaque = np.asarray(picture.convert("RGBA"))[..., 3] >= 128
     else:

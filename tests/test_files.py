@@ -76,9 +76,9 @@ def test_a_parent_that_is_a_file_is_an_error_that_names_the_result(
 ) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "result"
-    with pytest.raises(OSError, match=rf"^{path}: can't be written") as caught, writer(path):
+    message = rf"^{path}: can't be written \([^\n]*\); choose another place$"
+    with pytest.raises(OSError, match=message), writer(path):
         pytest.fail("there is nothing to write to")
-    assert "\n" not in str(caught.value)
 
 
 @writers

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import warnings
 import zlib
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -102,6 +104,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "a/" * 5000])
+def test_a_path_that_is_too_long_is_refused_in_one_short_line(path: str) -> None:
+    with pytest.raises(ValueError, match=r"^a[a/]+\.\.\.: .*\(File name too long\)") as caught:
+        read_image(path)
+    assert len(str(caught.value)) < 300
+
+
 def test_arrays() -> None:
     np.testing.assert_array_equal(read_image(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2))
     for array in (
@@ -133,8 +142,8 @@ def fade(most: int, colour: bool = False) -> np.ndarray:
 
 
 def write_deep_png(path: Path, pixels: np.ndarray) -> None:
-    """Write a PNG of 16 bits a channel, which Pillow can't: grey, RGB or RGBA."""
-    colour = {2: 0, 3: {3: 2, 4: 6}.get(pixels.shape[-1])}[pixels.ndim]
+    """Write a PNG of 16 bits a channel, which Pillow can't: grey, with alpha, RGB or RGBA."""
+    colour = 0 if pixels.ndim == 2 else {2: 4, 3: 2, 4: 6}[pixels.shape[-1]]
     rows = pixels.astype(">u2").reshape(len(pixels), -1)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour, 0, 0, 0)
@@ -146,18 +155,63 @@ def write_deep_png(path: Path, pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_deep_pictures_are_scaled_by_the_bits_that_they_hold(
     tmp_path: Path, bits: int, channels: int
 ) -> None:
-    deep = fade(2**bits - 1, colour=channels > 1)
-    if channels == 4:
+    deep = fade(2**bits - 1, colour=channels > 2)
+    if channels in (2, 4):
         deep = np.dstack([deep, np.full(deep.shape[:2], 65535, np.uint16)])
     write_deep_png(tmp_path / "deep.png", deep)
-    colours = deep[..., :3] if channels > 1 else np.repeat(deep[..., None], 3, 2)
+    colours = deep[..., :3] if channels > 2 else np.repeat(np.dstack([deep])[..., :1], 3, 2)
     expected = colours / (2**bits - 1) * 255
     image = read_image(tmp_path / "deep.png")
     assert np.abs(image - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "alpha_bits"), [*product([10, 12, 14], [10, 12, 14, 16]), (16, 16)]
+)
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_alpha_of_a_deep_picture_is_scaled_too(
+    tmp_path: Path, bits: int, alpha_bits: int, colour: bool
+) -> None:
+    alpha = np.full((20, 30), 2**alpha_bits - 1, np.uint16)
+    alpha[:5] = 2**alpha_bits // 4
+    write_deep_png(tmp_path / "deep.png", np.dstack([fade(2**bits - 1, colour), alpha]))
+    photograph = read_photograph(tmp_path / "deep.png")
+    assert photograph.alpha is not None
+    np.testing.assert_array_equal(photograph.alpha, alpha > 2**alpha_bits // 2)
+    ramp = photograph.pixels[10, :, 0]
+    assert ramp[0] == 0 and ramp[-1] == 255
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_pil_image_of_a_deep_file_with_low_values_is_refused(
+    tmp_path: Path, channels: int
+) -> None:
+    path = tmp_path / "deep.png"
+    alpha = np.full((20, 30), 65535, np.uint16)
+    write_deep_png(path, np.dstack([fade(2**14 - 1, channels > 2), alpha])[..., :channels])
+    with Image.open(path) as picture:
+        for _ in range(2):  # the first reading loads it
+            with pytest.raises(ValueError, match=r"^the image: .*; give the file's path or bytes"):
+                read_image(picture)
+    write_deep_png(path, np.dstack([fade(2**16 - 1, channels > 2), alpha])[..., :channels])
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(read_image(picture), read_image(path))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_stream_that_cannot_seek_is_read(tmp_path: Path, deep: bool) -> None:
+    path = tmp_path / "picture.png"
+    if deep:
+        write_deep_png(path, fade(2**12 - 1, colour=True))
+    else:
+        Image.fromarray(RGB).save(path)
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        np.testing.assert_array_equal(read_image(process.stdout), read_image(path))
 
 
 @pytest.mark.parametrize("most", [1.0, 1.02, 255.0, 1023.0, 4095.0, 65535.0])

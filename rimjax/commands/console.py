@@ -23,6 +23,7 @@ from rimjax.files import (
     parse_json,
 )
 from rimjax.models.protocols import Models
+from rimjax.sealed import SEAL
 from rimjax.settings import name_configuration
 
 LOG_SECONDS = 30
@@ -134,12 +135,15 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
     write_picture(path, Image.fromarray(labels.astype(depth)))
 
 
-def check_outputs(*paths: Path | None, overwrite: bool = True) -> None:
+def check_outputs(*paths: Path | None, overwrite: bool | None = None) -> None:
     """Raise ValueError, before any work is done, for a file that can't or mustn't be written.
+
+    Results that rimjax wrote may be replaced; the manifest of a bank or run never is.
 
     Args:
         paths: files to write; None is left out.
-        overwrite: whether files that rimjax didn't write may be replaced.
+        overwrite: whether files that rimjax didn't write may be replaced; None, which means no, for
+            a command without --overwrite.
     """
     for path in paths:
         if path is None:
@@ -157,14 +161,28 @@ def check_outputs(*paths: Path | None, overwrite: bool = True) -> None:
                 f"{path}: can't be written, {parent} isn't a writable directory ({reason}); choose "
                 "another place"
             ) from error
-        if not overwrite and path.is_file() and path.stat().st_size and not _is_ours(path):
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        if _is_sealed(path):
             raise ValueError(
-                f"{path}: exists, and rimjax didn't write it; choose another name, or give "
-                "--overwrite"
+                f"{path}: must not be replaced, a bank or run needs it; choose another name"
+            )
+        if not overwrite and not _is_result(path):
+            way_out = "" if overwrite is None else ", or give --overwrite"
+            raise ValueError(
+                f"{path}: exists, and rimjax didn't write it; choose another name{way_out}"
             )
 
 
-def _is_ours(path: Path) -> bool:
+def _is_sealed(path: Path) -> bool:
+    """Return whether a file is JSON with a digest of its own, as banks and runs have it."""
+    try:
+        return SEAL in parse_json(path.read_bytes())
+    except (OSError, ValueError, TypeError):  # another kind of file
+        return False
+
+
+def _is_result(path: Path) -> bool:
     """Return whether rimjax wrote a PNG, by its mark, or a JSON, by the versions in it."""
     try:
         if path.suffix.lower() == ".png":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from rimjax import datasets
 from rimjax.commands.console import (
+    check_outputs,
     describe_origin,
     keep_compilations,
     progress,
@@ -23,6 +23,9 @@ from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import read_all_references
 from rimjax.show import draw
 from rimjax.types import Segmentation
+
+PICTURES = 12
+"""As many scenes are drawn, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,11 @@ class Demo:
         dataset = datasets.load("fashion-scenes")
         if not 1 <= self.scenes <= len(dataset.items):
             raise ValueError(f"scenes must be in [1, {len(dataset.items)}], got {self.scenes}")
+        scenes = [
+            self.output / f"scene-{index:02d}.png" for index in range(min(self.scenes, PICTURES))
+        ]
+        names = ("scenes.png", "references.png", "results.json")
+        check_outputs(*scenes, *(self.output / name for name in names))
         items = dataset.items[: self.scenes]
         models, cache = self.models.load(), self.output / "cache"
         keep_compilations(cache)
@@ -59,10 +67,10 @@ class Demo:
         limited = replace(dataset, items=items)
         evaluation = evaluate(limited, bank, models, keep=kept, progress=show)
         pictures = []
-        for item, seg in islice(zip(items, kept, strict=True), 12):
+        for path, item, seg in zip(scenes, items, kept, strict=False):
             image, truth = item.read()
             pictures.append(draw.comparison(image, {"rimjax": seg}, truth))
-            write_picture(self.output / f"scene-{len(pictures) - 1:02d}.png", pictures[-1])
+            write_picture(path, pictures[-1])
         write_picture(self.output / "scenes.png", draw.grid(pictures[:8], 2))
         stored = read_all_references(manifest, pictures=True)
         sheets = [draw.contact_sheet(group, 8) for group in stored]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+from rimjax.commands.console import check_outputs
 from rimjax.commands.options import NO_DEFAULT
 from rimjax.files import package_versions, write_json
 from rimjax.presets import list_weights
@@ -30,6 +31,7 @@ class Doctor:
     def run(self) -> None:
         import jax
 
+        check_outputs(self.json)
         python, versions = sys.version.split()[0], package_versions()
         devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
         weights = {preset: list_weights(preset) for preset in PRESETS}

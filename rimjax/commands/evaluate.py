@@ -88,6 +88,7 @@ class Merge:
 
     def run(self) -> None:
         check_outputs(self.json)
+        run_folder.check_apart(self.runs, self.json)
         description, results = run_folder.merge_runs(self.runs)
         _report(description, run_folder.summarise_run(description, results), self.json)
 
@@ -159,6 +160,7 @@ class Evaluate:
             raise ValueError("output must be given with --shard and --save-labels, got none")
         start, step = _parse_shard(self.shard)
         check_outputs(self.json)
+        run_folder.check_apart([self.output] if self.output else [], self.json)
         dataset = datasets.load(self.dataset, self.data)
         count = len(dataset.items)
         if dataset.published_size not in (None, count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,16 +177,17 @@ class Segment:
 
     def _plan_outputs(self) -> list[tuple[Path, Path]]:
         """Return each image's overlay and label map, refusing names that can't be written."""
-        if len({path.stem for path in self.files}) < len(self.files):
+        stems = Counter(path.stem for path in self.files)
+        if repeated := [stem for stem, count in stems.items() if count > 1]:
             raise ValueError(
-                "files must have different names, got a name twice, whose results would overwrite "
-                "each other; segment them separately"
+                "files must have different names, without folder and suffix, got "
+                f"{', '.join(repeated[:5])} more than once, whose results would overwrite each "
+                "other; segment them separately"
             )
         overlays = [self._locate_overlay(path) for path in self.files]
-        stems = [path.stem.removesuffix("_segmented") for path in overlays]
         pairs = [
-            (path, path.with_name(f"{stem}_labels.png"))
-            for path, stem in zip(overlays, stems, strict=True)
+            (path, path.with_name(f"{path.stem.removesuffix('_segmented')}_labels.png"))
+            for path in overlays
         ]
         outputs = [path for pair in pairs for path in pair]
         inputs = {path.resolve() for path in self.files}

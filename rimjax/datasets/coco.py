@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -36,6 +37,9 @@ UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 CATEGORIES = tuple(category for category in range(1, 91) if category not in UNUSED)
 """COCO's category id of each of `THINGS`. COCO-Stuff's pixel maps hold the id minus 1, and 255
 where nothing is labelled."""
+
+MOST_PIXELS = 178_956_970
+"""Pillow reads no larger picture, and so no larger label map."""
 
 SUFFIX = "_instanceTrainIds.png"
 
@@ -96,8 +100,8 @@ def _read_stuff(path: Path) -> np.ndarray:
 def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarray]], int]:
     """Map image ids to functions that draw labels from the outlines in an instance JSON.
 
-    The file's own `categories` say by name which thing a number is. Smaller things are drawn on
-    top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
+    The file's own `categories` give the thing that each category id stands for. Smaller things are
+    drawn on top. COCO-Stuff's pixel maps may differ where things overlap. Needs pycocotools.
 
     Returns:
         The functions, and the number of outlines that are missing or have fewer than three points,
@@ -105,8 +109,9 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it isn't an instance JSON, or annotations are of categories that it doesn't name
-            or that COCO lacks; or, when an image is drawn, an outline is malformed.
+        ValueError: it isn't an instance JSON; an id isn't an integer or occurs twice; annotations
+            are of images that it lacks, or of categories that it doesn't name or that COCO lacks;
+            or, when an image is drawn, an outline is malformed.
         ImportError: the `coco` extra is missing.
     """
     try:
@@ -121,39 +126,71 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
     with redirect_stdout(io.StringIO()):  # it prints how long it took
         try:
             index = COCO(str(instances))
-            images = {
-                Path(entry["file_name"]).stem: (
-                    int(entry["id"]),
-                    (int(entry["height"]), int(entry["width"])),
-                )
-                for entry in index.dataset["images"]
-            }
+            entries: Any = index.dataset["images"]
             things: Any = index.dataset["annotations"]
+            stems = [Path(entry["file_name"]).stem for entry in entries]
+            sizes = [(entry["height"], entry["width"]) for entry in entries]
+            image_ids = [entry["id"] for entry in entries]
+            thing_ids = [thing["id"] for thing in things]
+            image_of = [thing["image_id"] for thing in things]
+            used = [thing["category_id"] for thing in things]
             skipped = sum(_drop_outlines(thing) for thing in things)
-            categories = [
-                (int(entry["id"]), entry["name"]) for entry in index.dataset["categories"]
-            ]
-            used = {int(thing["category_id"]) for thing in things}
+            categories = [(entry["id"], entry["name"]) for entry in index.dataset["categories"]]
         except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
             raise ValueError(f"{instances}: not COCO's instance JSON ({error!r})") from error
     if not all(isinstance(name, str) for _, name in categories):
         raise ValueError(f"{instances}: not COCO's instance JSON (a category's name isn't a text)")
-    label_of = _number_categories(categories, used, instances)
+    _check_integers("ids of images", image_ids, instances)
+    _check_integers("ids of annotations", thing_ids, instances)
+    _check_integers("ids of categories", [number for number, _ in categories], instances)
+    _check_integers("image_id of annotations", image_of, instances)
+    _check_integers("category_id of annotations", used, instances)
+    _check_integers("heights and widths", [side for size in sizes for side in size], instances)
+    _check_unique("ids of images", image_ids, instances)
+    _check_unique("ids of annotations", thing_ids, instances)
+    _check_unique("file names of images, without folder and suffix,", stems, instances)
+    if unknown := sorted(set(image_of) - set(image_ids)):
+        raise ValueError(
+            f"{instances}: image_id of annotations must be the id of an image, got {unknown[:5]}; "
+            "add the images or remove the annotations"
+        )
+    for stem, (height, width) in zip(stems, sizes, strict=True):
+        if min(height, width) < 1 or height * width > MOST_PIXELS:
+            raise ValueError(
+                f"{instances}: height and width of images must be at least 1, and at most "
+                f"{MOST_PIXELS} pixels in all, got {height} and {width} for {stem}; correct them"
+            )
+    label_of = _number_categories(categories, set(used), instances)
+    images = dict(zip(stems, zip(image_ids, sizes, strict=True), strict=True))
+
+    def measure(thing: dict[str, Any]) -> float:
+        return thing["area"] if "area" in thing else int(index.annToMask(thing).sum())
 
     def draw_labels(name: str) -> np.ndarray:
         image, size = images[name]
-        labels = np.zeros(size, np.uint8)
         try:
+            labels = np.zeros(size, np.uint8)
             annotations = index.loadAnns(index.getAnnIds(imgIds=[image]))
             outlined = [thing for thing in annotations if thing["segmentation"]]
-            for thing in sorted(outlined, key=lambda thing: -thing["area"]):
-                labels[index.annToMask(thing) > 0] = label_of[int(thing["category_id"])]
+            for thing in sorted(outlined, key=measure, reverse=True):
+                labels[index.annToMask(thing) > 0] = label_of[thing["category_id"]]
         except Exception as error:  # pycocotools raises any exception on malformed outlines
             message = f"{instances}: can't draw the outlines of {name} ({error!r})"
             raise ValueError(message) from error
         return labels
 
     return {name: partial(draw_labels, name) for name in images}, skipped
+
+
+def _check_integers(what: str, values: Sequence[object], file: Path) -> None:
+    if wrong := [value for value in values if type(value) is not int]:
+        raise ValueError(f"{file}: {what} must be integers, got {wrong[0]!r}; correct them")
+
+
+def _check_unique(what: str, values: Sequence[object], file: Path) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{file}: {what} must differ, got {repeated[:5]} twice; rename them")
 
 
 def _number_categories(

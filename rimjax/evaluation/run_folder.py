@@ -10,6 +10,7 @@ is dropped, and its image is done again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
-from rimjax.files import WriteError, is_temporary, write_json
+from rimjax.files import WriteError, is_full, is_temporary, write_json
 from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
 
@@ -130,15 +131,26 @@ def open_run(
             line = json.dumps(seal(asdict(result)), separators=(",", ":")).encode() + b"\n"
             try:
                 if file.write(line) < len(line):
-                    raise OSError("the disk is full")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             except OSError as error:
                 reason = error.strerror or error
-                message = f"{folder / _IMAGES}: can't be written ({reason}); free space"
+                remedy = "free space" if is_full(error) else "mend the disk, then resume the run"
+                message = f"{folder / _IMAGES}: can't be written ({reason}); {remedy}"
                 raise WriteError(message) from error
             results[result.image] = result
 
         yield results, append
+
+
+def check_apart(folders: Sequence[Path], json: Path | None) -> None:
+    """Raise ValueError if a file for figures would replace one of a run's own, existing or not."""
+    if json is None:
+        return
+    parts = (_RUN, _IMAGES, _LOCK, "labels")
+    own = {(folder / part).resolve() for folder in folders for part in parts}
+    if own & {json.resolve(), json.resolve().parent}:
+        raise ValueError(f"json must not be a file of the run itself, got {json}; choose another")
 
 
 def read_finished(folder: Path) -> set[str]:

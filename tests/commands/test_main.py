@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from cli import run
+from cli import refused, run
 
 import rimjax
 from rimjax.commands import console, main
@@ -79,6 +79,28 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = json.loads((tmp_path / "doctor.json").read_text())["weights"]
     assert [file["state"] for file in weights["mini"]] == ["present"] * 3
     assert [file["state"] for file in weights["paper"]] == ["missing"] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("doctor", "--json"), "mine.json"),
+        (("bench", "match", "--quick", "--json"), "mine.json"),
+        (("bench", "encode", "--small", "--json"), "mine.json"),
+        (("bench", "propose", "--model", "mini", "--json"), "mine.json"),
+        (("demo", "--scenes", 1, "--output"), "results.json"),
+        (("demo", "--scenes", 1, "--output"), "scene-00.png"),
+        (("demo", "--scenes", 1, "--output"), "references.png"),
+    ],
+)
+def test_no_command_replaces_a_file_of_the_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...], name: str
+) -> None:
+    mine = tmp_path / name
+    mine.write_text('{"mine": 1}')
+    output = tmp_path if words[0] == "demo" else mine
+    assert f"{name}: exists, and rimjax didn't write it" in refused(capsys, *words, output)
+    assert mine.read_text() == '{"mine": 1}' and list(tmp_path.iterdir()) == [mine]
 
 
 def test_a_missing_extra_is_named() -> None:

@@ -142,7 +142,7 @@ def test_bank_show_and_add(
         (["segment", "SCENE", "--classes", "bag", "--input-size", "100"], "--input-size must be"),
         (["segment", "SCENE", "--bank", "SCENE"], "scene.png: not a bank manifest, or damaged"),
         (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
-        (["segment", "SCENE", "SCENE", "--classes", "bag"], "a name twice"),
+        (["segment", "SCENE", "SCENE", "--classes", "bag"], "got scene more than once"),
         (["segment", "SCENE", "--classes", "bag", "--preset", "paper"], "sam_vit_b_01ec64.pth"),
         (["segment"], "at least one image"),
         (["segment", "SCENE", "--classes", "bag", "--images", "0"], "--images must be at least 1"),

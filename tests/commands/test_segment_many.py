@@ -186,6 +186,18 @@ def test_an_image_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixtu
     assert Path("a.png").read_bytes() == before
 
 
+def test_a_banks_manifest_is_never_replaced(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("bank", "build", *IMAGES[4:])
+    bank = next((folder / "k/banks").glob("*.json"))
+    before = bank.read_bytes()
+    words = ("segment", "a.png", "--bank", bank, "--json", bank)
+    for line in (refused(capsys, *words), refused(capsys, *words, "--overwrite")):
+        assert f"{bank}: must not be replaced, a bank or run needs it" in line
+    assert bank.read_bytes() == before
+
+
 def test_a_contact_sheet_replaces_only_its_own_kind(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,10 +210,28 @@ def test_missing_and_two_point_outlines_are_skipped_and_counted(
     np.testing.assert_array_equal(labels, expected)
 
 
+def test_an_outline_without_an_area_is_drawn_by_the_pixels_that_it_covers(tmp_path: Path) -> None:
+    things = [
+        {"category_id": 1, **make_box(10, 10, 14, 14)},
+        {"category_id": 3, **make_box(0, 0, 30, 30)},
+    ]
+    del things[1]["area"]
+    maps, _ = coco.list_outline_maps(write_instances(tmp_path / "instances.json", things))
+    labels = maps["000000000139"]()
+    assert labels[12, 12] == 1 and labels[5, 5] == 3
+
+
 THING = {"id": 1, "image_id": 139, "category_id": 1, "iscrowd": 0, "area": 4}
 BOX = make_box(0, 0, 4, 4)
 ONE_BOX = {"annotations": [{**THING, **BOX}]}
 PERSON = {"id": 1, "name": "person"}
+IMAGE = {"id": 139, "file_name": "000000000139.jpg", "height": 40, "width": 80}
+OTHER = {"id": 285, "file_name": "000000000285.jpg", "height": 40, "width": 80}
+
+
+def annotate(**changes: object) -> dict[str, Any]:
+    """Return two annotations, of which the second has these changes."""
+    return {"annotations": [{**THING, **BOX}, {**THING, **BOX, "id": 2, **changes}]}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +250,21 @@ PERSON = {"id": 1, "name": "person"}
         ({"images": [{"id": 139, "height": 40, "width": 80}]}, "not COCO's instance JSON"),
         ({"images": None}, "not COCO's instance JSON"),
         ({"annotations": "none"}, "not COCO's instance JSON"),
+        (annotate(id=1), "ids of annotations must differ, got [1] twice"),
+        (annotate(id=2.0), "ids of annotations must be integers, got 2.0"),
+        (annotate(image_id=7), "must be the id of an image, got [7]"),
+        (annotate(image_id="139"), "image_id of annotations must be integers, got '139'"),
+        (annotate(category_id=1.5), "category_id of annotations must be integers, got 1.5"),
+        ({**ONE_BOX, "categories": [{**PERSON, "id": 1.2}]}, "ids of categories must be integers"),
+        ({"images": [IMAGE, {**IMAGE, "file_name": "b.jpg"}]}, "ids of images must differ"),
+        ({"images": [IMAGE, {**IMAGE, "id": True}]}, "ids of images must be integers, got True"),
+        (
+            {"images": [{**IMAGE, "file_name": "x/a.jpg"}, {**OTHER, "file_name": "y/a.jpg"}]},
+            "without folder and suffix, must differ, got ['a'] twice",
+        ),
+        ({"images": [{**IMAGE, "height": 10**6, "width": 10**6}]}, "1000000 and 1000000 for 000"),
+        ({"images": [{**IMAGE, "width": -80}]}, "got 40 and -80 for 000000000139"),
+        ({"images": [{**IMAGE, "width": 80.5}]}, "heights and widths must be integers, got 80.5"),
     ],
 )
 def test_malformed_instances_are_refused_in_one_line(

@@ -53,6 +53,33 @@ def read_confusions(*folders: Path) -> np.ndarray:
     return summarise_run(*merge_runs(folders)).confusions
 
 
+@pytest.mark.parametrize("name", ["run.json", "images.jsonl", "labels/0.png"])
+def test_figures_never_replace_a_runs_own_files(
+    evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    output = tmp_path / "run"
+    words = (*evaluate, output, "--save-labels", "--json", output / name)
+    assert "--json must not be a file of the run" in refused(capsys, *words)
+    assert not output.exists()
+    run(*evaluate, output, "--save-labels")
+    before = (output / name).read_bytes()
+    refused(capsys, *words)
+    refused(capsys, "evaluate", "merge", output, "--json", output / name)
+    assert (output / name).read_bytes() == before
+
+
+def test_figures_replace_only_figures(
+    folder: Path, evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = folder / "names.txt"
+    before = names.read_bytes()
+    line = refused(capsys, *evaluate, tmp_path / "run", "--json", names)
+    assert "names.txt: exists, and rimjax didn't write it; choose another name" in line
+    assert "--overwrite" not in line and names.read_bytes() == before
+    for _ in range(2):  # its own figures are replaced
+        run(*evaluate, tmp_path / "run", "--json", tmp_path / "out.json")
+
+
 def test_a_run_counts_what_a_plain_loop_counts(
     folder: Path, evaluate: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

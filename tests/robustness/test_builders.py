@@ -26,7 +26,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The cache of a builder that was alone."""
+    """The cache of a single builder."""
     folder = tmp_path_factory.mktemp("alone")
     workers.build(folder)
     return workers.read_tree(folder / "cache")
