@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     "ported_weights",
     "rimjax.types",
-    "rimjax.names",
     "rimjax.match",
     "rimjax.settings",
     "rimjax.files",
@@ -87,7 +86,7 @@ def test_every_room_exists_and_none_is_forgotten() -> None:
     assert set(ROOMS) == {find_room(module) for module in MODULES}
     assert {path.name for path in (ROOT / "rimjax").iterdir() if path.suffix == ".py"} == {
         *("__init__.py", "__main__.py", "types.py", "settings.py", "files.py", "images.py"),
-        *("names.py", "sealed.py", "pipeline.py", "evaluate.py"),
+        *("sealed.py", "pipeline.py", "evaluate.py"),
     }
 
 

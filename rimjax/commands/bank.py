@@ -16,7 +16,7 @@ from rimjax.commands.console import (
     write_picture,
 )
 from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, Flag, ModelOptions, StageOptions
-from rimjax.names import clean_name
+from rimjax.datasets.names import clean_name
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store

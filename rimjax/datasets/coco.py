@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from rimjax.datasets.dataset import Dataset, first_existing, pair_files, read_labels
-from rimjax.names import clean_name
+from rimjax.datasets.names import clean_name
 
 THINGS = tuple(
     (
@@ -170,7 +170,7 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
         image, size = images[name]
         try:
             labels = np.zeros(size, np.uint8)
-            annotations = index.loadAnns(index.getAnnIds(imgIds=[image]))
+            annotations: Any = index.loadAnns(index.getAnnIds(imgIds=[image]))
             outlined = [thing for thing in annotations if thing["segmentation"]]
             for thing in sorted(outlined, key=measure, reverse=True):
                 labels[index.annToMask(thing) > 0] = label_of[thing["category_id"]]

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from rimjax.datasets.names import clean_name
 from rimjax.images import read_image
-from rimjax.names import clean_name
 
 IGNORED = 255
 """Label of pixels that don't count."""

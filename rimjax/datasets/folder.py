@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rimjax.datasets.dataset import IGNORED, Dataset, pair_files, read_lines
-from rimjax.names import clean_name, is_background, is_heading, is_no_class
+from rimjax.datasets.names import clean_name, is_background, is_heading, is_no_class
 from rimjax.types import BACKGROUND
 
 LAYOUT = "a folder with images/NAME.jpg (or .jpeg, .png), labels/NAME.png and names.txt"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from rimjax.datasets.names import clean_keys, clean_name, is_background, is_no_class
 from rimjax.files import WriteError, check_writable
 from rimjax.images import ImageSource, Photograph, read_photograph
 from rimjax.models.protocols import Models
-from rimjax.names import clean_keys, clean_name, is_background, is_no_class
 from rimjax.references import store
 from rimjax.references.arguments import check_call
 from rimjax.references.one_class import (
