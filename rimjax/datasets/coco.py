@@ -163,7 +163,7 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
     label_of = _number_categories(categories, set(used), instances)
     images = dict(zip(stems, zip(image_ids, sizes, strict=True), strict=True))
 
-    def measure(thing: dict[str, Any]) -> float:
+    def measure(thing: Any) -> float:
         return thing["area"] if "area" in thing else int(index.annToMask(thing).sum())
 
     def draw_labels(name: str) -> np.ndarray:
