@@ -158,7 +158,7 @@ def test_bank_show_and_add(
         (["bank", "build", "--classes", "bag", "--seed", "9" * 20], "--seed must be in [0, 2^32)"),
         (["bank", "show", "SCENE"], "not a bank manifest"),
         (["evaluate", "--limit", "0"], "--limit must be at least 1"),
-        (["evaluate", "--num-agents", "0", "--limit", "1"], "--num-agents must be at least 1"),
+        (["evaluate", "--num-agents", "0", "--limit", "1"], "--num-agents must be in [1, 16]"),
         (["demo", "--scenes", "0"], "--scenes must be in [1, 200]"),
     ],
 )
