@@ -238,12 +238,9 @@ def read_manifest(path: str | Path) -> Manifest:
     remedy = "build the bank again"
     try:
         fields = read_sealed(path, _MANIFEST_TYPES)
-        names, folders = tuple(fields["names"]), tuple(fields["folders"])
-        manifest = Manifest(
-            names, folders, fields["settings"], fields["preset"], fields["encoder"], path
-        )
     except ValueError as error:
         raise ValueError(f"{path}: not a bank manifest, or damaged ({error}); {remedy}") from error
+    names, folders = tuple(fields["names"]), tuple(fields["folders"])
     if not all(isinstance(text, str) for text in (*names, *folders)) or not names:
         raise ValueError(f"{path}: not a bank manifest, or damaged (names aren't texts); {remedy}")
     if len(set(names)) < len(names) or len(names) != len(folders):
@@ -252,7 +249,7 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     for folder in folders:
         check_plain_name(folder, path)
-    return manifest
+    return Manifest(names, folders, fields["settings"], fields["preset"], fields["encoder"], path)
 
 
 def read_all_references(manifest: Manifest, pictures: bool = False) -> list[ClassReferences]:
