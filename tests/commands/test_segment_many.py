@@ -227,7 +227,7 @@ def test_a_dark_image_is_said_to_be_so(folder: Path, capsys: pytest.CaptureFixtu
 
 ASCII = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{root!r}, {tests!r}]  # tests/ported_weights would hide the package
 from cli import run
 from fakes import fake_models
 from rimjax.commands import options
@@ -238,7 +238,7 @@ run("segment", "a.png", "--classes", "\\u82f9\\u679c,apple", "--cache-dir", "k",
 
 def test_a_name_that_the_terminal_cannot_show_ends_no_run(folder: Path) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "ascii"}
-    script = ASCII.format(tests=str(TESTS))
+    script = ASCII.format(root=str(TESTS.parent), tests=str(TESTS))
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("o.json").read_text(encoding="utf-8"))["names"][1] == "苹果"
