@@ -86,7 +86,7 @@ def name_regions(
     count, shape = len(masks), masks.shape[1:]
     with measure_stage(timings, "match"):
         allowed = _allow(bank, background)
-        keywords = settings.as_keywords(_number_image(image))
+        keywords = settings.as_keywords(_number_image(image, settings))
         result = match(regions, bank, allowed=allowed, **keywords)
         labels, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
     with measure_stage(timings, "assemble"):
@@ -130,7 +130,7 @@ def name_pixels(
     timings, (height, width, size) = dict(timings or {}), grid.features.shape
     with measure_stage(timings, "match"):
         allowed = _allow(bank, background)
-        keywords = settings.as_keywords(_number_image(image))
+        keywords = settings.as_keywords(_number_image(image, settings))
         rows = grid.features.reshape(-1, size)
         result = match(rows, bank, allowed=allowed, **keywords)
         scores = np.asarray(result.scores).reshape(height, width, -1)
@@ -150,8 +150,11 @@ def _allow(bank: ReferenceBank, background: bool) -> Bool[np.ndarray, " C"]:
     return np.arange(len(bank.names)) >= (0 if background else 1)
 
 
-def _number_image(image: UInt8[np.ndarray, "H W 3"] | None) -> int:
-    return 0 if image is None else zlib.crc32(image.tobytes())
+def _number_image(image: UInt8[np.ndarray, "H W 3"] | None, settings: SegmentSettings) -> int:
+    """Return a number of the image's content, which random agents alone depend on."""
+    if image is None or settings.agent_policy != "random":
+        return 0
+    return zlib.crc32(image.tobytes())
 
 
 def _narrow(canvas: Int32[np.ndarray, "H W"], bank: ReferenceBank) -> Integer[np.ndarray, "H W"]:
