@@ -23,6 +23,7 @@ from rimjax.datasets import fashion_mnist
 from rimjax.files import atomic_file
 
 RUNS = Path("runs/mini")
+SHIPPED = Path(__file__).parents[2] / "ported_weights" / "mini"
 HELD_OUT = 5_000
 """The last photographs of the training split, which ViT, SAM, MAE, MaskFormer and the tables' CLIP
 never see; the validation scenes are made of them."""
@@ -34,12 +35,15 @@ Losses = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def parse_arguments(description: str | None, steps: int | None = None) -> argparse.Namespace:
+def parse_arguments(
+    description: str | None, steps: int | None = None, rate: float | None = None
+) -> argparse.Namespace:
     """Parse a script's command line, and set the number of torch threads.
 
     Args:
         description: the script's docstring.
         steps: default of `--steps`; None if the script doesn't train.
+        rate: default of `--rate`; None if the script can't begin from the shipped weights.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,6 +61,11 @@ def parse_arguments(description: str | None, steps: int | None = None) -> argpar
         parser.add_argument("--steps", type=int, default=steps, help=about)
         about = "random seed (default: %(default)s)"
         parser.add_argument("--seed", type=int, default=0, help=about)
+    if rate is not None:
+        about = "peak learning rate (default: %(default)s)"
+        parser.add_argument("--rate", type=float, default=rate, help=about)
+        about = "begin from the weights that rimjax ships instead of random ones"
+        parser.add_argument("--from-shipped", action="store_true", help=about)
     about = "torch's CPU threads (default: %(default)s)"
     parser.add_argument("--threads", type=int, default=2, help=about)
     options = parser.parse_args()

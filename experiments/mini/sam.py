@@ -13,8 +13,9 @@ best is trained (focal + dice), and a head learns each mask's IoU.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import HELD_OUT, Losses, imitate_drawing, parse_arguments, train
-from PIL import Image
+from common import HELD_OUT, SHIPPED, Losses, imitate_drawing, parse_arguments, train
+from PIL import Image, ImageEnhance
+from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 
 from rimjax.datasets import fashion_mnist, fashion_scenes
@@ -48,10 +49,17 @@ def sample_prompts(
 
 
 def vary_image(rng: np.random.Generator, scene: fashion_scenes.Scene) -> np.ndarray:
-    """Return a scene's image; that of a single item mostly looks drawn by a diffusion model."""
+    """Return a scene's image, drained of its colour in half of the cases.
+
+    Two thirds of the drained images are grey, so that a mask may not depend on a difference of
+    colour. An image of a single item mostly looks drawn by a diffusion model.
+    """
     picture = Image.fromarray(scene.image)
     if len(scene.items) == 1 and rng.uniform() < 0.7:
         picture = imitate_drawing(rng, picture)
+    if rng.uniform() < 0.5:
+        saturation = max(0.0, rng.uniform(-1.0, 0.5))
+        picture = ImageEnhance.Color(picture).enhance(saturation)
     return np.asarray(picture)
 
 
@@ -86,10 +94,12 @@ class PromptedSam(torch.nn.Module):
 
 
 def main() -> None:
-    options = parse_arguments(__doc__, steps=2600)
+    options = parse_arguments(__doc__, steps=2600, rate=4e-4)
     photos, classes = (part[:-HELD_OUT] for part in fashion_mnist.read_idx("train", options.data))
     torch.manual_seed(options.seed)
     model = PromptedSam(sam.build(MINI_SAM)).train()
+    if options.from_shipped:
+        model.sam.load_state_dict(load_file(SHIPPED / "sam.safetensors"))
 
     def compute_losses(step: int, rng: np.random.Generator) -> Losses:
         scenes = [fashion_scenes.render_random(rng, photos, classes) for _ in range(BATCH)]
@@ -123,7 +133,15 @@ def main() -> None:
         logged = {key: value.detach() for key, value in logged.items()}
         return {"loss": best + 5 * iou_error, **logged}
 
-    train("sam", model, compute_losses, options, learning_rate=4e-4, weight_decay=0.01, ema=0.99)
+    train(
+        "sam",
+        model,
+        compute_losses,
+        options,
+        learning_rate=options.rate,
+        weight_decay=0.01,
+        ema=0.99,
+    )
 
 
 if __name__ == "__main__":

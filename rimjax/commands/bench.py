@@ -15,7 +15,7 @@ from rimjax.commands.console import check_outputs
 from rimjax.commands.options import NO_DEFAULT, Flag, default
 from rimjax.files import package_versions, write_json
 from rimjax.images import read_image
-from rimjax.models.sam import ProposalConfig, Sam
+from rimjax.models.sam import ProposalConfig, Sam, SamPrecision, SamProposer, load
 from rimjax.presets import load_preset
 from rimjax.presets.catalogue import PRESETS
 
@@ -37,6 +37,8 @@ class BenchPropose:
         points: Side of the grid of points.
         batch: Points that segment-anything decodes at once.
         share: With random weights, share of the masks that pass the predicted IoU.
+        dtype: Numbers that our SAM computes in; in half precision, masks that changed are counted.
+        compiled: Encode images by torch.compile, compiled before the clock starts.
         json: File to write the report to as well.
     """
 
@@ -47,6 +49,8 @@ class BenchPropose:
     points: int = 32
     batch: int = 64
     share: float = 0.3
+    dtype: SamPrecision = "float32"
+    compiled: Flag = False
     json: Annotated[Path | None, NO_DEFAULT] = None
 
     def run(self) -> None:
@@ -58,16 +62,22 @@ class BenchPropose:
             raise ValueError("points, batch and size must be at least 1")
         check_outputs(self.json)
         image = make_picture(self.size) if self.image is None else read_image(self.image)
-        sam, config = self._load_sam()
+        exact, config = self._load_sam()
         if self.weights is None and self.model != "mini":
-            config = lower_thresholds(sam, image, self.share, config)
-        row = measure_proposals(sam, image, config, self.batch)
+            config = lower_thresholds(exact, image, self.share, config)
+        sam = exact
+        if self.dtype != "float32" or self.compiled:
+            state = exact.model.state_dict()
+            sam = load(state, exact.config, dtype=self.dtype, compiled=self.compiled)
+            sam.embed(image)  # compiles
+        is_exact = self.dtype == "float32"
+        row = measure_proposals(sam, image, config, self.batch, None if is_exact else exact)
+        row |= {"dtype": self.dtype, "compiled": self.compiled}
         _print_proposals(row)
         _write(self.json, row)
 
     def _load_sam(self) -> tuple[Sam, ProposalConfig]:
         from ported_weights.checkpoints import read_state_dict
-        from rimjax.models.sam import SamProposer, load
 
         if self.model == "mini":
             if self.weights is not None:
@@ -158,6 +168,8 @@ def _print_proposals(row: dict[str, Any]) -> None:
     agree = f"{row['masks']} masks, segment-anything's {row['segment-anything masks']}"
     if "lowest IoU" in row:
         agree += f"; lowest IoU {row['lowest IoU']:.6f}, {row['pixels that differ']} pixels differ"
+    if "masks lost" in row:
+        agree += f"; {row['masks lost']} lost and {row['masks added']} added in {row['dtype']}"
     print(f"  {agree}")
     for name in ("seconds", "segment-anything seconds", "segment-anything encode"):
         print(f"  {name:<28} {row[name]:>9.2f} s")

@@ -12,6 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from rimjax.models.protocols import Models, Pixels
+from rimjax.models.sam import SamPrecision
 from rimjax.presets import Precision, Scheduler, load_preset
 from rimjax.references.build import read_settings
 from rimjax.references.store import Manifest
@@ -65,6 +66,9 @@ class StageOptions:
         steps: Steps of the sampler that draws images.
         dtype: Numbers that generator and encoder compute in: float32, or bfloat16, which is faster
             and less exact.
+        masker_dtype: Numbers that SAM computes in; bfloat16 and float16 are faster on a GPU and
+            change a few masks.
+        compile_masker: Compile SAM's image encoder by torch.compile; pays for many images.
         weights_dir: Folder that holds the paper preset's weights in paper/.
         random_weights: Self-test of the paper preset without its weights: reports the time and
             memory of each stage; results mean nothing.
@@ -81,6 +85,8 @@ class StageOptions:
     dtype: Annotated[Precision | None, default("float32; bfloat16 for paper on an accelerator")] = (
         None
     )
+    masker_dtype: SamPrecision = "float32"
+    compile_masker: Flag = False
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     random_weights: Flag = False
 
@@ -104,6 +110,8 @@ class StageOptions:
             input_size=self.input_size,
             random_weights=self.random_weights,
             dtype=self.dtype,
+            masker_dtype=self.masker_dtype,
+            compile_masker=self.compile_masker,
         )
         if self.random_weights:
             report_stage("load SAM and the encoder", time.perf_counter() - start)

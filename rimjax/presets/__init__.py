@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import ported_weights
-from rimjax.models.maskformer import MaskFormerProposer
-from rimjax.models.protocols import Encoder, Models, Pixels, Proposer
-from rimjax.models.sam import ProposalConfig, Sam, SamMasker, SamProposer
-from rimjax.models.stable_diffusion import DeferredGenerator, StoredWeights
-from rimjax.models.stable_diffusion.generator import WeightSource
+from rimjax.models.protocols import Models, Proposer
+from rimjax.models.sam import SamMasker, SamPrecision, SamProposer
+from rimjax.models.stable_diffusion import DeferredGenerator
 from rimjax.models.weight_record import check_weights
 from rimjax.presets.catalogue import (
     PRESETS,
-    EncoderChoice,
-    MaskerChoice,
-    ProposerChoice,
-    UNetChoice,
+)
+from rimjax.presets.stages import (
+    Precision,
+    find_diffusion_weights,
+    load_encoder,
+    load_proposer,
+    load_sam,
 )
 from rimjax.settings import CONFIGURATIONS
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 RANDOM_WEIGHTS = " (random weights)"
 """Follows the preset's name in results and banks of a self-test."""
 
-Precision = Literal["float32", "bfloat16"]
 Scheduler = Literal["dpmsolver++", "ddim", "pndm"]
 
 PNDM_STEPS = 50
@@ -119,6 +119,8 @@ def load_preset(
     input_size: int | None = None,
     random_weights: bool = False,
     dtype: Precision | None = None,
+    masker_dtype: SamPrecision = "float32",
+    compile_masker: bool = False,
 ) -> Models:
     """Load the models of a preset. Stable Diffusion is loaded on first use.
 
@@ -143,7 +145,10 @@ def load_preset(
         random_weights: of `paper`, a self-test without weight files: shapes, time and memory are
             real, results mean nothing, and every proposal is kept.
         dtype: dtype of generator and encoder; default: float32, but bfloat16 for `paper` on an
-            accelerator. SAM and matching are always float32.
+            accelerator. Matching is always float32.
+        masker_dtype: dtype of SAM; "bfloat16" and "float16" are faster on a GPU and change a few
+            masks.
+        compile_masker: compile SAM's image encoder, once, by `torch.compile`.
 
     Raises:
         ValueError: there is no such preset or choice, or a weight file holds another model.
@@ -158,6 +163,9 @@ def load_preset(
     if configuration not in CONFIGURATIONS:
         available = ", ".join(CONFIGURATIONS)
         raise ValueError(f"configuration must be one of {available}, got {configuration!r}")
+    if masker_dtype not in get_args(SamPrecision):
+        available = ", ".join(get_args(SamPrecision))
+        raise ValueError(f"masker_dtype must be one of {available}, got {masker_dtype!r}")
     names = {"generator": generator, "masker": masker, "encoder": encoder, "proposer": proposer}
     files = list_weights(name, weights_dir, **names)
     if not random_weights:
@@ -172,16 +180,18 @@ def load_preset(
         steps = PNDM_STEPS if scheduler == "pndm" else preset.diffusion.steps
     scheduler = scheduler or preset.diffusion.scheduler
     diffusion = replace(preset.diffusion, dtype=dtype, steps=steps, scheduler=scheduler)
-    deferred = DeferredGenerator(_find_diffusion_weights(paths["generator"]), diffusion)
+    deferred = DeferredGenerator(find_diffusion_weights(paths["generator"]), diffusion)
     choice = choices["encoder"]
     if input_size is not None:
         choice = replace(choice, input_size=input_size)
-    features = _load_encoder(paths.get("encoder"), choice, dtype, deferred)
-    sam, proposals = _load_sam(paths["masker"], choices["masker"], preset.proposals)
+    features = load_encoder(paths.get("encoder"), choice, dtype, deferred)
+    sam, proposals = load_sam(
+        paths["masker"], choices["masker"], preset.proposals, masker_dtype, compile_masker
+    )
     if proposer is None:
         regions: Proposer = SamProposer(sam, proposals)
     else:
-        regions = _load_proposer(paths.get("proposer"), choices["proposer"])
+        regions = load_proposer(paths.get("proposer"), choices["proposer"])
     return Models(
         name=name + RANDOM_WEIGHTS if random_weights else name,
         generator=deferred,
@@ -200,80 +210,6 @@ def _check_present(preset: str, files: list[WeightFile]) -> None:
             f"preset {preset!r} lacks weights: {'; '.join(missing)}. RIMJAX_WEIGHTS moves the "
             "folder; preset 'mini' needs no download"
         )
-
-
-def _find_diffusion_weights(path: Path | None) -> WeightSource:
-    if path is not None:
-        return StoredWeights(path)
-    from rimjax.models.random_weights import RandomWeights
-
-    return RandomWeights()
-
-
-def _load_sam(
-    path: Path | None, choice: MaskerChoice, proposals: ProposalConfig
-) -> tuple[Sam, ProposalConfig]:
-    from rimjax.models import sam
-
-    if path is None:  # a random decoder's masks all fail the thresholds: keep them all
-        proposals = replace(proposals, pred_iou_thresh=0, stability_score_thresh=0)
-        return sam.load(None, choice.sam), proposals
-    from ported_weights.checkpoints import read_state_dict
-
-    check_weights(path)
-    state = read_state_dict(path)
-    try:
-        return sam.load(state, choice.sam), proposals
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _load_proposer(path: Path | None, choice: ProposerChoice) -> Proposer:
-    if choice.path is None:
-        return Pixels()
-    if path is None:
-        raise ValueError("random_weights must be False with MaskFormer, which has no self-test")
-    check_weights(path)
-    return MaskFormerProposer(path, choice.config)
-
-
-def _load_encoder(
-    path: Path | None,
-    choice: EncoderChoice | UNetChoice,
-    dtype: Precision,
-    generator: DeferredGenerator,
-) -> Encoder:
-    if isinstance(choice, UNetChoice):
-        from rimjax.models.stable_diffusion.unet_encoder import UNetEncoder
-
-        return UNetEncoder(generator, **asdict(choice))
-    from rimjax.models.vit import ViTConfig
-    from rimjax.models.vit_encoder import ViTEncoder, load_vit
-
-    if path is None:
-        from rimjax.models import random_weights
-
-        config = ViTConfig(**choice.vit or {})
-        params = random_weights.make_vit(config)
-    else:
-        check_weights(path)
-        params, config = load_vit(path)
-        expected = config if choice.vit is None else ViTConfig(**choice.vit)
-        _check_architecture(path, config, expected)
-    config = replace(config, dtype=dtype)
-    return ViTEncoder(params, config, choice.input_size, choice.mean, choice.std)
-
-
-def _check_architecture(path: Path, config: Any, expected: Any) -> None:
-    for field in (
-        *("hidden_size", "num_layers", "num_heads", "patch_size"),
-        *("num_registers", "layer_scale", "pre_norm", "rope_theta"),
-    ):
-        ours, theirs = getattr(expected, field), getattr(config, field)
-        if ours != theirs:
-            raise ValueError(
-                f"{path}: {field} must be {ours}, got {theirs}: another model's weights"
-            )
 
 
 def load_image_text(preset: str, weights_dir: str | Path | None = None) -> ImageTextMatcher:

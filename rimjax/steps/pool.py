@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Float32, Shaped
 from rimjax.steps.resize import bilinear_matrix, round_up_side
 from rimjax.types import AnyArray, Regions, bucket_size
 
-_BLOCK = 16  # masks resized together: all P at once as float32 would take gigabytes
+# Masks resized together, and their pixels: all P at once as float32 would take gigabytes.
+_BLOCK, _PIXELS = 16, 1 << 24
 
 
 def resize_masks(
@@ -40,12 +41,13 @@ def resize_masks(
         np.pad(bilinear_matrix(side, cells, antialias), ((0, 0), (0, padded - side)))
         for side, cells, padded in zip(masks.shape[1:], size, sides, strict=True)
     )
+    together = max(1, min(_BLOCK, _PIXELS // (sides[0] * sides[1])))
     grids = np.zeros((len(masks), *size), np.float32)
-    for start in range(0, len(masks), _BLOCK):
-        part = masks[start : start + _BLOCK]
-        block = np.zeros((_BLOCK, *sides), masks.dtype)
+    for start in range(0, len(masks), together):
+        part = masks[start : start + together]
+        block = np.zeros((together, *sides), masks.dtype)
         block[: len(part), : masks.shape[1], : masks.shape[2]] = part
-        grids[start : start + _BLOCK] = np.asarray(_resize(block, rows, columns))[: len(part)]
+        grids[start : start + together] = np.asarray(_resize(block, rows, columns))[: len(part)]
     return grids
 
 

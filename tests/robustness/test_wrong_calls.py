@@ -301,6 +301,7 @@ MODELS = [
         scheduler=("euler",),
         steps=(0,),
         input_size=(100, 0),
+        masker_dtype=("int8", "float64"),
     ),
     (lambda: rimjax.load_preset("maxi"), "^preset must be one of"),
     (lambda: rimjax.load_preset("paper", encoder="mini"), "^encoder must be one of"),

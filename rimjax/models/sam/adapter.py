@@ -67,14 +67,19 @@ class SamMasker(CopiedByFields):
             expected = "[n, 2] (x, y in pixels) with n >= 1"
             raise ValueError(f"points must be {expected}, got {list(points.shape)}")
         torch = import_libraries()[0]
+        from rimjax.models.sam.masks import sift
+
         embedded = self.sam.embed(image)
         with torch.inference_mode():
             tokens, tokens_of_image, ious = embedded.decode(points[None])
             best = 1 + ious[0, 1:].argmax() if self.multimask else torch.tensor(0)
             wanted = torch.arange(ious.shape[1], device=ious.device)[None] == best
-            logits = embedded.decoder.upscale(tokens, tokens_of_image, wanted)[0]
-            mask = embedded.frame.resize(logits) > self.sam.model.mask_threshold
-        return mask.cpu().numpy()
+            logits = embedded.decoder.upscale(tokens, tokens_of_image, wanted)
+            threshold = self.sam.model.mask_threshold
+            (found,) = sift(embedded.frame, logits, ious[wanted], 0, threshold)
+        mask = np.zeros(image.shape[:2], bool)
+        found.paint(mask)
+        return mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +113,12 @@ class SamProposer(CopiedByFields):
             ValueError: the image is something else.
         """
         self.sam.check_image(image)
-        kept, shape = self._search_crops(image), image.shape[:2]
-        masks = np.array([candidate.unpack(shape) for candidate in kept], bool)
-        masks = masks.reshape(-1, *shape)
-        areas = masks.sum((1, 2))
-        order = np.argsort(-areas, kind="stable")
-        order = order[areas[order] >= self.config.min_area]
-        scores = np.array([candidate.score for candidate in kept], np.float32)
-        return Proposals(masks[order], scores[order])
+        found = sorted(self._search_crops(image), key=lambda candidate: -candidate.area)
+        kept = [candidate for candidate in found if candidate.area >= self.config.min_area]
+        masks = np.zeros((len(kept), *image.shape[:2]), bool)
+        for candidate, mask in zip(kept, masks, strict=True):
+            candidate.paint(mask)
+        return Proposals(masks, np.array([candidate.score for candidate in kept], np.float32))
 
     def _search_crops(self, image: np.ndarray) -> list[Candidate]:
         """Find the masks of an image and its crops; those of small crops are preferred."""
@@ -165,7 +168,7 @@ class SamProposer(CopiedByFields):
                 least, threshold = config.stability_score_thresh, model.mask_threshold
                 for mask in sift(embedded.frame, logits, ious[wanted], least, threshold):
                     if covered is not None:
-                        covered |= mask.unpack(size)
+                        mask.paint(covered)
                     yield mask
 
 

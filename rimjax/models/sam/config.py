@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+SamPrecision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

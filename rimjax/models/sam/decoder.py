@@ -50,10 +50,10 @@ class ImageDecoder:
         self._prompts, self._decoder = model.prompt_encoder, model.mask_decoder
         self._transformer = model.mask_decoder.transformer
         grid = embedding.shape[-2:]
-        dense = self._prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        dense = self._prompts.no_mask_embed.weight.reshape(1, -1, 1, 1).to(embedding.dtype)
         self._tokens = _flatten(embedding + dense)[0]
         self._grid = grid
-        position = _flatten(self._prompts.get_dense_pe())[0]
+        position = _flatten(self._prompts.get_dense_pe())[0].to(embedding.dtype)
         layers = self._transformer.layers
         keyed = self._tokens + position
         first = layers[0].cross_attn_token_to_image
@@ -85,11 +85,12 @@ class ImageDecoder:
             labels: [B, n], 1 for points on the object.
 
         Returns:
-            The mask tokens [B, 4, C], the image's tokens [B, L, C] and the predicted IoUs [B, 4];
-            `upscale` makes masks of them. Mask 0 is the single mask, the others the three of
-            "multimask".
+            The mask tokens [B, 4, C] and the image's tokens [B, L, C], of which `upscale` makes
+            masks, and the predicted IoUs, float32[B, 4]. Mask 0 is the single mask, the others are
+            the three of "multimask".
         """
         sparse = self._prompts(points=(points, labels), boxes=None, masks=None)[0]
+        sparse = sparse.to(self._tokens.dtype)
         decoder = self._decoder
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         prompt = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
@@ -117,7 +118,7 @@ class ImageDecoder:
         attended = _attend_to_image(attention, queries + prompt, image, self._position_keys[-1])
         queries = self._transformer.norm_final_attn(queries + attended)
         ious = decoder.iou_prediction_head(queries[:, 0])
-        return queries[:, 1 : 1 + decoder.num_mask_tokens], image, ious
+        return queries[:, 1 : 1 + decoder.num_mask_tokens], image, ious.float()
 
     def upscale(self, tokens: Tensor, image: Tensor, wanted: Tensor) -> Tensor:
         """Compute the wanted masks' logits at a quarter of the resized image's size.
@@ -128,13 +129,13 @@ class ImageDecoder:
             wanted: bool[B, 4].
 
         Returns:
-            [M, 4 h, 4 w], the wanted masks in order.
+            float32[M, 4 h, 4 w], the wanted masks in order.
         """
         first, norm, activate, second, activate_last = self._decoder.output_upscaling
         heads, (height, width) = self._decoder.output_hypernetworks_mlps, self._grid
         chosen = wanted.any(dim=1).nonzero()[:, 0]
         if not len(chosen):
-            return tokens.new_zeros(0, 4 * height, 4 * width)
+            return tokens.new_zeros(0, 4 * height, 4 * width, dtype=torch.float32)
         together = max(1, MAX_UPSCALED // (16 * image[0].numel() // 8 * image.element_size()))
         masks = []
         for points in chosen.split(together):
@@ -147,7 +148,7 @@ class ImageDecoder:
             own = [head(tokens[points, mask]) for mask, head in enumerate(heads)]
             parts = (torch.stack(own, dim=1) @ x)[wanted[points]]
             parts = parts.reshape(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
-            masks.append(parts.reshape(-1, 4 * height, 4 * width))
+            masks.append(parts.reshape(-1, 4 * height, 4 * width).float())
         return torch.cat(masks)
 
     def _attend_first(self, attention: Any, q: Tensor) -> Tensor:

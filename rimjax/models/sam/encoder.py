@@ -36,7 +36,7 @@ def encode(encoder: Any, pixels: Tensor) -> Tensor:
     Returns:
         The images' embeddings [B, C, h, w].
     """
-    x = encoder.patch_embed(pixels)
+    x = encoder.patch_embed(pixels.to(encoder.patch_embed.proj.weight.dtype))
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     for block in encoder.blocks:

@@ -2,8 +2,12 @@
 
 SAM's logits L have a quarter of its input's size. segment-anything resizes them to the input, crops
 the padding and resizes again to the image, both bilinearly. All three are linear along each axis:
-a mask's logits are A L B^T, with a fixed matrix for each axis. Only the window is computed in which
-a logit can be above the lower threshold of the stability score; all others are below.
+a mask's logits are A L B^T, with a fixed matrix for each axis.
+
+The image is divided into tiles. A pixel's logit is a weighted mean of a few of L's values, so it
+lies between the least and the greatest value that its tile depends on. Where these decide, the tile
+is full or empty at every threshold. Only the other tiles, along the mask's edge, are computed pixel
+by pixel; a mask is kept as its full tiles and the bits of these.
 """
 
 from __future__ import annotations
@@ -13,13 +17,55 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64, UInt8
 from segment_anything.utils.amg import is_box_near_crop_edge
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 OFFSET = 1.0  # segment-anything's default for the stability score
+TILE = 32  # side of a tile, pixels
+MAX_TILES = 1 << 12  # computed at once
+MAX_KEPT = 1 << 16  # tiles of the masks whose pixels are kept until they are packed
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How logits are resized along an axis of an image, for each of T tiles.
+
+    Attributes:
+        index: the logits that a tile's pixels depend on, [T, K].
+        weights: their weights in each pixel, [T, TILE, K].
+        inside: which pixels of a tile belong to the image, bool[T, TILE].
+    """
+
+    index: Tensor
+    weights: Tensor
+    inside: Tensor
+
+    @classmethod
+    def create(cls, logits: int, side: int, seen: int, pixels: int, like: Tensor) -> Axis:
+        """Create an axis.
+
+        Args:
+            logits: number of logits.
+            side: of SAM's input, to which images are padded.
+            seen: pixels of the image as SAM sees it.
+            pixels: of the image.
+            like: a tensor of the logits' device.
+        """
+        eye = torch.eye(logits, device=like.device)[None]
+        padded = F.interpolate(eye, size=side, mode="linear")
+        weights = F.interpolate(padded[..., :seen], size=pixels, mode="linear")[0].T
+        tiles = -(-pixels // TILE)
+        weights = F.pad(weights, (0, 0, 0, tiles * TILE - pixels)).unflatten(0, (tiles, TILE))
+        touched = weights.any(dim=1).int()
+        first = touched.argmax(dim=1)
+        last = logits - 1 - touched.flip(1).argmax(dim=1)
+        reach = int((last - first).max()) + 1
+        index = first.clamp(max=logits - reach)[:, None] + torch.arange(reach, device=like.device)
+        inside = torch.arange(tiles * TILE, device=like.device).unflatten(0, (tiles, TILE)) < pixels
+        return cls(index, weights.gather(2, index[:, None].expand(-1, TILE, -1)), inside)
 
 
 @dataclass(frozen=True)
@@ -27,12 +73,14 @@ class Frame:
     """How the logits of an image's masks become masks of the image's size.
 
     Attributes:
-        rows: weights of the logits' rows in each row of the image, [H, 4 h].
-        columns: likewise, [W, 4 w].
+        rows: the vertical axis.
+        columns: the horizontal axis.
+        size: height and width of the image.
     """
 
-    rows: Tensor
-    columns: Tensor
+    rows: Axis
+    columns: Axis
+    size: tuple[int, int]
 
     @classmethod
     def create(
@@ -45,48 +93,95 @@ class Frame:
             resized: height and width of the image as SAM sees it.
             side: of SAM's input, to which images are padded.
             logits: side of a mask's logits.
-            like: a tensor of the logits' type and device.
+            like: a tensor of the logits' device.
         """
-        axes = (
-            _resize_axis(logits, side, seen, pixels, like)
+        rows, columns = (
+            Axis.create(logits, side, seen, pixels, like)
             for seen, pixels in zip(resized, size, strict=True)
         )
-        return cls(*axes)
+        return cls(rows, columns, size)
 
-    def resize(self, logits: Tensor) -> Tensor:
-        """Resize the logits of a mask [4 h, 4 w] to the image."""
-        return self.rows @ logits @ self.columns.T
+    def bound(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest logit that each tile depends on.
 
-    def resize_window(self, logits: Tensor, least: float) -> tuple[Tensor, int, int]:
-        """Resize the part of a mask's logits outside which all logits are `least` or below.
+        Args:
+            logits: [M, 4 h, 4 w].
 
         Returns:
-            The part, and the image's row and column where it begins.
+            Two tensors [M, T, S] for T rows and S columns of tiles.
         """
-        above = logits > least
-        top, bottom = _find_span(self.rows, above.any(dim=1))
-        left, right = _find_span(self.columns, above.any(dim=0))
-        part = self.rows[top:bottom] @ logits @ self.columns[left:right].T
-        return part, top, left
+        rows, columns = self.rows.index, self.columns.index
+        bands = logits[:, rows]
+        return (
+            bands.amin(dim=2)[..., columns].amin(dim=3),
+            bands.amax(dim=2)[..., columns].amax(dim=3),
+        )
+
+    def resize(self, logits: Tensor, tiles: Tensor) -> Tensor:
+        """Compute the logits of some tiles.
+
+        Args:
+            logits: [M, 4 h, 4 w].
+            tiles: mask, row and column of each tile, [k, 3].
+
+        Returns:
+            [k, TILE, TILE], minus infinity outside the image.
+        """
+        mask, row, column = tiles.T
+        rows, columns = self.rows, self.columns
+        windows = logits[mask[:, None, None], rows.index[row, :, None], columns.index[column, None]]
+        resized = rows.weights[row] @ windows @ columns.weights[column].transpose(1, 2)
+        height, width = ((pixels - 1) % TILE + 1 for pixels in self.size)  # of the last tiles
+        resized[row == len(rows.index) - 1, height:] = -torch.inf
+        resized[column == len(columns.index) - 1, :, width:] = -torch.inf
+        return resized
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mask that passed the thresholds: where it is set, packed, in a window of the image.
+    """A mask that passed the thresholds.
 
     Attributes:
-        bits: packed rows of the window.
-        shape: height and width of the window.
-        corner: row and column of the image where the window begins.
+        full: which tiles are set throughout.
+        tiles: row and column of the tiles that are set in part.
+        bits: the pixels of these tiles, packed.
+        shape: height and width of the image.
+        corner: row and column where the image begins in the image that it is a crop of.
         box: x0, y0, x1, y1 of the outermost pixels that are set.
+        area: pixels that are set.
         score: predicted IoU.
     """
 
-    bits: np.ndarray
+    full: Bool[np.ndarray, "T S"]
+    tiles: Int64[np.ndarray, "k 2"]
+    bits: UInt8[np.ndarray, "k packed"]
     shape: tuple[int, int]
     corner: tuple[int, int]
     box: tuple[int, int, int, int]
+    area: int
     score: float
+
+    @classmethod
+    def create(
+        cls,
+        full: Bool[np.ndarray, "T S"],
+        tiles: Int64[np.ndarray, "k 2"],
+        pixels: Bool[np.ndarray, "k side side"],
+        shape: tuple[int, int],
+        score: float,
+    ) -> Candidate:
+        """Pack a mask, and measure its box and area."""
+        spans, counts = [], []
+        for axis, size in enumerate(shape):
+            marked = np.repeat(full.any(1 - axis, keepdims=True).reshape(-1, 1), TILE, axis=1)
+            np.logical_or.at(marked, tiles[:, axis], pixels.any(2 - axis))
+            at = np.flatnonzero(marked.ravel()[:size])
+            spans.append((int(at[0]), int(at[-1])) if len(at) else (0, 0))
+            counts.append(np.minimum(TILE, size - TILE * np.arange(full.shape[axis])))
+        (y0, y1), (x0, x1) = spans
+        area = int(counts[0] @ full @ counts[1]) + int(pixels.sum())
+        bits = np.packbits(pixels.reshape(-1, TILE * TILE), axis=1)
+        return cls(full, tiles, bits, shape, (0, 0), (x0, y0, x1, y1), area, score)
 
     def move(self, x: int, y: int) -> Candidate:
         """Return the mask in an image of which this one's image is the crop from x, y on."""
@@ -94,13 +189,14 @@ class Candidate:
         box = x0 + x, y0 + y, x1 + x, y1 + y
         return replace(self, corner=(top + y, left + x), box=box)
 
-    def unpack(self, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-        """Return the mask."""
-        mask = np.zeros(shape, bool)
-        window = np.unpackbits(self.bits, count=self.shape[0] * self.shape[1]).reshape(self.shape)
+    def paint(self, mask: Bool[np.ndarray, "H W"]) -> None:
+        """Set the mask's pixels in an image's mask."""
+        whole = np.repeat(np.repeat(self.full, TILE, axis=0), TILE, axis=1)
+        tiled = whole.reshape(len(self.full), TILE, -1, TILE).swapaxes(1, 2)
+        row, column = self.tiles.T
+        tiled[row, column] = np.unpackbits(self.bits, axis=1).reshape(-1, TILE, TILE)
         (top, left), (height, width) = self.corner, self.shape
-        mask[top : top + height, left : left + width] = window
-        return mask
+        mask[top : top + height, left : left + width] |= whole[:height, :width]
 
 
 def sift(
@@ -116,19 +212,35 @@ def sift(
             are above `threshold` + 1.
         threshold: above which a logit belongs to the mask.
     """
-    for mask, score in zip(logits, scores.tolist(), strict=True):
-        part, top, left = frame.resize_window(mask, threshold - OFFSET)
-        inner = (part > threshold + OFFSET).sum().float()
-        outer = (part > threshold - OFFSET).sum()
-        if stability > 0 and not (inner / outer >= stability):
-            continue
-        window = (part > threshold).cpu().numpy()
-        rows, columns = (np.flatnonzero(window.any(axis)) for axis in (1, 0))
-        box = (0, 0, 0, 0)
-        if len(rows):
-            x0, x1, y0, y1 = (int(at) for at in (columns[0], columns[-1], rows[0], rows[-1]))
-            box = left + x0, top + y0, left + x1, top + y1
-        yield Candidate(np.packbits(window), window.shape, (top, left), box, score)
+    together = max(1, MAX_KEPT // (len(frame.rows.index) * len(frame.columns.index)))
+    for part, ious in zip(logits.split(together), scores.split(together), strict=True):
+        yield from _sift(frame, part, ious, stability, threshold)
+
+
+def _sift(
+    frame: Frame, logits: Tensor, scores: Tensor, stability: float, threshold: float
+) -> Iterator[Candidate]:
+    low, high = frame.bound(logits)
+    full = low > threshold + OFFSET
+    mixed = (~full & (high > threshold - OFFSET)).nonzero()
+    rows, columns = (axis.inside.sum(1) for axis in (frame.rows, frame.columns))
+    inner = (full * rows[:, None] * columns).sum((1, 2), dtype=torch.int32)
+    outer, parts = inner.clone(), [torch.zeros(0, TILE, TILE, dtype=torch.bool)]
+    for tiles in mixed.split(MAX_TILES):
+        values = frame.resize(logits, tiles)
+        for count, level in ((inner, threshold + OFFSET), (outer, threshold - OFFSET)):
+            above = (values > level).view(torch.int8).flatten(1)  # booleans are slow to sum
+            count.index_add_(0, tiles[:, 0], above.sum(1, dtype=torch.int32))
+        parts.append((values > threshold).cpu())
+    stable = torch.ones_like(inner, dtype=torch.bool)
+    if stability > 0:
+        stable = inner / outer >= stability  # not where both are 0
+    pixels, tiles, filled = torch.cat(parts).numpy(), mixed.cpu().numpy(), full.cpu().numpy()
+    ends = np.searchsorted(tiles[:, 0], np.arange(len(logits) + 1))
+    for index, (passes, score) in enumerate(zip(stable.tolist(), scores.tolist(), strict=True)):
+        if passes:
+            own = slice(ends[index], ends[index + 1])
+            yield Candidate.create(filled[index], tiles[own, 1:], pixels[own], frame.size, score)
 
 
 def suppress(
@@ -164,19 +276,3 @@ def drop_cut(
     boxes = torch.tensor([candidate.box for candidate in candidates])
     cut = is_box_near_crop_edge(boxes, crop, [0, 0, size[1], size[0]])
     return [each for each, is_cut in zip(candidates, cut.tolist(), strict=True) if not is_cut]
-
-
-def _resize_axis(logits: int, side: int, seen: int, pixels: int, like: Tensor) -> Tensor:
-    """Return the weights of `logits` values in each of an image's pixels along an axis."""
-    eye = torch.eye(logits, dtype=like.dtype, device=like.device)[None]
-    padded = F.interpolate(eye, size=side, mode="linear")
-    return F.interpolate(padded[..., :seen], size=pixels, mode="linear")[0].T.contiguous()
-
-
-def _find_span(weights: Tensor, above: Tensor) -> tuple[int, int]:
-    """Return from which to which pixel of an axis any of the marked values has a weight."""
-    marked = above.nonzero()[:, 0]
-    if not len(marked):
-        return 0, 0
-    touched = weights[:, marked[0] : marked[-1] + 1].any(dim=1).nonzero()[:, 0]
-    return int(touched[0]), int(touched[-1]) + 1

@@ -5,7 +5,7 @@ torch and segment-anything are imported when a model is built, not when this mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import ModuleType
@@ -21,7 +21,7 @@ from rimjax.models.protocols import (
     check_finite_output,
     check_image,
 )
-from rimjax.models.sam.config import SamConfig
+from rimjax.models.sam.config import SamConfig, SamPrecision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class EmbeddedImage:
             ValueError: SAM gives NaN.
         """
         torch, _ = import_libraries()
-        device = self.frame.rows.device
+        device = self.frame.rows.weights.device
         coords = self.transform.apply_coords(points, self.size)
         labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
         decoded = self.decoder.decode(torch.as_tensor(coords, device=device), labels)
@@ -74,10 +74,12 @@ class Sam(CopiedByFields):
     Attributes:
         model: segment-anything's `Sam`, in evaluation mode.
         config: its architecture.
+        compiled: encode images by `torch.compile`.
     """
 
     model: Any
     config: SamConfig
+    compiled: bool = False
     _last: dict[str, EmbeddedImage] = field(default_factory=dict, init=False, repr=False)
 
     def embed(self, image: np.ndarray) -> EmbeddedImage:
@@ -107,7 +109,6 @@ class Sam(CopiedByFields):
     def _encode(self, image: np.ndarray) -> EmbeddedImage:
         torch, library = import_libraries()
         from rimjax.models.sam.decoder import ImageDecoder
-        from rimjax.models.sam.encoder import encode
         from rimjax.models.sam.masks import Frame
 
         side = self.config.image_size
@@ -115,17 +116,28 @@ class Sam(CopiedByFields):
         resized = transform.apply_image(image)
         with torch.inference_mode():
             pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
-            embedding = encode(self.model.image_encoder, self.model.preprocess(pixels))
+            embedding = self._encoder(self.model.image_encoder, self.model.preprocess(pixels))
             decoder = ImageDecoder(self.model, embedding)
             logits = 4 * side // self.config.patch_size
             frame = Frame.create(image.shape[:2], resized.shape[:2], side, logits, embedding)
         return EmbeddedImage(decoder, frame, transform, image.shape[:2])
 
     @cached_property
+    def _encoder(self) -> Callable[[Any, Tensor], Tensor]:
+        from rimjax.models.sam.encoder import encode
+
+        return import_libraries()[0].compile(encode, dynamic=False) if self.compiled else encode
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Digest of weights and architecture."""
-        weights = {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
-        return fingerprint(asdict(self.config), weights)
+        """Digest of weights, their dtype and the architecture."""
+        state = self.model.state_dict()
+        weights = {name: tensor.cpu().float().numpy() for name, tensor in state.items()}
+        dtype = self.model.mask_decoder.iou_token.weight.dtype
+        own = asdict(self.config)
+        if str(dtype) != "torch.float32":  # as before there was a choice, so that caches stay valid
+            own["dtype"] = str(dtype)
+        return fingerprint(own, weights)
 
     def check_image(self, image: np.ndarray) -> None:
         """Raise ValueError unless the image is a uint8[H, W, 3] that isn't too narrow for SAM."""
@@ -183,6 +195,8 @@ def load(
     *,
     device: str | None = None,
     seed: int = 0,
+    dtype: SamPrecision = "float32",
+    compiled: bool = False,
 ) -> Sam:
     """Load a SAM from a checkpoint's state dict.
 
@@ -192,6 +206,9 @@ def load(
         config: the checkpoint's architecture; default: ViT-B.
         device: torch's device; default: "cuda" if available, else "cpu".
         seed: of random weights.
+        dtype: of the image encoder and the mask decoder; masks change a little in "bfloat16" and
+            "float16", which are faster on a GPU. Points, thresholds and resizing are float32.
+        compiled: encode images by `torch.compile`, which compiles when the first image comes.
 
     Raises:
         ValueError: the state dict isn't exactly that of this architecture; the message lists every
@@ -207,7 +224,10 @@ def load(
         state = {name: widen(tensor) for name, tensor in state.items()}
         check_fit(state, model.state_dict())
         model.load_state_dict(state)
-    return Sam(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config)
+    for part in (model.image_encoder, model.mask_decoder):
+        part.to(getattr(torch, dtype))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Sam(model.to(device), config, compiled)
 
 
 def import_libraries() -> tuple[ModuleType, ModuleType]:
