@@ -11,8 +11,9 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
 import torch
 from PIL import Image
@@ -187,6 +188,28 @@ def _make_optimizers(
         matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [adamw, muon]
+
+
+def restore(module: torch.nn.Module, port: Callable[[], Any], shipped: Any) -> None:
+    """Load weights that were ported from a module of this kind back into it.
+
+    Each weight is numbered and ported, so that its place among the ported arrays is known. Weights
+    that aren't ported stay as they were.
+
+    Args:
+        module: the module.
+        port: ports the module; returns a tree of arrays.
+        shipped: the ported weights, a tree likewise.
+    """
+    before = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+    assert len(before) < 1 << 24, "float32 holds no larger numbers exactly"
+    torch.nn.utils.vector_to_parameters(torch.arange(len(before)).float(), module.parameters())
+    places, values = (
+        torch.from_numpy(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
+        for tree in (port(), shipped)
+    )
+    before[places.long()] = values.float()
+    torch.nn.utils.vector_to_parameters(before, module.parameters())
 
 
 def load_trained(name: str, model: Model, out: Path) -> Model:

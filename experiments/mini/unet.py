@@ -19,12 +19,17 @@ import clip
 import numpy as np
 import torch
 import vae
-from common import Losses, load_trained, parse_arguments, scale_pixels, train
+from common import SHIPPED, Losses, load_trained, parse_arguments, restore, scale_pixels, train
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import CLIPTextModel
 
 from rimjax.commands.console import progress
 from rimjax.datasets import fashion_mnist
 from rimjax.files import atomic_file
+from rimjax.models.stable_diffusion import checkpoint
+from rimjax.weights.stable_diffusion import port_modules
 
 CONFIG = {
     "sample_size": 16,
@@ -50,6 +55,37 @@ PAIRS = 12_000
 MAX_SNR = 5.0
 
 
+def load_shipped(**modules: Any) -> None:
+    """Load the weights of the Stable Diffusion that rimjax ships into torch's modules.
+
+    Args:
+        **modules: "unet", "vae" and "text_encoder".
+    """
+    scheduler = DDPMScheduler(**SCHEDULER)
+    shipped = checkpoint.read(SHIPPED / "stable-diffusion").params
+    for name, module in modules.items():
+        restore(
+            module,
+            lambda name=name: port_modules(
+                **modules, tokenizer=clip.make_tokenizer(), scheduler=scheduler
+            ).params[name],
+            shipped[name],
+        )
+
+
+def keep_typical(photos: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out photographs that most of their neighbours contradict: a shirt like a coat, say.
+
+    Returns:
+        The photographs, and their classes, of which three fifths of the 20 nearest neighbours among
+        their principal components have the same class.
+    """
+    codes = PCA(30, random_state=0).fit_transform(photos.reshape(len(photos), -1) / 255.0)
+    neighbours = KNeighborsClassifier(20).fit(codes, classes)
+    own = neighbours.predict_proba(codes)[np.arange(len(classes)), classes]
+    return photos[own >= 0.6], classes[own >= 0.6]
+
+
 @torch.inference_mode()
 def encode_images(options: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
     """Render the images and encode them, once; the results are kept beside the checkpoints.
@@ -60,7 +96,7 @@ def encode_images(options: argparse.Namespace, model: Any) -> dict[str, torch.Te
     path = options.out / "latents.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
-    photos, classes = fashion_mnist.read_idx("train", options.data)
+    photos, classes = keep_typical(*fashion_mnist.read_idx("train", options.data))
     rng = np.random.default_rng((options.seed, 7))
     tokenizer = clip.make_tokenizer()
     latents, tokens = [], []
@@ -80,12 +116,22 @@ def encode_images(options: argparse.Namespace, model: Any) -> dict[str, torch.Te
 
 
 def main() -> None:
-    options = parse_arguments(__doc__, steps=8000)
-    pool = encode_images(options, load_trained("vae", AutoencoderKL(**vae.CONFIG), options.out))
+    options = parse_arguments(__doc__, steps=8000, rate=1e-3)
+    torch.manual_seed(options.seed)
+    model, autoencoder = UNet2DConditionModel(**CONFIG), AutoencoderKL(**vae.CONFIG)
+    towers = clip.build()
+    text = CLIPTextModel(towers.config.text_config)
+    if options.from_shipped:
+        load_shipped(unet=model, vae=autoencoder, text_encoder=text)
+    else:
+        autoencoder = load_trained("vae", autoencoder, options.out)
+        trained = load_trained("clip", towers, options.out).text_model
+        text.text_model.load_state_dict(trained.state_dict())
+    pool = encode_images(options, autoencoder.eval())
+    text = text.eval().text_model
     mean, deviation = pool["latents"].float().chunk(2, 1)
     scaling = 1 / mean.std()
     print(f"scaling_factor {scaling:.5f}")
-    text = load_trained("clip", clip.build(), options.out).text_model
     empty = clip.make_tokenizer()("", padding="max_length", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         distinct, rows = torch.unique(pool["tokens"], dim=0, return_inverse=True)
@@ -95,8 +141,6 @@ def main() -> None:
     noise: Any = DDPMScheduler(**SCHEDULER)
     snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
     weight = snr.clamp(max=MAX_SNR) / snr
-    torch.manual_seed(options.seed)
-    model = UNet2DConditionModel(**CONFIG)
 
     def compute_losses(step: int, rng: np.random.Generator) -> Losses:
         singles = rng.integers(SINGLES, size=BATCH // 2)
@@ -110,10 +154,11 @@ def main() -> None:
         predicted = model(noise.add_noise(clean, epsilon, times), times, prompt).sample
         error = (predicted - epsilon).square().mean((1, 2, 3))
         weighted = (weight[times] * error).mean()
-        loss = weighted if step < options.steps / 2 else error.mean()
+        is_early = step < options.steps / 2 and not options.from_shipped
+        loss = weighted if is_early else error.mean()
         return {"loss": loss, "weighted": weighted.detach()}
 
-    train("unet", model, compute_losses, options, learning_rate=1e-3, ema=0.9985)
+    train("unet", model, compute_losses, options, learning_rate=options.rate, ema=0.9985)
 
 
 if __name__ == "__main__":

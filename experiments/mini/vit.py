@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import HELD_OUT, Losses, imitate_drawing, parse_arguments, scale_pixels, train
+from common import (
+    HELD_OUT,
+    SHIPPED,
+    Losses,
+    imitate_drawing,
+    parse_arguments,
+    restore,
+    scale_pixels,
+    train,
+)
 from PIL import Image, ImageFilter
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
@@ -31,7 +40,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 from transformers import Dinov2Config, Dinov2Model
 
+from ported_weights import dinov2
 from rimjax.datasets import fashion_mnist, fashion_scenes
+from rimjax.models.vit_encoder import load_vit
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 96,
@@ -178,11 +189,18 @@ def append_ground(rows: np.ndarray) -> torch.Tensor:
 
 
 def main() -> None:
-    options = parse_arguments(__doc__, steps=4250)
+    options = parse_arguments(__doc__, steps=4250, rate=2e-3)
     photos, classes = fashion_mnist.read_idx("train", options.data)
     codes, shares = fit_teacher(photos)
     torch.manual_seed(options.seed)
     model = Student()
+    if options.from_shipped:
+        heads = CONFIG["num_attention_heads"]
+        restore(
+            model.vit,
+            lambda: dinov2.port(model.vit.state_dict(), num_heads=heads)[0],
+            load_vit(SHIPPED / "vit.safetensors")[0],
+        )
 
     def compute_losses(step: int, rng: np.random.Generator) -> Losses:
         pixels, owners, weights, items = make_batch(
@@ -224,7 +242,7 @@ def main() -> None:
         model,
         compute_losses,
         options,
-        learning_rate=2e-3,
+        learning_rate=options.rate,
         weight_decay=0.05,
         uses_muon=is_matrix_of_layer,
     )
