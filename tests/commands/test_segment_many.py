@@ -237,8 +237,12 @@ run("segment", "a.png", "--classes", "\\u82f9\\u679c,apple", "--cache-dir", "k",
 
 
 def test_a_name_that_the_terminal_cannot_show_ends_no_run(folder: Path) -> None:
+    image = make_scene()[0]
+    image[5:30, 22:37] = pick_colour("苹果")  # so that the name is printed
+    Image.fromarray(image).save("a.png")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "ascii"}
     script = ASCII.format(root=str(TESTS.parent), tests=str(TESTS))
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
+    assert rb"\u82f9\u679c" in done.stdout
     assert json.loads(Path("o.json").read_text(encoding="utf-8"))["names"][1] == "苹果"

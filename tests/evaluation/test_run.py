@@ -325,7 +325,8 @@ def test_damaged_exif_and_failing_decoders_end_no_run(
     run(*evaluate, tmp_path / "whole")
     whole = read_confusions(tmp_path / "whole")
     with Image.open(folder / "images/2.png") as picture:
-        picture.save(folder / "images/2.png", exif=as_exif(1, broken=True))
+        turned = Image.fromarray(np.rot90(np.asarray(picture)))
+    turned.save(folder / "images/2.png", exif=as_exif(6, broken=True))
     failing = (folder / "images/4.png", folder / "labels/5.png")
     open_image = Image.open
 
