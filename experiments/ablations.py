@@ -53,12 +53,12 @@ def main(experiment: Experiment) -> None:
         }
         if configuration == "printed":
             rows |= experiment.build_cosine_rows(ours)
-        evaluations |= experiment.evaluate(experiment.open_model_store(ours), rows)
+        evaluations |= experiment.evaluate(experiment.open_regions(ours), rows)
         bases[configuration] = evaluations[configuration]
         for name, models in change_features(experiment, ours).items():
             setup = (experiment.build_bank(models), theirs)
-            store = experiment.open_model_store(models)
-            evaluations |= experiment.evaluate(store, {f"{configuration}, {name}": setup})
+            load = experiment.open_regions(models)
+            evaluations |= experiment.evaluate(load, {f"{configuration}, {name}": setup})
     table = [Row(name, "", evaluation) for name, evaluation in evaluations.items()]
     experiment.write_table("ablations", table, bases, ours)
 

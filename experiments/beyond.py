@@ -58,13 +58,13 @@ def main(experiment: Experiment) -> None:
             for count in AGENTS
         },
     }
-    evaluations = experiment.evaluate(experiment.open_model_store(printed), rows)
+    evaluations = experiment.evaluate(experiment.open_regions(printed), rows)
     for size in SIZES[experiment.preset]:
         assert isinstance(ours.encoder, ViTEncoder)
         other = replace(ours, encoder=replace(ours.encoder, input_size=size))
         name = f"rimjax, but input size {size}"
         setup = (experiment.build_bank(other), best)
-        evaluations |= experiment.evaluate(experiment.open_model_store(other), {name: setup})
+        evaluations |= experiment.evaluate(experiment.open_regions(other), {name: setup})
     table = [
         Row(name, "44.5" if name == "printed" else "", evaluation)
         for name, evaluation in evaluations.items()

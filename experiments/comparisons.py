@@ -65,7 +65,7 @@ def compare_stages(
             **experiment.build_cosine_rows(printed, f"{title}, "),
             f"{title}, rimjax configuration": (experiment.build_bank(ours), ours.segmentation),
         }
-        evaluations = experiment.evaluate(experiment.choose_store(ours), setups)
+        evaluations = experiment.evaluate(experiment.open_regions(ours), setups)
         rows += [
             Row(row, paper if row == title else "", evaluation)
             for row, evaluation in evaluations.items()

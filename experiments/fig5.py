@@ -29,7 +29,7 @@ def main(experiment: Experiment) -> None:
         f"{name} = {value}": (bank, models.segmentation) for (name, value), bank in banks.items()
     }
     rows |= experiment.build_cosine_rows(models)
-    evaluations = experiment.evaluate(experiment.open_model_store(models), rows)
+    evaluations = experiment.evaluate(experiment.open_regions(models), rows)
     paper = {"T = 8": "44.5", "threshold = 0.7": "44.5"}
     table = [Row(name, paper.get(name, ""), result) for name, result in evaluations.items()]
     experiment.write_table("fig5", table, models=models)

@@ -23,8 +23,9 @@ from rimjax.commands.console import progress
 from rimjax.datasets import Item
 from rimjax.presets import load_image_text
 from rimjax.presets.catalogue import PRESETS
-from rimjax.regions.store import RegionStore
+from rimjax.regions.store import LoadRegions
 from rimjax.show.draw import pick_colours
+from rimjax.types import Regions
 
 PURE = 0.9
 MOST = 1500
@@ -35,17 +36,17 @@ def main(experiment: Experiment) -> None:
     clip = load_image_text(experiment.preset, experiment.weights_dir)
     template = PRESETS[experiment.preset].image_text.template
     texts = clip.embed_texts([template.format(prompt) for prompt in experiment.dataset.prompts])
-    text_store = experiment.open_store(models.proposer, clip.embed_regions, clip.fingerprint)
+    text_regions = experiment.open_text_regions(models, clip)
     references = np.asarray(experiment.build_bank(models).classes)[1:]
     space = "the mini ViT's" if experiment.preset == "mini" else "DINOv2's"
     spaces = {
-        "text references in CLIP's space": (text_store, texts),
-        f"image references in {space} space": (experiment.open_model_store(models), references),
+        "text references in CLIP's space": (text_regions, texts),
+        f"image references in {space} space": (experiment.open_regions(models), references),
     }
     canvas, axes = create_figure(len(spaces))
     rows, colours = [], pick_colours(1 + len(classes))[1:] / 255
-    for axis, (title, (store, references)) in zip(axes, spaces.items(), strict=True):
-        features, labels = select_pure(experiment.items, store)
+    for axis, (title, (load, references)) in zip(axes, spaces.items(), strict=True):
+        features, labels = select_pure(experiment.items, load)
         both = normalise(np.concatenate([features, references]))
         options = {"metric": "cosine", "init": "random", "random_state": 0}
         points = TSNE(perplexity=min(30, len(both) / 4), **options).fit_transform(both)
@@ -79,12 +80,12 @@ def main(experiment: Experiment) -> None:
     write_csv(experiment.folder, "fig6", [("space", "what", "class", "x", "y"), *rows])
 
 
-def select_pure(items: Sequence[Item], store: RegionStore) -> tuple[np.ndarray, np.ndarray]:
+def select_pure(items: Sequence[Item], load: LoadRegions) -> tuple[np.ndarray, np.ndarray]:
     """Return features and classes (from 0) of regions that lie on one class, at most MOST."""
     features, labels = [], []
     for item in progress(items, "regions", "image"):
-        truth, regions = item.labels(), store.load(item.image())
-        assert regions.masks is not None
+        truth, regions = item.labels(), load(item.image(), {})
+        assert isinstance(regions, Regions) and regions.masks is not None
         rows = zip(regions.features, regions.masks, regions.valid, strict=False)  # without padding
         for feature, mask, valid in rows:
             counts = np.bincount(truth[mask], minlength=256)

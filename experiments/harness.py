@@ -42,25 +42,22 @@ from rimjax.commands.options import (
 from rimjax.datasets import Dataset, Item, fashion_mnist
 from rimjax.evaluation import Evaluation
 from rimjax.evaluation.loop import (
-    LoadRegions,
     Outcome,
     Setup,
     check_counted,
     evaluate_items,
     raise_errors,
 )
-from rimjax.models.protocols import Models, Pixels, Proposer
+from rimjax.models.image_text import ImageTextMatcher
+from rimjax.models.protocols import Models
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
-from rimjax.regions.extract import extract
-from rimjax.regions.store import PoolFeatures, RegionStore
+from rimjax.regions.store import LoadRegions, RegionStore, load_or_extract
 from rimjax.settings import SegmentSettings
-from rimjax.steps.pool import pool_regions
-from rimjax.types import BACKGROUND, AnyArray, ReferenceBank
+from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
 RESULTS = Path(__file__).parent / "results"
 Options = TypeVar("Options", bound="Experiment")
-Store = RegionStore | LoadRegions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,24 +158,19 @@ class Experiment:
             for count in (1, 8)
         }
 
-    def open_store(self, proposer: Proposer, pool: PoolFeatures, fingerprint: str) -> RegionStore:
-        """Open the store of regions with these proposals and features; see `RegionStore`."""
-        return RegionStore(self.cache / "regions", proposer, pool, fingerprint)
+    def open_regions(self, models: Models) -> LoadRegions:
+        """Return what loads the models' own regions and features (Eq. 5) from the store."""
+        return load_or_extract(self.cache, models)
 
-    def open_model_store(self, models: Models) -> RegionStore:
-        """Open the store of the models' own regions and features (Eq. 5)."""
-        pool = partial(encode_and_pool, models)
-        return self.open_store(models.proposer, pool, models.features)
-
-    def choose_store(self, models: Models) -> Store:
-        """Open the models' store, or return what encodes an image whose pixels are named."""
-        pixels = isinstance(models.proposer, Pixels)
-        return partial(extract, models) if pixels else self.open_model_store(models)
+    def open_text_regions(self, models: Models, clip: ImageTextMatcher) -> LoadRegions:
+        """Return what loads the models' regions with CLIP's image features from the store."""
+        encode = partial(embed_regions, clip)
+        return RegionStore(self.cache / "regions", models.proposer, encode, clip.fingerprint).load
 
     def evaluate_images(
-        self, store: Store, rows: Mapping[str, Setup], items: Sequence[Item]
+        self, load: LoadRegions, rows: Mapping[str, Setup], items: Sequence[Item]
     ) -> Iterator[Outcome]:
-        """Evaluate rows that share the regions of a store, image by image.
+        """Evaluate rows that share an image's regions, image by image.
 
         Raises:
             ValueError: an image can't be used; a table over fewer images would be another table.
@@ -186,14 +178,12 @@ class Experiment:
         shown: Any = progress(items, "regions", "image")
         background = self.dataset.background
         with closing(shown):  # and the progress bar, before an error is printed
-            yield from raise_errors(
-                evaluate_items(shown, _load_from(store), rows, background=background)
-            )
+            yield from raise_errors(evaluate_items(shown, load, rows, background=background))
 
-    def evaluate(self, store: Store, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
-        """Evaluate rows that share the regions of a store."""
+    def evaluate(self, load: LoadRegions, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
+        """Evaluate rows that share the images' regions."""
         confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        for outcome in self.evaluate_images(store, rows, self.items):
+        for outcome in self.evaluate_images(load, rows, self.items):
             for name, confusion in outcome.confusions.items():
                 confusions[name].append(confusion.astype(np.int32))
         names, background = (BACKGROUND, *self.dataset.classes), self.dataset.background
@@ -206,7 +196,7 @@ class Experiment:
     def evaluate_models(self, models: Models, items: Sequence[Item]) -> list[Outcome]:
         """Evaluate images under the models' own settings; the outcomes' row is ""."""
         rows = {"": (self.build_bank(models), models.segmentation)}
-        return list(self.evaluate_images(self.choose_store(models), rows, items))
+        return list(self.evaluate_images(self.open_regions(models), rows, items))
 
     @property
     def folder(self) -> Path:
@@ -286,13 +276,9 @@ def run_seeds(main: Callable[[Options], None], experiment: Options, name: str) -
         write_spread(experiment.folder, path.stem, folders)
 
 
-def encode_and_pool(
-    models: Models, image: np.ndarray, masks: np.ndarray
-) -> tuple[AnyArray, AnyArray]:
-    """Encode an image and pool its features under masks (Eq. 5)."""
-    regions = pool_regions(models.encoder.encode(image), masks, models.antialias)
-    return regions.features, regions.valid
-
-
-def _load_from(store: Store) -> LoadRegions:
-    return (lambda image, _: store.load(image)) if isinstance(store, RegionStore) else store
+def embed_regions(
+    clip: ImageTextMatcher, image: np.ndarray, masks: np.ndarray, timings: dict[str, float]
+) -> Regions:
+    """Embed an image's regions by CLIP; the seconds aren't recorded."""
+    features, valid = clip.embed_regions(image, masks)
+    return Regions(features, masks, valid)

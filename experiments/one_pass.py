@@ -18,10 +18,10 @@ from rimjax.datasets import Item
 from rimjax.datasets.dataset import IGNORED
 from rimjax.evaluation import Evaluation
 from rimjax.match import match
-from rimjax.regions.store import RegionStore
+from rimjax.regions.store import LoadRegions
 from rimjax.settings import SegmentSettings
 from rimjax.steps.assemble import paint
-from rimjax.types import BACKGROUND, ReferenceBank
+from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
 REGIONS_AT_A_TIME = 50_000
 
@@ -72,7 +72,7 @@ class Pass:
 
 
 def collect(
-    items: Iterable[Item], store: RegionStore, classes: tuple[str, ...], background: bool
+    items: Iterable[Item], load: LoadRegions, classes: tuple[str, ...], background: bool
 ) -> Pass:
     """Load or compute the regions of images, and count the pixels under each of them.
 
@@ -84,10 +84,10 @@ def collect(
     for number, item in enumerate(items):
         try:
             image, truth = item.read()
-            regions = store.load(image)
+            regions = load(image, {})
         except (ValueError, OSError) as error:
             raise ValueError(f"{item.id}: {error}") from error
-        assert regions.masks is not None
+        assert isinstance(regions, Regions) and regions.masks is not None
         valid = np.asarray(regions.valid)[: len(regions.masks)]
         masks = np.asarray(regions.masks)[valid]
         owner = paint(masks, np.arange(1, len(masks) + 1), truth.shape)

@@ -51,7 +51,7 @@ def main(experiment: Experiment) -> None:
             **own.build_cosine_rows(printed, f"{dataset}: "),
             f"{dataset}: RIM, rimjax configuration": (own.build_bank(models), models.segmentation),
         }
-        for name, evaluation in own.evaluate(own.open_model_store(models), setups).items():
+        for name, evaluation in own.evaluate(own.open_regions(models), setups).items():
             rows.append(Row(name, RIM.get(dataset, "") if "printed" in name else "", evaluation))
     experiment.write_table("table1", rows, models=models)
 

@@ -29,10 +29,10 @@ def main(experiment: Experiment) -> None:
     prompts = (words.background, *experiment.dataset.prompts)
     texts = clip.embed_texts([words.template.format(prompt) for prompt in prompts])
     text_bank = ReferenceBank.create(texts, np.arange(len(texts)), texts, names)
-    text_store = experiment.open_store(models.proposer, clip.embed_regions, clip.fingerprint)
-    evaluations = experiment.evaluate(text_store, {"1": (text_bank, COSINE)})
+    text_regions = experiment.open_text_regions(models, clip)
+    evaluations = experiment.evaluate(text_regions, {"1": (text_bank, COSINE)})
     evaluations |= experiment.evaluate(
-        experiment.open_model_store(models),
+        experiment.open_regions(models),
         {
             "2": (
                 experiment.build_bank(models, num_subcategories=1, foreground_mask=False),
@@ -45,7 +45,7 @@ def main(experiment: Experiment) -> None:
     )
     ours = experiment.load_models("rimjax")
     evaluations |= experiment.evaluate(
-        experiment.open_model_store(ours),
+        experiment.open_regions(ours),
         {"rimjax": (experiment.build_bank(ours), ours.segmentation)},
     )
     rows = [

@@ -28,7 +28,7 @@ def main(experiment: Experiment) -> None:
         for seed in SEEDS:
             random = replace(top, agent_policy="random", seed=seed)
             setups[f"{name}, random {seed}"] = bank, random
-    evaluations = experiment.evaluate(experiment.open_model_store(models["printed"]), setups)
+    evaluations = experiment.evaluate(experiment.open_regions(models["printed"]), setups)
     rows, bases = [], {}
     for name in models:
         counts = sum(evaluations[f"{name}, random {seed}"].confusions for seed in SEEDS)

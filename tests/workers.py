@@ -20,8 +20,9 @@ from scenes import make_scene
 import rimjax
 from rimjax.commands import options
 from rimjax.models.protocols import Generated, Models, Proposals
+from rimjax.regions.extract import encode_regions
 from rimjax.regions.store import RegionStore
-from rimjax.steps.pool import pool_regions
+from rimjax.types import Regions
 
 NAMES = ("apple", "plum", "leaf", "sky")
 Work = Callable[[Path], None]
@@ -82,12 +83,11 @@ def store_regions(folder: Path) -> None:
     """Store the regions of six images."""
     encoder = FakeEncoder()
 
-    def pool(image: np.ndarray, masks: np.ndarray) -> tuple[Any, Any]:
+    def encode(image: np.ndarray, masks: np.ndarray, timings: dict[str, float]) -> Regions:
         log(folder, f"pool {image.sum()}")
-        regions = pool_regions(encoder.encode(image), masks)
-        return regions.features, regions.valid
+        return encode_regions(encoder, image, masks, timings)
 
-    store = RegionStore(folder / "regions", LoggedProposer(folder), pool, "fake")
+    store = RegionStore(folder / "regions", LoggedProposer(folder), encode, "fake")
     for index, image in enumerate(make_images()):
         image[0, 0] = index  # images differ in their sum, which the log names
         store.load(image)

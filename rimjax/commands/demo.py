@@ -38,8 +38,8 @@ class Demo:
 
     Attributes:
         scenes: Number of scenes, up to 200.
-        output: Folder for results.json and the pictures; its subfolder cache keeps the bank for
-            the next run.
+        output: Folder for results.json and the pictures; its subfolder cache keeps the bank and
+            the scenes' regions for the next run.
     """
 
     scenes: int = 40
@@ -65,7 +65,7 @@ class Demo:
         kept: list[Segmentation] = []
         show = partial(progress, description="segment", unit="scene")
         limited = replace(dataset, items=items)
-        evaluation = evaluate(limited, bank, models, keep=kept, progress=show)
+        evaluation = evaluate(limited, bank, models, keep=kept, progress=show, cache_dir=cache)
         pictures = []
         for path, item, seg in zip(scenes, items, kept, strict=False):
             image, truth = item.read()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +28,7 @@ from rimjax.commands.options import (
     Flag,
     ModelOptions,
     default,
+    parse_shard,
 )
 from rimjax.datasets.dataset import IGNORED, Dataset, Item
 from rimjax.evaluation import Evaluation, run_folder
@@ -39,7 +39,7 @@ from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
 from rimjax.references.build import assemble_bank, build_references
-from rimjax.regions.extract import extract
+from rimjax.regions.store import load_or_extract
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import ReferenceBank
 
@@ -126,7 +126,7 @@ class Evaluate:
         num_subcategories: T, clusters of a class's prototypes.
         foreground_mask: Pool references under their foreground mask.
         json: File for the figures.
-        cache_dir: Folder that keeps banks.
+        cache_dir: Folder that keeps banks and the images' regions.
     """
 
     dataset: str = "fashion-scenes"
@@ -158,7 +158,7 @@ class Evaluate:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
         if self.output is None and (self.shard is not None or self.save_labels):
             raise ValueError("output must be given with --shard and --save-labels, got none")
-        start, step = _parse_shard(self.shard)
+        start, step = parse_shard(self.shard)
         check_outputs(self.json)
         run_folder.check_apart([self.output] if self.output else [], self.json)
         dataset = datasets.load(self.dataset, self.data)
@@ -240,7 +240,7 @@ class Evaluate:
                 for item in items
                 if item.id not in results or results[item.id].error is not None
             ]
-            load = partial(extract, models)
+            load = load_or_extract(store.locate_cache(self.cache_dir), models)
             rows = {"": (bank, models.segmentation)}
             outcomes = evaluate_items(todo, load, rows, background=dataset.background)
             for outcome in progress(outcomes, "evaluate", "image", len(todo)):
@@ -285,13 +285,3 @@ def check_labels(dataset: Dataset, items: Sequence[Item]) -> None:
                 f"{item.id}: labels must lie in [0, {len(dataset.classes)}], the classes of "
                 f"{dataset.name}, or be {IGNORED} where ignored, got {largest}"
             )
-
-
-def _parse_shard(text: str | None) -> tuple[int, int]:
-    """Return the index of the first image, and the step."""
-    if text is None:
-        return 0, 1
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise ValueError(f'shard must be "i/n" with i from 1 to n, got {text!r}')
-    return int(index) - 1, int(count)

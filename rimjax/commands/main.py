@@ -1,4 +1,4 @@
-"""The command line: `rimjax demo | segment | bank | evaluate | convert-coco | weights | ...`."""
+"""The command line: `rimjax demo | segment | bank | evaluate | regions | weights | ...`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rimjax.commands.convert_coco import ConvertCoco
 from rimjax.commands.demo import Demo
 from rimjax.commands.doctor import Doctor
 from rimjax.commands.evaluate import Evaluate
+from rimjax.commands.regions import Regions
 from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
 from rimjax.images import PictureWarning
@@ -28,6 +29,7 @@ Command = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Bank, tyro.conf.subcommand("bank")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Regions, tyro.conf.subcommand("regions")]
     | Annotated[ConvertCoco, tyro.conf.subcommand("convert-coco")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

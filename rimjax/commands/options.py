@@ -159,6 +159,16 @@ class ModelOptions(StageOptions, PresetOptions):
         return replace(models, references=replace(models.references, num_images=self.images))
 
 
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Return the index of the first image of a shard "i/n", and the step; None means all images."""
+    if text is None:
+        return 0, 1
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f'shard must be "i/n" with i from 1 to n, got {text!r}')
+    return int(index) - 1, int(count)
+
+
 class WatchedModel:
     """A model that reports each call's seconds and the peak of memory so far, for the self-test."""
 

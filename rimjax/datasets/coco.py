@@ -117,7 +117,7 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        remedy = 'pip install "rimjax[coco]"'
+        remedy = 'pip install "rimjax[pipeline]"'
         raise ImportError(f"instances needs pycocotools ({error}): {remedy}") from error
 
     if not instances.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from rimjax.datasets.dataset import IGNORED, Dataset, Item
 from rimjax.evaluation import metrics
@@ -17,13 +17,11 @@ from rimjax.images import read_image
 from rimjax.match.checks import describe
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, name_regions
-from rimjax.regions.extract import FeatureGrid, extract
+from rimjax.regions.store import LoadRegions, load_or_extract
 from rimjax.settings import SegmentSettings
-from rimjax.types import BACKGROUND, ReferenceBank, Regions, Segmentation
+from rimjax.types import BACKGROUND, ReferenceBank, Segmentation
 
 Setup = tuple[ReferenceBank, SegmentSettings]
-LoadRegions = Callable[[UInt8[np.ndarray, "H W 3"], dict[str, float]], Regions | FeatureGrid]
-"""Image, and the timings that receive the seconds of each stage, to what `extract` returns."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,7 @@ def evaluate(
     settings: SegmentSettings | None = None,
     keep: list[Segmentation] | None = None,
     progress: Callable[[Iterable[Item]], Iterable[Item]] = iter,
+    cache_dir: str | Path | None = None,
 ) -> Evaluation:
     """Segment every image of a data set and compute the mIoU.
 
@@ -166,6 +165,8 @@ def evaluate(
         settings: settings of flow 2; default: the preset's.
         keep: receives every segmentation.
         progress: wraps the images while they are segmented, e.g. `tqdm.tqdm`.
+        cache_dir: folder that keeps the images' regions, so that no image is proposed or encoded
+            twice; default: they aren't kept.
 
     Raises:
         ValueError: the bank's classes aren't the data set's, it was built with another encoder, or
@@ -184,7 +185,7 @@ def evaluate(
     else:
         items, background, names = map(_make_item, enumerate(dataset)), True, bank.names
     rows = {"": (bank, settings or models.segmentation)}
-    load = partial(extract, models)
+    load = load_or_extract(None if cache_dir is None else Path(cache_dir), models)
     confusions, seconds = [], []
     for outcome in raise_errors(evaluate_items(progress(items), load, rows, background=background)):
         confusions.append(outcome.confusions[""])

@@ -108,10 +108,12 @@ class Proposals(NamedTuple):
     Attributes:
         masks: largest first; P may be 0.
         scores: SAM's predicted IoU, MaskFormer's probability; None where a proposer has none.
+        stability: SAM's stability score; None where a proposer has none.
     """
 
     masks: Bool[np.ndarray, "P H W"]
     scores: Float32[np.ndarray, " P"] | None = None
+    stability: Float32[np.ndarray, " P"] | None = None
 
 
 @runtime_checkable

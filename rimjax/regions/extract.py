@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from rimjax.models.protocols import Encoder, Models, Pixels, Proposer
 from rimjax.steps.pool import pool_regions
@@ -59,11 +59,23 @@ def extract_regions(
     timings = {} if timings is None else timings
     with measure_stage(timings, "propose"):
         proposals = proposer.propose(image)
+    regions = encode_regions(encoder, image, proposals.masks, timings, antialias=antialias)
+    return replace(regions, scores=proposals.scores)
+
+
+def encode_regions(
+    encoder: Encoder,
+    image: UInt8[np.ndarray, "H W 3"],
+    masks: Bool[np.ndarray, "M H W"],
+    timings: dict[str, float],
+    *,
+    antialias: bool = True,
+) -> Regions:
+    """Encode an image and pool its features under masks (Eq. 5); arguments and result as above."""
     with measure_stage(timings, "encode"):
         features = encoder.encode(image)
     with measure_stage(timings, "pool"):
-        regions = pool_regions(features, proposals.masks, antialias)
-    return replace(regions, scores=proposals.scores)
+        return pool_regions(features, masks, antialias)
 
 
 def extract(

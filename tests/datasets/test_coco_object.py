@@ -307,4 +307,4 @@ def test_missing_files_are_named_in_one_line(
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     line = refused(capsys, *convert, "--instances", instances)
-    assert 'pip install "rimjax[coco]"' in line
+    assert 'pip install "rimjax[pipeline]"' in line

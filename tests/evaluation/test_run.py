@@ -157,7 +157,8 @@ def test_merged_shards_equal_a_single_run(
     whole, merged = (
         json.loads((tmp_path / name).read_text()) for name in ("whole.json", "merged.json")
     )
-    assert whole.pop("timings").keys() == merged.pop("timings").keys()
+    stages = {"load", "match", "assemble"}  # the shards found their regions stored
+    assert merged.pop("timings").keys() == stages < whole.pop("timings").keys()
     assert whole == merged
 
 

@@ -58,11 +58,11 @@ def test_regions_are_computed_once_and_count_as_in_evaluate(
 ) -> None:
     experiment = make_experiment(harness, cache, tmp_path)
     models: Models = experiment.load_models("rimjax")
-    bank, store = experiment.build_bank(models), experiment.open_model_store(models)
+    bank, load = experiment.build_bank(models), experiment.open_regions(models)
     limited = replace(experiment.dataset, items=experiment.items)
     expected = evaluate(limited, bank, models)
     for item in experiment.items:
-        store.load(item.image())
+        load(item.image(), {})
 
     def fail(*args: object) -> None:
         raise AssertionError("proposed, encoded or drawn again")
@@ -71,7 +71,7 @@ def test_regions_are_computed_once_and_count_as_in_evaluate(
     for stage, method in stages.items():
         monkeypatch.setattr(type(getattr(models, stage)), method, fail)
     experiment.build_bank(models, num_subcategories=2, whiten=0)
-    evaluations = experiment.evaluate(store, {"row": (bank, models.segmentation)})
+    evaluations = experiment.evaluate(load, {"row": (bank, models.segmentation)})
     np.testing.assert_array_equal(evaluations["row"].confusions, expected.confusions)
 
 
@@ -123,4 +123,4 @@ def test_an_image_that_cannot_be_counted_is_named(
     experiment.__dict__["dataset"] = replace(experiment.dataset, items=[bad])
     rows = {"row": (experiment.build_bank(models), models.segmentation)}
     with pytest.raises(ValueError, match=f"^{bad.id}: labels must have the image's size 128x128"):
-        experiment.evaluate(experiment.open_model_store(models), rows)
+        experiment.evaluate(experiment.open_regions(models), rows)

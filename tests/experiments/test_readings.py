@@ -55,7 +55,7 @@ def test_one_pass_counts_as_the_loop_does(
     experiment = readings.Readings(limit=3, images=3, cache_dir=cache, out=tmp_path)
     experiment.__dict__["dataset"] = replace(experiment.dataset, background=background)
     models = experiment.load_models()
-    bank, store = experiment.build_bank(models), experiment.open_model_store(models)
+    bank, store = experiment.build_bank(models), experiment.open_regions(models)
     settings = replace(models.segmentation, similarity="weighted", score_map="exp")
     loop = experiment.evaluate(store, {"": (bank, settings)})[""]
     images = readings.collect(experiment.items, store, experiment.dataset.classes, background)

@@ -121,7 +121,7 @@ def test_the_model_sees_what_transformers_processor_makes(folder, size, input_si
 @pytest.mark.parametrize("threshold", [0.35, 0.45, 0.5])
 @pytest.mark.parametrize("size", [MULTIPLE, WIDE, TALL])
 def test_proposals_are_the_likely_queries_masks_largest_first(folder, original, size, threshold):
-    pixels, (ours, scores) = run_proposer(
+    pixels, (ours, scores, _) = run_proposer(
         proposer_of(folder, MaskFormerConfig(64, threshold=threshold)), random_image(size)
     )
     theirs = [pair for pair in reference(original, pixels, size, threshold) if (pair[0] > 0).any()]
@@ -146,7 +146,7 @@ def test_proposals_are_the_likely_queries_masks_largest_first(folder, original, 
 
 def test_of_no_likely_query_there_are_no_masks(folder):
     proposer = proposer_of(folder, MaskFormerConfig(64, threshold=1.0))
-    masks, scores = proposer.propose(random_image(WIDE))
+    masks, scores, _ = proposer.propose(random_image(WIDE))
     assert masks.shape == (0, *WIDE) and masks.dtype == bool
     assert scores is not None and scores.shape == (0,)
 

@@ -104,7 +104,7 @@ class SamProposer(CopiedByFields):
         return fingerprint([self.sam.fingerprint, settings])
 
     def propose(self, image: np.ndarray) -> Proposals:
-        """Return masks of everything in the image, largest first, and SAM's predicted IoU of each.
+        """Return masks of everything in the image, largest first, with SAM's scores of each.
 
         Args:
             image: uint8[H, W, 3], RGB.
@@ -118,7 +118,9 @@ class SamProposer(CopiedByFields):
         masks = np.zeros((len(kept), *image.shape[:2]), bool)
         for candidate, mask in zip(kept, masks, strict=True):
             candidate.paint(mask)
-        return Proposals(masks, np.array([candidate.score for candidate in kept], np.float32))
+        both = [(candidate.score, candidate.stability) for candidate in kept]
+        scores, stability = np.array(both, np.float32).reshape(-1, 2).T
+        return Proposals(masks, scores, stability)
 
     def _search_crops(self, image: np.ndarray) -> list[Candidate]:
         """Find the masks of an image and its crops; those of small crops are preferred."""

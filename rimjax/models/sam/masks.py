@@ -150,6 +150,7 @@ class Candidate:
         box: x0, y0, x1, y1 of the outermost pixels that are set.
         area: pixels that are set.
         score: predicted IoU.
+        stability: stability score.
     """
 
     full: Bool[np.ndarray, "T S"]
@@ -160,6 +161,7 @@ class Candidate:
     box: tuple[int, int, int, int]
     area: int
     score: float
+    stability: float
 
     @classmethod
     def create(
@@ -168,7 +170,7 @@ class Candidate:
         tiles: Int64[np.ndarray, "k 2"],
         pixels: Bool[np.ndarray, "k side side"],
         shape: tuple[int, int],
-        score: float,
+        scores: tuple[float, float],
     ) -> Candidate:
         """Pack a mask, and measure its box and area."""
         spans, counts = [], []
@@ -181,7 +183,7 @@ class Candidate:
         (y0, y1), (x0, x1) = spans
         area = int(counts[0] @ full @ counts[1]) + int(pixels.sum())
         bits = np.packbits(pixels.reshape(-1, TILE * TILE), axis=1)
-        return cls(full, tiles, bits, shape, (0, 0), (x0, y0, x1, y1), area, score)
+        return cls(full, tiles, bits, shape, (0, 0), (x0, y0, x1, y1), area, *scores)
 
     def move(self, x: int, y: int) -> Candidate:
         """Return the mask in an image of which this one's image is the crop from x, y on."""
@@ -232,15 +234,13 @@ def _sift(
             above = (values > level).view(torch.int8).flatten(1)  # booleans are slow to sum
             count.index_add_(0, tiles[:, 0], above.sum(1, dtype=torch.int32))
         parts.append((values > threshold).cpu())
-    stable = torch.ones_like(inner, dtype=torch.bool)
-    if stability > 0:
-        stable = inner / outer >= stability  # not where both are 0
+    shares = (inner / outer).tolist()  # NaN where both are 0
     pixels, tiles, filled = torch.cat(parts).numpy(), mixed.cpu().numpy(), full.cpu().numpy()
     ends = np.searchsorted(tiles[:, 0], np.arange(len(logits) + 1))
-    for index, (passes, score) in enumerate(zip(stable.tolist(), scores.tolist(), strict=True)):
-        if passes:
+    for index, both in enumerate(zip(scores.tolist(), shares, strict=True)):
+        if stability <= 0 or both[1] >= stability:
             own = slice(ends[index], ends[index + 1])
-            yield Candidate.create(filled[index], tiles[own, 1:], pixels[own], frame.size, score)
+            yield Candidate.create(filled[index], tiles[own, 1:], pixels[own], frame.size, both)
 
 
 def suppress(
