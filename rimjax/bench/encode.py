@@ -34,6 +34,7 @@ def measure_encoder(size: int, batch: int, small: bool) -> Row:
         {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} if small else {}
     )
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = transformers.Dinov2Model(transformers.Dinov2Config(image_size=518, **narrow)).eval()
     params, config = dinov2.port(
         {name: tensor.numpy() for name, tensor in model.state_dict().items()},
@@ -48,18 +49,26 @@ def measure_encoder(size: int, batch: int, small: bool) -> Row:
     last: Any = model.encoder.layer[-1]
     key = last.attention.attention.key
     handle = key.register_forward_hook(lambda *hooked: kept.append(hooked[2]))
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    with torch.inference_mode():
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
+    model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
+
+    def run_torch() -> None:
         model(images)
-        expected = kept[-1][:, 1:].numpy()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    with torch.inference_mode():
+        run_torch()
+        expected = kept[-1][:, 1:].cpu().numpy()
         handle.remove()
-        theirs = time_call(lambda: model(images), 5)[1]
+        theirs = time_call(run_torch, 5)[1]
     ours = np.asarray(keys(params, pixels)).reshape(expected.shape)
     photograph = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     encoder = ViTEncoder(params, config, input_size=size)
     return {
         "size": size,
         "batch": batch,
+        "torch device": device,
         "compile s": compiled,
         "seconds": seconds / batch,
         "torch seconds": theirs / batch,

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from rimjax.bench.timing import Row, measure_peak
 from rimjax.models.protocols import Proposals
 from rimjax.models.sam import ProposalConfig, Sam, SamProposer
-from rimjax.models.sam.adapter import make_grid
+from rimjax.models.sam.adapter import choose_masks, make_grid
 from rimjax.models.sam.masks import sift, suppress
 
 SAME_IOU, SAME_SCORE = 0.999, 1e-4
@@ -36,8 +36,10 @@ def lower_thresholds(
     with torch.inference_mode():
         for mlp in sam.model.mask_decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight.mul_(100)  # otherwise no logit reaches 1, and no mask is stable
+        # A threshold of 0 or less would count as none.
+        sam.model.mask_decoder.iou_prediction_head.layers[-1].bias.add_(1)
         points = make_grid(8) * np.array(image.shape[1::-1])
-        ious = sam.embed(image).decode(points[:, None])[2][:, 1:]
+        ious = sam.embed(image).decode(points[:, None]).ious[:, 1:]
     return replace(
         config,
         pred_iou_thresh=float(ious.quantile(1 - share)),
@@ -75,10 +77,11 @@ def measure_proposals(
     )
     proposer = SamProposer(sam, config)
     sam.forget()
-    peak, (seconds, ours) = measure_peak(lambda: _time(lambda: proposer.propose(image)))
-    theirs_peak, (their_seconds, records) = measure_peak(
+    peak, (seconds, ours) = _measure_peak(lambda: _time(lambda: proposer.propose(image)))
+    theirs_peak, (their_seconds, records) = _measure_peak(
         lambda: _time(lambda: generator.generate(image))
     )
+    records = [record for record in records if record["area"] >= config.min_area]
     row: Row = {
         "image": list(image.shape[:2]),
         "points": config.points_per_side**2,
@@ -94,7 +97,11 @@ def measure_proposals(
         return row | count_changes(ours, records)
     row |= compare_masks(ours, records)
     if not row["same"]:
-        raise ValueError(f"proposals must be segment-anything's own masks, got {row}")
+        theirs, lowest = row["segment-anything masks"], row.get("lowest IoU", 0.0)
+        raise ValueError(
+            f"proposals must be segment-anything's own {theirs} masks, got {row['masks']}, with a "
+            f"lowest IoU of {lowest:.6f}"
+        )
     return row
 
 
@@ -152,6 +159,16 @@ def count_changes(ours: Proposals, records: list[dict[str, Any]]) -> Row:
     }
 
 
+def _measure_peak(call: Callable[[], Any]) -> tuple[int | None, Any]:
+    """Measure the peak of a GPU's memory where torch uses a GPU, otherwise of resident memory."""
+    if not torch.cuda.is_available():
+        return measure_peak(call)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    return torch.cuda.max_memory_allocated() - before, result
+
+
 def _intersect(a: np.ndarray, b: np.ndarray) -> float:
     """Return the IoU of two masks; 1 if both are empty."""
     either = np.count_nonzero(a | b)
@@ -176,19 +193,20 @@ def _time_stages(sam: Sam, image: np.ndarray, config: ProposalConfig) -> Row:
     batch = config.points_per_batch or embedded.decoder.choose_batch()
     row |= {"decode": 0.0, "upscale": 0.0, "resize and sift": 0.0}
     found: list[Any] = []
+    upscaled = 0
     for start in range(0, len(points), batch):
         seconds, decoded = _time(lambda at=start: embedded.decode(points[at : at + batch, None]))
         row["decode"] += seconds
-        wanted = decoded[2] > config.pred_iou_thresh
-        wanted[:, 0] = False
-        seconds, logits = _time(lambda d=decoded, w=wanted: embedded.decoder.upscale(d[0], d[1], w))
+        wanted = choose_masks(decoded.ious, config.pred_iou_thresh)
+        upscaled += int(wanted.sum())
+        seconds, logits = _time(lambda d=decoded, w=wanted: embedded.upscale(d, w))
         row["upscale"] += seconds
-        arguments = (embedded.frame, logits, decoded[2][wanted], config.stability_score_thresh)
+        arguments = (embedded.frame, logits, decoded.ious[wanted], config.stability_score_thresh)
         seconds, sifted = _time(lambda a=arguments: list(sift(*a, sam.model.mask_threshold)))
         row["resize and sift"] += seconds
         found += sifted
     row["suppress"], kept = _time(lambda: suppress(found, config.box_nms_thresh))
     canvas = np.zeros(image.shape[:2], bool)
     row["unpack"], _ = _time(lambda: [mask.paint(canvas) for mask in kept])
-    row["masks upscaled"], row["masks kept"] = len(found), len(kept)
+    row["masks upscaled"], row["masks stable"], row["masks kept"] = upscaled, len(found), len(kept)
     return row

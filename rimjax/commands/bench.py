@@ -19,6 +19,8 @@ from rimjax.models.sam import ProposalConfig, Sam, SamPrecision, SamProposer, lo
 from rimjax.presets import load_preset
 from rimjax.presets.catalogue import PRESETS
 
+SIZE, SHARE = (480, 640), 0.3
+
 
 @dataclass(frozen=True)
 class BenchPropose:
@@ -37,18 +39,18 @@ class BenchPropose:
         points: Side of the grid of points.
         batch: Points that segment-anything decodes at once.
         share: With random weights, share of the masks that pass the predicted IoU.
-        dtype: Numbers that our SAM computes in; in half precision, masks that changed are counted.
+        dtype: Number format our SAM computes in; in half precision, masks that changed are counted.
         compiled: Encode images by torch.compile, compiled before the clock starts.
         json: File to write the report to as well.
     """
 
     image: Annotated[Path | None, NO_DEFAULT] = None
-    size: tuple[int, int] = (480, 640)
+    size: tuple[int, int] = SIZE
     model: Literal["mini", "sam-vit-b", "sam-vit-l", "sam-vit-h"] = "sam-vit-b"
     weights: Annotated[Path | None, default("random, or mini's own")] = None
     points: int = 32
     batch: int = 64
-    share: float = 0.3
+    share: float = SHARE
     dtype: SamPrecision = "float32"
     compiled: Flag = False
     json: Annotated[Path | None, NO_DEFAULT] = None
@@ -60,6 +62,10 @@ class BenchPropose:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
         if min(self.points, self.batch, *self.size) < 1:
             raise ValueError("points, batch and size must be at least 1")
+        if self.image is not None and self.size != SIZE:
+            raise ValueError("size must be left out with --image, whose own size counts")
+        if self.share != SHARE and (self.weights is not None or self.model == "mini"):
+            raise ValueError("share must be left out with trained weights, which have thresholds")
         check_outputs(self.json)
         image = make_picture(self.size) if self.image is None else read_image(self.image)
         exact, config = self._load_sam()
@@ -72,7 +78,13 @@ class BenchPropose:
             sam.embed(image)  # compiles
         is_exact = self.dtype == "float32"
         row = measure_proposals(sam, image, config, self.batch, None if is_exact else exact)
-        row |= {"dtype": self.dtype, "compiled": self.compiled}
+        if self.weights is None and self.model != "mini" and not row["masks"]:
+            raise ValueError(f"share must be larger, got {self.share}: no mask passed")
+        row |= {
+            "dtype": self.dtype,
+            "compiled": self.compiled,
+            "torch device": str(sam.model.device),
+        }
         _print_proposals(row)
         _write(self.json, row)
 
@@ -100,7 +112,7 @@ class BenchEncode:
     Attributes:
         size: Side of the image in pixels.
         batch: Images encoded at once.
-        small: A small architecture, for a try.
+        small: A small architecture, for a quick try.
         json: File to write the report to as well.
     """
 
@@ -112,8 +124,10 @@ class BenchEncode:
     def run(self) -> None:
         from rimjax.bench.encode import measure_encoder
 
-        if min(self.size, self.batch) < 1:
-            raise ValueError("size and batch must be at least 1")
+        if min(self.size, self.batch) < 1 or self.size % 14:
+            raise ValueError(
+                f"size must be a multiple of 14 and batch at least 1, got {self.size}, {self.batch}"
+            )
         check_outputs(self.json)
         row = measure_encoder(self.size, self.batch, self.small)
         per = f"batch {row['batch']}, {row['size']}x{row['size']} pixels"
@@ -121,7 +135,7 @@ class BenchEncode:
         print(
             f"  rimjax (JAX)            {row['seconds']:.3f}  compiled in {row['compile s']:.1f} s"
         )
-        print(f"  transformers (torch)    {row['torch seconds']:.3f}")
+        print(f"  transformers (torch)    {row['torch seconds']:.3f}  on {row['torch device']}")
         print(f"  rimjax over torch       {row['over torch']:.2f}")
         print(f"  reading a photograph    {row['resize seconds']:.3f}  (resize and normalise)")
         print(f"  largest difference of the keys: {row['largest difference']:.1e} of their scale")
@@ -164,7 +178,8 @@ def _name_device() -> str:
 
 def _print_proposals(row: dict[str, Any]) -> None:
     height, width = row["image"]
-    print(f"{_name_device()}; {width}x{height} pixels, {row['points']} points")
+    device = f"torch on {row['torch device']}, {os.cpu_count()} cores"
+    print(f"{device}; {width}x{height} pixels, {row['points']} points")
     agree = f"{row['masks']} masks, segment-anything's {row['segment-anything masks']}"
     if "lowest IoU" in row:
         agree += f"; lowest IoU {row['lowest IoU']:.6f}, {row['pixels that differ']} pixels differ"

@@ -66,7 +66,7 @@ class StageOptions:
         steps: Steps of the sampler that draws images.
         dtype: Numbers that generator and encoder compute in: float32, or bfloat16, which is faster
             and less exact.
-        masker_dtype: Numbers that SAM computes in; bfloat16 and float16 are faster on a GPU and
+        masker_dtype: Number format SAM computes in; bfloat16 and float16 are meant for GPUs and
             change a few masks.
         compile_masker: Compile SAM's image encoder by torch.compile; pays for many images.
         weights_dir: Folder that holds the paper preset's weights in paper/.

@@ -146,7 +146,7 @@ def load_preset(
             real, results mean nothing, and every proposal is kept.
         dtype: dtype of generator and encoder; default: float32, but bfloat16 for `paper` on an
             accelerator. Matching is always float32.
-        masker_dtype: dtype of SAM; "bfloat16" and "float16" are faster on a GPU and change a few
+        masker_dtype: dtype of SAM; "bfloat16" and "float16" are meant for GPUs and change a few
             masks.
         compile_masker: compile SAM's image encoder, once, by `torch.compile`.
 

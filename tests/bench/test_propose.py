@@ -74,6 +74,12 @@ def test_points_inside_masks_can_be_skipped(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(proposer, SamProposer)
     fast = replace(proposer, config=replace(proposer.config, skip_covered=True))
     assert fast.fingerprint != proposer.fingerprint
+    image = load("fashion-scenes").items[0].image()
+    expected = fast.propose(image).masks
+    for batch in (1, 7, 64):  # which the fingerprint leaves out
+        other = replace(fast, config=replace(fast.config, points_per_batch=batch))
+        assert other.fingerprint == fast.fingerprint
+        np.testing.assert_array_equal(other.propose(image).masks, expected)
     decoded: list[int] = []
     decode = EmbeddedImage.decode
 
@@ -82,7 +88,6 @@ def test_points_inside_masks_can_be_skipped(monkeypatch: pytest.MonkeyPatch) -> 
         return decode(self, points)
 
     monkeypatch.setattr(EmbeddedImage, "decode", count)
-    image = load("fashion-scenes").items[0].image()
     few = fast.propose(image)
     assert sum(decoded) < 50, "of 100 points"
     whole = proposer.propose(image)
@@ -102,6 +107,17 @@ def test_bench_propose_reports_stages_and_agreement(
     assert set(row["stages"]) >= {"encode", "decode", "upscale", "resize and sift"}
     assert "times as fast" in printed and "versions" in row
     assert "share must be in (0, 1]" in refused(capsys, "bench", "propose", "--share", 0)
+
+
+def test_bench_propose_compares_masks_that_are_large_enough(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run("bench", "propose", "--model", "mini", "--points", 6, "--size", 16, 16, capsys=capsys)
+    words = ("bench", "propose", "--model", "mini", "--points", 2)
+    assert "--share must be left out" in refused(capsys, *words, "--share", 0.5)
+    line = refused(capsys, *words, "--image", "a.png", "--size", 9, 9)
+    assert "--size must be left out with --image" in line
+    assert "--size must be a multiple of 14" in refused(capsys, "bench", "encode", "--size", 57)
 
 
 def test_bench_encode_compares_with_torch(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ported_weights.checkpoints import read_state_dict
 from rimjax.models import sam as adapter
 from rimjax.models.protocols import Masker, Proposer
-from rimjax.models.sam import ProposalConfig, Sam, SamConfig, SamMasker, SamProposer
+from rimjax.models.sam import ProposalConfig, Sam, SamConfig, SamMasker, SamProposer, encoder
 
 CONFIG = SamConfig(
     image_size=64,
@@ -194,6 +194,31 @@ def test_fingerprints_follow_weights_and_the_proposers_its_settings(sam, masker,
     assert SamProposer(other, LENIENT).fingerprint != proposer.fingerprint
 
 
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_encoder_is_segment_anythings_where_windows_are_padded(window, image, monkeypatch):
+    config = replace(CONFIG, window_size=window, encoder_depth=3)
+    model = adapter.load(None, config, seed=2).model
+    for block in model.image_encoder.blocks:
+        block.attn.rel_pos_h.data.normal_()
+        block.attn.rel_pos_w.data.normal_()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.image_encoder(pixels)
+        for limit in (1, 1 << 27):  # one head at a time, and all of them
+            monkeypatch.setattr(encoder, "MAX_BIAS", limit)
+            torch.testing.assert_close(
+                encoder.encode(model.image_encoder, pixels), expected, atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 3), (64, 1, 3), (5, 60, 3), (3, 3, 3)])
+def test_thin_images_are_searched_without_their_empty_crops(sam, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    whole = SamProposer(sam, LENIENT).propose(image)
+    crops = SamProposer(sam, replace(LENIENT, crop_layers=2)).propose(image)
+    assert crops.masks.shape[1:] == shape[:2] and len(crops.masks) >= 1 and len(whole.masks) >= 1
+
+
 def test_load_says_what_is_wrong(sam):
     state = sam.model.state_dict()
     with pytest.raises(
@@ -215,10 +240,15 @@ def test_nan_among_the_weights_is_refused_by_name(sam):
         adapter.load(state, CONFIG)
 
 
-def test_nan_of_the_model_is_no_empty_mask(sam, image):
+@pytest.mark.parametrize("head", ["iou", "mask"])
+def test_nan_of_the_model_is_no_empty_mask(sam, image, head):
     """As where numbers overflow, though each weight is finite."""
     broken = Sam(copy.deepcopy(sam.model), CONFIG)
-    broken.model.mask_decoder.iou_prediction_head.layers[-1].bias.data[:] = torch.nan
+    decoder = broken.model.mask_decoder
+    part = {"iou": decoder.iou_prediction_head.layers[-1], "mask": decoder.output_upscaling[0]}[
+        head
+    ]
+    part.bias.data[:] = torch.nan
     with pytest.raises(ValueError, match="SAM must give finite numbers"):
         SamMasker(broken).mask(image, np.array([[5.0, 5.0]], np.float32))
     with pytest.raises(ValueError, match="SAM must give finite numbers"):

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch.nn import functional as F
 
 import rimjax
+from rimjax.bench.propose import count_changes
 from rimjax.datasets import load
 from rimjax.models.sam import SamMasker, SamProposer
 from rimjax.models.sam.masks import Frame, sift
@@ -41,7 +43,7 @@ def test_masks_boxes_and_stability_are_segment_anythings(
     boxes = batched_mask_to_box(whole > threshold).numpy()
     stability = calculate_stability_score(whole, threshold, 1.0)
     scores = torch.arange(9.0)
-    frame = Frame.create(size, seen, SIDE, LOGITS, logits)
+    frame = Frame.create(size, seen, SIDE, LOGITS, logits.device)
     found = list(sift(frame, logits, scores, 0, threshold))
     assert [mask.score for mask in found] == scores.tolist()
     for mask, reference, box in zip(found, expected, boxes, strict=True):
@@ -50,7 +52,8 @@ def test_masks_boxes_and_stability_are_segment_anythings(
         near = np.abs(whole[int(mask.score)].numpy() - threshold) < 1e-4
         np.testing.assert_array_equal(painted | near, reference | near)
         assert mask.area == painted.sum()
-        np.testing.assert_allclose(mask.box, box, atol=1)
+        if np.array_equal(painted, reference):
+            np.testing.assert_array_equal(mask.box, box)
     for least in (0.3, 0.7, 0.9):
         kept = [mask.score for mask in sift(frame, logits, scores, least, threshold)]
         sure = (stability - least).abs() > 1e-4
@@ -59,7 +62,7 @@ def test_masks_boxes_and_stability_are_segment_anythings(
 
 
 def test_a_mask_is_painted_where_its_crop_lies() -> None:
-    frame = Frame.create((40, 50), (205, 256), SIDE, LOGITS, torch.zeros(1))
+    frame = Frame.create((40, 50), (205, 256), SIDE, LOGITS, torch.device("cpu"))
     (mask,) = sift(frame, torch.ones(1, LOGITS, LOGITS), torch.ones(1), 0, 0.0)
     canvas = np.zeros((100, 100), bool)
     canvas[0, 0] = True  # what is there stays
@@ -77,16 +80,14 @@ def test_half_precision_keeps_minis_masks_nearly(dtype: str) -> None:
     assert half.masker.sam.model.mask_decoder.iou_token.weight.dtype == getattr(torch, dtype)
     for stage in ("masker", "proposer"):
         assert getattr(half, stage).fingerprint != getattr(exact, stage).fingerprint
-    overlap, points = [], np.array([[64.0, 64.0]], np.float32)
+    points, changed, total = np.array([[64.0, 64.0]], np.float32), 0, 0
     for item in load("fashion-scenes").items[:8]:
         image = item.image()
-        for ours, theirs in zip(
-            half.proposer.propose(image).masks, exact.proposer.propose(image).masks, strict=False
-        ):
-            overlap.append((ours & theirs).sum() / (ours | theirs).sum())
-        ours, theirs = (each.masker.mask(image, points) for each in (half, exact))
-        overlap.append((ours & theirs).sum() / max(1, (ours | theirs).sum()))
-    assert np.median(overlap) > 0.98
+        theirs = exact.proposer.propose(image).masks
+        row = count_changes(half.proposer.propose(image), [{"segmentation": m} for m in theirs])
+        changed += row["masks lost"] + row["masks added"]
+        total += len(theirs)
+    assert total > 20 and changed <= 2
     image = load("fashion-scenes").items[0].image()
     again = pickle.loads(pickle.dumps(half)).masker
     np.testing.assert_array_equal(again.mask(image, points), half.masker.mask(image, points))
@@ -102,3 +103,13 @@ def test_a_compiled_encoder_finds_the_same_masks() -> None:
     for item in load("fashion-scenes").items[:3]:
         ours, theirs = (each.mask(item.image(), points) for each in (compiled, plain))
         assert (ours != theirs).mean() < 1e-3
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent",))
+    torch.compiler.reset()
+    masker = rimjax.load_preset("mini", compile_masker=True).masker
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler; leave compile_masker out"):
+        masker.mask(np.zeros((40, 50, 3), np.uint8), np.array([[5.0, 5.0]], np.float32))
+    torch.compiler.reset()

@@ -22,6 +22,8 @@ from rimjax.models.sam.config import ProposalConfig
 from rimjax.models.sam.model import Sam, import_libraries
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rimjax.models.sam.masks import Candidate
 
 
@@ -45,7 +47,7 @@ class SamMasker(CopiedByFields):
     @property
     def fingerprint(self) -> str:
         """The SAM's, and which of its outputs is taken."""
-        if self.multimask:  # as before there was a choice, so that caches stay valid
+        if self.multimask:  # unchanged from before this setting, so that caches stay valid
             return self.sam.fingerprint
         return fingerprint([self.sam.fingerprint, "single mask"])
 
@@ -62,7 +64,6 @@ class SamMasker(CopiedByFields):
         Raises:
             ValueError: image or points have another shape, or there is no point.
         """
-        self.sam.check_image(image)
         if points.ndim != 2 or points.shape[1] != 2 or not len(points):
             expected = "[n, 2] (x, y in pixels) with n >= 1"
             raise ValueError(f"points must be {expected}, got {list(points.shape)}")
@@ -71,10 +72,11 @@ class SamMasker(CopiedByFields):
 
         embedded = self.sam.embed(image)
         with torch.inference_mode():
-            tokens, tokens_of_image, ious = embedded.decode(points[None])
-            best = 1 + ious[0, 1:].argmax() if self.multimask else torch.tensor(0)
+            decoded = embedded.decode(points[None])
+            ious = decoded.ious
+            best = 1 + int(ious[0, 1:].argmax()) if self.multimask else 0
             wanted = torch.arange(ious.shape[1], device=ious.device)[None] == best
-            logits = embedded.decoder.upscale(tokens, tokens_of_image, wanted)
+            logits = embedded.upscale(decoded, wanted)
             threshold = self.sam.model.mask_threshold
             (found,) = sift(embedded.frame, logits, ious[wanted], 0, threshold)
         mask = np.zeros(image.shape[:2], bool)
@@ -98,7 +100,7 @@ class SamProposer(CopiedByFields):
     def fingerprint(self) -> str:
         """Digest of the SAM and the settings that proposals depend on."""
         settings = asdict(replace(self.config, points_per_batch=None))
-        for name in ("skip_covered", "crop_layers"):  # as before there was a choice
+        for name in ("skip_covered", "crop_layers"):  # unchanged from before these settings
             if not settings[name]:
                 del settings[name]
         return fingerprint([self.sam.fingerprint, settings])
@@ -112,7 +114,6 @@ class SamProposer(CopiedByFields):
         Raises:
             ValueError: the image is something else.
         """
-        self.sam.check_image(image)
         found = sorted(self._search_crops(image), key=lambda candidate: -candidate.area)
         kept = [candidate for candidate in found if candidate.area >= self.config.min_area]
         masks = np.zeros((len(kept), *image.shape[:2]), bool)
@@ -133,6 +134,8 @@ class SamProposer(CopiedByFields):
         found: list[Candidate] = []
         ranks: list[float] = []
         for x0, y0, x1, y1 in crops:
+            if not self.sam.takes(y1 - y0, x1 - x0):  # a crop of a thin image
+                continue
             part = np.ascontiguousarray(image[y0:y1, x0:x1])
             candidates = drop_cut(list(self._search(part)), [x0, y0, x1, y1], size)
             kept = [mask.move(x0, y0) for mask in suppress(candidates, overlap)]
@@ -145,33 +148,44 @@ class SamProposer(CopiedByFields):
         torch = import_libraries()[0]
         from rimjax.models.sam.masks import sift
 
-        config, model = self.config, self.sam.model
+        config, threshold = self.config, self.sam.model.mask_threshold
         embedded = self.sam.embed(image)
         points = make_grid(config.points_per_side) * np.array(image.shape[1::-1])
         batch = config.points_per_batch or embedded.decoder.choose_batch()
-        size = image.shape[0], image.shape[1]
-        covered = np.zeros(size, bool) if config.skip_covered else None
-        if covered is not None:
+        covered, together = None, len(points)
+        if config.skip_covered:
+            covered = np.zeros(image.shape[:2], bool)
             points = np.concatenate(split_grid(points, config.points_per_side))
-            batch = min(batch, config.points_per_side)  # so that few are decoded in vain
+            together = config.points_per_side  # so that few are decoded in vain
         with torch.inference_mode():
             while len(points):
                 if covered is not None:
                     columns, rows = points.astype(int).T
                     points = points[~covered[rows, columns]]
-                prompts, points = points[:batch, None], points[batch:]
-                if not len(prompts):
-                    return
-                tokens, tokens_of_image, ious = embedded.decode(prompts)
-                # segment-anything takes a threshold of 0 or less for none.
-                wanted = (ious > config.pred_iou_thresh) | (config.pred_iou_thresh <= 0)
-                wanted[:, 0] = False  # the single mask
-                logits = embedded.decoder.upscale(tokens, tokens_of_image, wanted)
-                least, threshold = config.stability_score_thresh, model.mask_threshold
-                for mask in sift(embedded.frame, logits, ious[wanted], least, threshold):
-                    if covered is not None:
+                group, points = points[:together], points[together:]
+                found: list[Candidate] = []
+                for start in range(0, len(group), batch):
+                    decoded = embedded.decode(group[start : start + batch, None])
+                    wanted = choose_masks(decoded.ious, config.pred_iou_thresh)
+                    logits, ious = embedded.upscale(decoded, wanted), decoded.ious[wanted]
+                    least = config.stability_score_thresh
+                    found += sift(embedded.frame, logits, ious, least, threshold)
+                if covered is not None:
+                    for mask in found:
                         mask.paint(covered)
-                    yield mask
+                yield from found
+
+
+def choose_masks(ious: Tensor, threshold: float) -> Tensor:
+    """Return which of each point's masks are wanted, bool[B, 4]: never the single mask.
+
+    Args:
+        ious: predicted IoUs [B, 4], the single mask's first.
+        threshold: of the predicted IoU; segment-anything takes 0 or less for none.
+    """
+    wanted = (ious > threshold) | (threshold <= 0)
+    wanted[:, 0] = False
+    return wanted
 
 
 def split_grid(

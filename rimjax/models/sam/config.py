@@ -48,15 +48,17 @@ class ProposalConfig:
     Attributes:
         points_per_side: of the grid of point prompts.
         points_per_batch: points decoded at once; None: on a CPU as many as have their tokens in
-            cache (4 of the published models), and 64 elsewhere. Only speed and memory change.
+            cache (4 for the published models), elsewhere up to 64, as memory allows. Only speed and
+            memory change.
         pred_iou_thresh: masks are kept if their predicted IoU is above this.
         stability_score_thresh: masks are dropped if their area changes more than this allows when
             the cut-off moves.
         box_nms_thresh: of two masks whose boxes overlap by more IoU than this, the mask with the
             lower predicted IoU is dropped.
         min_area: masks of fewer pixels are dropped.
-        skip_covered: decode every other point of the grid first, and of the others only those
-            outside all masks found so far; fewer masks, in less time.
+        skip_covered: decode every other point of every other row first, and then the rest, a row's
+            worth at a time, leaving out the points inside masks found so far; fewer masks, in less
+            time.
         crop_layers: also propose in crops of the image, 4 of the first layer, 16 of the second:
             more small masks, in several times the time (segment-anything's `crop_n_layers`).
     """

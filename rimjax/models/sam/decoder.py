@@ -23,12 +23,12 @@ an image.
 
 Masks. The predicted IoUs come from tokens alone, so only points with a mask that passes are
 upscaled. The two transposed convolutions have stride and kernel 2: each is a matrix product of
-every token, here on channels-last tokens, and only the masks that pass are multiplied.
+every token, here on channels-last tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,20 @@ from torch.nn import functional as F
 
 # Bytes of the image's tokens, and of upscaled tokens, held at once on a CPU: a cache's size.
 MAX_DECODED, MAX_UPSCALED = 1 << 24, 1 << 23
+
+
+class Decoded(NamedTuple):
+    """What the decoder makes of B prompts before any mask.
+
+    Attributes:
+        tokens: of the four masks, [B, 4, C]: the single mask, then the three of "multimask".
+        image: the image's tokens, [B, L, C].
+        ious: predicted IoUs, float32[B, 4].
+    """
+
+    tokens: Tensor
+    image: Tensor
+    ious: Tensor
 
 
 class ImageDecoder:
@@ -71,23 +85,29 @@ class ImageDecoder:
             for index, attention in enumerate(backward)
         ]
 
-    def choose_batch(self) -> int:
-        """Return how many points to decode at once: as many as fit in a CPU's cache, or 64."""
-        if self._tokens.device.type != "cpu":
-            return 64
-        return max(1, MAX_DECODED // (self._tokens.numel() * self._tokens.element_size()))
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the decoder computes in."""
+        return self._tokens.dtype
 
-    def decode(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose_batch(self) -> int:
+        """Return how many points to decode at once.
+
+        On a CPU as many as have their tokens in its cache; elsewhere up to 64, as many as a GPU's
+        free memory holds 16 times the tokens of.
+        """
+        each, device = self._tokens.numel() * self._tokens.element_size(), self._tokens.device
+        if device.type == "cpu":
+            return max(1, MAX_DECODED // each)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 64 * 16 * each
+        return max(1, min(64, free // (16 * each)))
+
+    def decode(self, points: Tensor, labels: Tensor) -> Decoded:
         """Decode prompts as far as the predicted IoUs.
 
         Args:
             points: [B, n, 2], x and y in pixels of the resized image.
             labels: [B, n], 1 for points on the object.
-
-        Returns:
-            The mask tokens [B, 4, C] and the image's tokens [B, L, C], of which `upscale` makes
-            masks, and the predicted IoUs, float32[B, 4]. Mask 0 is the single mask, the others are
-            the three of "multimask".
         """
         sparse = self._prompts(points=(points, labels), boxes=None, masks=None)[0]
         sparse = sparse.to(self._tokens.dtype)
@@ -118,25 +138,27 @@ class ImageDecoder:
         attended = _attend_to_image(attention, queries + prompt, image, self._position_keys[-1])
         queries = self._transformer.norm_final_attn(queries + attended)
         ious = decoder.iou_prediction_head(queries[:, 0])
-        return queries[:, 1 : 1 + decoder.num_mask_tokens], image, ious.float()
+        return Decoded(queries[:, 1 : 1 + decoder.num_mask_tokens], image, ious.float())
 
-    def upscale(self, tokens: Tensor, image: Tensor, wanted: Tensor) -> Tensor:
+    def upscale(self, decoded: Decoded, wanted: Tensor) -> Tensor:
         """Compute the wanted masks' logits at a quarter of the resized image's size.
 
         Args:
-            tokens: from `decode`.
-            image: from `decode`.
+            decoded: from `decode`.
             wanted: bool[B, 4].
 
         Returns:
             float32[M, 4 h, 4 w], the wanted masks in order.
         """
+        tokens, image, _ = decoded
         first, norm, activate, second, activate_last = self._decoder.output_upscaling
         heads, (height, width) = self._decoder.output_hypernetworks_mlps, self._grid
         chosen = wanted.any(dim=1).nonzero()[:, 0]
         if not len(chosen):
             return tokens.new_zeros(0, 4 * height, 4 * width, dtype=torch.float32)
-        together = max(1, MAX_UPSCALED // (16 * image[0].numel() // 8 * image.element_size()))
+        together = len(chosen)
+        if image.device.type == "cpu":
+            together = max(1, MAX_UPSCALED // (2 * image[0].numel() * image.element_size()))
         masks = []
         for points in chosen.split(together):
             # Rows are tokens, then quarters of tokens, then quarters of these: every step is

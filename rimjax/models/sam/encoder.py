@@ -29,6 +29,8 @@ MAX_BIAS = 1 << 27  # bytes of the bias held at once
 def encode(encoder: Any, pixels: Tensor) -> Tensor:
     """Encode images as `encoder(pixels)` does, by segment-anything's modules and weights.
 
+    Call it under `torch.inference_mode()`: it has no gradients.
+
     Args:
         encoder: segment-anything's `ImageEncoderViT`.
         pixels: [B, 3, S, S], normalised and padded.

@@ -44,17 +44,17 @@ class Axis:
     inside: Tensor
 
     @classmethod
-    def create(cls, logits: int, side: int, seen: int, pixels: int, like: Tensor) -> Axis:
-        """Create an axis.
+    def create(cls, logits: int, side: int, seen: int, pixels: int, device: torch.device) -> Axis:
+        """Compute the weights of an axis.
 
         Args:
             logits: number of logits.
             side: of SAM's input, to which images are padded.
             seen: pixels of the image as SAM sees it.
             pixels: of the image.
-            like: a tensor of the logits' device.
+            device: of the logits.
         """
-        eye = torch.eye(logits, device=like.device)[None]
+        eye = torch.eye(logits, device=device)[None]
         padded = F.interpolate(eye, size=side, mode="linear")
         weights = F.interpolate(padded[..., :seen], size=pixels, mode="linear")[0].T
         tiles = -(-pixels // TILE)
@@ -63,8 +63,8 @@ class Axis:
         first = touched.argmax(dim=1)
         last = logits - 1 - touched.flip(1).argmax(dim=1)
         reach = int((last - first).max()) + 1
-        index = first.clamp(max=logits - reach)[:, None] + torch.arange(reach, device=like.device)
-        inside = torch.arange(tiles * TILE, device=like.device).unflatten(0, (tiles, TILE)) < pixels
+        index = first.clamp(max=logits - reach)[:, None] + torch.arange(reach, device=device)
+        inside = torch.arange(tiles * TILE, device=device).unflatten(0, (tiles, TILE)) < pixels
         return cls(index, weights.gather(2, index[:, None].expand(-1, TILE, -1)), inside)
 
 
@@ -84,19 +84,24 @@ class Frame:
 
     @classmethod
     def create(
-        cls, size: tuple[int, int], resized: tuple[int, int], side: int, logits: int, like: Tensor
+        cls,
+        size: tuple[int, int],
+        resized: tuple[int, int],
+        side: int,
+        logits: int,
+        device: torch.device,
     ) -> Frame:
-        """Create the frame of an image.
+        """Compute the weights of an image's axes.
 
         Args:
             size: height and width of the image.
             resized: height and width of the image as SAM sees it.
             side: of SAM's input, to which images are padded.
             logits: side of a mask's logits.
-            like: a tensor of the logits' device.
+            device: of the logits.
         """
         rows, columns = (
-            Axis.create(logits, side, seen, pixels, like)
+            Axis.create(logits, side, seen, pixels, device)
             for seen, pixels in zip(resized, size, strict=True)
         )
         return cls(rows, columns, size)
@@ -227,15 +232,15 @@ def _sift(
     mixed = (~full & (high > threshold - OFFSET)).nonzero()
     rows, columns = (axis.inside.sum(1) for axis in (frame.rows, frame.columns))
     inner = (full * rows[:, None] * columns).sum((1, 2), dtype=torch.int32)
-    outer, parts = inner.clone(), [torch.zeros(0, TILE, TILE, dtype=torch.bool)]
+    outer, parts = inner.clone(), [full.new_zeros(0, TILE, TILE)]
     for tiles in mixed.split(MAX_TILES):
         values = frame.resize(logits, tiles)
         for count, level in ((inner, threshold + OFFSET), (outer, threshold - OFFSET)):
             above = (values > level).view(torch.int8).flatten(1)  # booleans are slow to sum
             count.index_add_(0, tiles[:, 0], above.sum(1, dtype=torch.int32))
-        parts.append((values > threshold).cpu())
+        parts.append(values > threshold)
     shares = (inner / outer).tolist()  # NaN where both are 0
-    pixels, tiles, filled = torch.cat(parts).numpy(), mixed.cpu().numpy(), full.cpu().numpy()
+    pixels, tiles, filled = torch.cat(parts).cpu().numpy(), mixed.cpu().numpy(), full.cpu().numpy()
     ends = np.searchsorted(tiles[:, 0], np.arange(len(logits) + 1))
     for index, both in enumerate(zip(scores.tolist(), shares, strict=True)):
         if stability <= 0 or both[1] >= stability:

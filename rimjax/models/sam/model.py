@@ -5,6 +5,7 @@ torch and segment-anything are imported when a model is built, not when this mod
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,8 +18,8 @@ from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
 from rimjax.models.protocols import (
     CopiedByFields,
+    advise_on_numbers,
     cached_property,
-    check_finite_output,
     check_image,
 )
 from rimjax.models.sam.config import SamConfig, SamPrecision
@@ -26,7 +27,7 @@ from rimjax.models.sam.config import SamConfig, SamPrecision
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rimjax.models.sam.decoder import ImageDecoder
+    from rimjax.models.sam.decoder import Decoded, ImageDecoder
     from rimjax.models.sam.masks import Frame
 
 
@@ -46,25 +47,40 @@ class EmbeddedImage:
     transform: Any
     size: tuple[int, int]
 
-    def decode(self, points: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def decode(self, points: np.ndarray) -> Decoded:
         """Decode prompts of points on the object as far as the predicted IoUs.
+
+        Call it, like `upscale`, under `torch.inference_mode()`.
 
         Args:
             points: [B, n, 2], x and y in pixels of the image.
 
-        Returns:
-            See `ImageDecoder.decode`.
-
         Raises:
-            ValueError: SAM gives NaN.
+            ValueError: SAM gives NaN, which the thresholds would drop.
         """
         torch, _ = import_libraries()
         device = self.frame.rows.weights.device
         coords = self.transform.apply_coords(points, self.size)
         labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
         decoded = self.decoder.decode(torch.as_tensor(coords, device=device), labels)
-        check_finite_output("SAM", decoded[2].cpu().numpy())  # the thresholds would drop NaN
+        self._check(decoded.ious)
         return decoded
+
+    def upscale(self, decoded: Decoded, wanted: Tensor) -> Tensor:
+        """Compute the wanted masks' logits; see `ImageDecoder.upscale`.
+
+        Raises:
+            ValueError: SAM gives NaN, which would be an empty mask.
+        """
+        logits = self.decoder.upscale(decoded, wanted)
+        self._check(logits)
+        return logits
+
+    def _check(self, numbers: Tensor) -> None:
+        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        if not bool(numbers.isfinite().all()):
+            advice = advise_on_numbers(dtype).replace("dtype", "masker_dtype")
+            raise ValueError(f"SAM must give finite numbers, got NaN or infinity; {advice}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +97,7 @@ class Sam(CopiedByFields):
     config: SamConfig
     compiled: bool = False
     _last: dict[str, EmbeddedImage] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def embed(self, image: np.ndarray) -> EmbeddedImage:
         """Encode an image for any number of prompts; the last image's result is kept.
@@ -95,11 +112,12 @@ class Sam(CopiedByFields):
         """
         self.check_image(image)
         key = fingerprint(image.shape, {"image": image})
-        embedded = self._last.get(key)
-        if embedded is None:
-            embedded = self._encode(image)
-            self._last.clear()
-            self._last[key] = embedded
+        with self._lock:  # threads that ask for one image encode it once
+            embedded = self._last.get(key)
+            if embedded is None:
+                embedded = self._encode(image)
+                self._last.clear()
+                self._last[key] = embedded
         return embedded
 
     def forget(self) -> None:
@@ -116,10 +134,10 @@ class Sam(CopiedByFields):
         resized = transform.apply_image(image)
         with torch.inference_mode():
             pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
-            embedding = self._encoder(self.model.image_encoder, self.model.preprocess(pixels))
+            embedding = self._run_encoder(self.model.preprocess(pixels))
             decoder = ImageDecoder(self.model, embedding)
             logits = 4 * side // self.config.patch_size
-            frame = Frame.create(image.shape[:2], resized.shape[:2], side, logits, embedding)
+            frame = Frame.create(image.shape[:2], resized.shape[:2], side, logits, embedding.device)
         return EmbeddedImage(decoder, frame, transform, image.shape[:2])
 
     @cached_property
@@ -128,6 +146,16 @@ class Sam(CopiedByFields):
 
         return import_libraries()[0].compile(encode, dynamic=False) if self.compiled else encode
 
+    def _run_encoder(self, pixels: Tensor) -> Tensor:
+        try:
+            return self._encoder(self.model.image_encoder, pixels)
+        except Exception as error:
+            if not self.compiled:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            needs = "on a CPU it needs a C++ compiler; leave compile_masker out"
+            raise ValueError(f"torch.compile fails here ({reason}); {needs}") from error
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of weights, their dtype and the architecture."""
@@ -135,7 +163,7 @@ class Sam(CopiedByFields):
         weights = {name: tensor.cpu().float().numpy() for name, tensor in state.items()}
         dtype = self.model.mask_decoder.iou_token.weight.dtype
         own = asdict(self.config)
-        if str(dtype) != "torch.float32":  # as before there was a choice, so that caches stay valid
+        if str(dtype) != "torch.float32":  # so that caches stay valid
             own["dtype"] = str(dtype)
         return fingerprint(own, weights)
 
@@ -144,9 +172,14 @@ class Sam(CopiedByFields):
         check_image(image)
         height, width = image.shape[:2]
         size = self.config.image_size
-        if round(min(height, width) * size / max(height, width)) < 1:
+        if not self.takes(height, width):
             expected = f"image must keep a pixel when its longer side is resized to {size}"
             raise ValueError(f"{expected}, got {width}x{height} pixels; crop it")
+
+    def takes(self, height: int, width: int) -> bool:
+        """Return whether an image of this size keeps a pixel when SAM resizes it."""
+        least, most = sorted((height, width))
+        return least > 0 and int(least * self.config.image_size / most + 0.5) >= 1
 
 
 def build(config: SamConfig) -> Any:
@@ -207,7 +240,7 @@ def load(
         device: torch's device; default: "cuda" if available, else "cpu".
         seed: of random weights.
         dtype: of the image encoder and the mask decoder; masks change a little in "bfloat16" and
-            "float16", which are faster on a GPU. Points, thresholds and resizing are float32.
+            "float16", which are meant for GPUs. Points, thresholds and resizing are float32.
         compiled: encode images by `torch.compile`, which compiles when the first image comes.
 
     Raises:
