@@ -175,10 +175,10 @@ class Experiment:
         Raises:
             ValueError: an image can't be used; a table over fewer images would be another table.
         """
-        shown: Any = progress(items, "regions", "image")
-        background = self.dataset.background
+        outcomes = evaluate_items(items, load, rows, background=self.dataset.background)
+        shown: Any = progress(outcomes, "regions", "image", len(items))
         with closing(shown):  # and the progress bar, before an error is printed
-            yield from raise_errors(evaluate_items(shown, load, rows, background=background))
+            yield from raise_errors(shown)
 
     def evaluate(self, load: LoadRegions, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
         """Evaluate rows that share the images' regions."""

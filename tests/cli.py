@@ -8,7 +8,15 @@ import pytest
 
 from rimjax.commands import main
 
-NOTICES = ("rimjax: warning", "bank:", "segment:", "evaluate:", "check labels:", "self-test:")
+NOTICES = (
+    "rimjax: warning",
+    "regions:",
+    "bank:",
+    "segment:",
+    "evaluate:",
+    "check labels:",
+    "self-test:",
+)
 
 
 def run(*words: object, capsys: pytest.CaptureFixture[str] | None = None) -> str:

@@ -19,6 +19,7 @@ from rimjax.commands.options import (
     default,
     parse_shard,
 )
+from rimjax.datasets.dataset import read_ahead
 from rimjax.files import WriteError
 from rimjax.models.protocols import Pixels
 from rimjax.references.store import locate_cache
@@ -61,10 +62,11 @@ class RegionsBuild:
         keep_compilations(cache)
         store = RegionStore.open(cache, models)
         bad, seconds = [], []
-        for item in progress(items, "regions", "image"):
+        reading = read_ahead(items, lambda item: item.image())
+        for item, picture in progress(reading, "regions", "image", len(items)):
             timings: dict[str, float] = {}
             try:
-                store.load(item.image(), timings)
+                store.load(picture.result(), timings)
             except WriteError as error:
                 raise WriteError(
                     f"{error}; the regions of {len(seconds)} images are kept, and the same command "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +19,11 @@ from rimjax.images import read_image
 
 IGNORED = 255
 """Label of pixels that don't count."""
+
+READ_AHEAD = 2
+"""Images that are read before their turn; each is in memory meanwhile."""
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,32 @@ class Item:
             sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, labels)]
             raise ValueError(f"labels must have the image's size {sizes[0]}, got {sizes[1]}")
         return image, labels
+
+
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item], Content]
+) -> Iterator[tuple[Item, Future[Content]]]:
+    """Read images in a thread of their own, while the device works on those before.
+
+    Args:
+        items: images.
+        read: what is read of an image.
+
+    Yields:
+        Each image, and what was read, whose `result()` raises what reading raised.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[Item, Future[Content]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > READ_AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 @dataclass(frozen=True)

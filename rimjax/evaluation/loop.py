@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from rimjax.datasets.dataset import IGNORED, Dataset, Item
+from rimjax.datasets.dataset import IGNORED, Dataset, Item, read_ahead
 from rimjax.evaluation import metrics
 from rimjax.images import read_image
 from rimjax.match.checks import describe
@@ -51,7 +51,7 @@ def evaluate_items(
     """Segment images under each row's bank and settings, and count their pixels.
 
     Args:
-        items: labelled images, read one at a time.
+        items: labelled images, read a few ahead.
         load_regions: extracts an image's regions, or loads them; all rows share them.
         rows: name -> bank and settings.
         background: whether regions may be named background.
@@ -63,10 +63,10 @@ def evaluate_items(
     Raises:
         ValueError: a label outside the bank's classes, or regions that don't fit the bank.
     """
-    for item in items:
+    for item, reading in read_ahead(items, Item.read):
         timings: dict[str, float] = {}
         try:
-            image, truth = item.read()
+            image, truth = reading.result()
             if not background:
                 truth = np.where(truth == 0, IGNORED, truth).astype(np.uint8)
             regions = load_regions(image, timings)

@@ -23,6 +23,7 @@ from rimjax.references.one_class import (
     references_key,
 )
 from rimjax.references.store import ClassReferences, Manifest
+from rimjax.references.stored_masks import StoredMasks
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.cluster import cluster_prototypes
 from rimjax.steps.whiten import fit_whitening
@@ -177,6 +178,7 @@ def _provide_class(
     points: Sequence[Point] | None,
 ) -> tuple[str, ClassReferences]:
     """Return a class's folder name and references: stored, or computed now and stored."""
+    models = replace(models, masker=StoredMasks(models.masker, cache))
     key = references_key(name, models, settings, photographs, points)
     path = store.locate_references(cache, name, key)
     if path.exists():

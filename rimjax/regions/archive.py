@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rimjax.files import atomic_file, check_plain_name, check_writable, is_temporary
 
@@ -248,7 +248,7 @@ def _write(path: Path, records: Sequence[tuple[str, Mapping[str, np.ndarray]]]) 
     header["check"] = zlib.crc32(_describe(keys, rows, checks))
     arrays = {name: np.concatenate([record[name] for _, record in records]) for name in names}
     with atomic_file(path) as temporary:
-        save_file(arrays, temporary, {"records": json.dumps(header)})
+        temporary.write_bytes(save(arrays, {"records": json.dumps(header)}))
 
 
 def _check(key: str, record: Mapping[str, np.ndarray]) -> int:

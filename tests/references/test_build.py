@@ -140,13 +140,38 @@ def test_damaged_references_are_not_a_source_of_images(tmp_path: Path) -> None:
 
 def test_references_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1200, before[1]))  # as on a full disk
     try:
         with pytest.raises(OSError, match=r"references/plum-.*can't be written \(File too large\)"):
             build_references(["plum"], fake_models(), cache_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "references").iterdir())
+
+
+def test_another_encoder_cuts_nothing_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, cut = fake_models(), []
+    mask = type(models.masker).mask
+
+    def count(self: Any, image: np.ndarray, points: np.ndarray) -> np.ndarray:
+        cut.append(points)
+        return mask(self, image, points)
+
+    monkeypatch.setattr(type(models.masker), "mask", count)
+    before = build_references(["apple"], models, cache_dir=tmp_path)[0]
+    assert len(cut) == models.references.num_images
+    other = replace(fake_models(), encoder=FakeEncoder("another encoder"))
+    after = build_references(["apple"], other, cache_dir=tmp_path)[0]
+    assert len(cut) == models.references.num_images and list_drawn(other) == []
+    first, second = (
+        store.read_all_references(each, pictures=True)[0].masks for each in (before, after)
+    )
+    assert first is not None and second is not None and (first == second).all()
+    settings = replace(models.references, threshold=0.2)
+    build_references(["apple"], fake_models(), settings=settings, cache_dir=tmp_path)
+    assert len(cut) > models.references.num_images, "other points ask for other masks"
 
 
 def test_another_number_of_subcategories_draws_nothing(tmp_path: Path) -> None:

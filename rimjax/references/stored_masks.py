@@ -1,0 +1,54 @@
+"""Keep the masks of references, so that another encoder doesn't cut the images out again.
+
+CACHE/masks/DIGEST/    an `Archive`: a mask by the digest of its image and points; DIGEST stands
+                       for the masker
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from rimjax.files import digest
+from rimjax.models.protocols import Masker, Proposals
+from rimjax.regions.archive import Archive
+from rimjax.regions.store import digest_image, pack_proposals, unpack_proposals
+
+
+@dataclass(frozen=True)
+class StoredMasks:
+    """A masker whose masks are kept in a cache folder; a `Masker` itself.
+
+    Attributes:
+        masker: makes the masks that aren't there.
+        cache: the cache folder.
+    """
+
+    masker: Masker
+    cache: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """The masker's."""
+        return self.masker.fingerprint
+
+    @property
+    def archive(self) -> Archive:
+        """Where the masks are kept."""
+        return Archive(self.cache / "masks" / digest(self.masker.fingerprint))
+
+    def mask(self, image: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
+        """Return the mask of the object under the points; see `Masker.mask`."""
+        prompt = hashlib.sha256(np.asarray(points, np.float32).tobytes()).hexdigest()[:16]
+        key = f"{digest_image(image)}-{prompt}"
+        archive, size = self.archive, image.shape[:2]
+        record = archive.get(key)
+        if record is not None:
+            return unpack_proposals(record, size).masks[0]
+        mask = np.asarray(self.masker.mask(image, points), bool)
+        archive.put(key, pack_proposals(Proposals(mask[None]), size))
+        return mask
