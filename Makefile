@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-EXPERIMENTS := table1 table2 table3 table4 table5 fig3 fig4 fig5 fig6 beyond ablations readings
-
 .PHONY: demo test test-full experiments lint constraints clean
 
 demo: $(INSTALLED)
@@ -19,8 +17,7 @@ test-full: $(INSTALLED)
 
 # Every table and figure on the mini preset, to experiments/results/mini, with the demo's bank.
 experiments: $(INSTALLED)
-	for name in $(EXPERIMENTS); do \
-		$(VENV)/bin/python experiments/$$name.py --cache-dir demo-output/cache || exit 1; done
+	$(VENV)/bin/python experiments/reproduce.py --cache-dir demo-output/cache
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

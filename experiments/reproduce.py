@@ -1,0 +1,296 @@
+"""Reproduce every table, figure and reading, and write one page of them beside the paper's.
+
+Command:  python experiments/reproduce.py
+              mini, Fashion Scenes; 2 CPU cores, about 20 minutes (`make experiments`)
+          python experiments/reproduce.py --preset paper --data data --output results
+              VOC 2012, Context and COCO Object; a GPU, hours: the plan says how many
+          python experiments/reproduce.py --plan
+              only the plan
+
+The plan comes first: what is drawn, proposed and encoded, and how long it takes at the speed of a
+class and a few images, which are kept like all others. Each step is a script of this folder. A
+stopped run goes on with the same command: finished steps aren't run again, and a step finds the
+references and regions of those before it in the cache. What lacks its data set is skipped, and the
+page says so.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from harness import RESULTS, Experiment
+from page import write_page
+
+from rimjax import datasets
+from rimjax.commands.console import keep_compilations, name_flag, progress, shorten
+from rimjax.commands.main import CONFIG
+from rimjax.commands.options import (
+    CACHE_DEFAULT,
+    NO_DEFAULT,
+    WEIGHTS_DEFAULT,
+    Flag,
+    default,
+)
+from rimjax.files import STEP_VERSIONS, digest, package_versions, sha256, write_json
+from rimjax.references.build import build_references
+from rimjax.references.one_class import references_key
+from rimjax.references.store import locate_references
+from rimjax.regions.store import RegionStore
+from rimjax.sealed import read_sealed, seal
+
+FOLDER = Path(__file__).parent
+FINISHED = "reproduce.json"
+ALL, COCO, VOC = ("voc", "context", "coco-object"), ("coco-object",), ("voc",)
+MEASURED = 2  # images whose time stands for the others
+
+
+@dataclass(frozen=True)
+class Step:
+    """A script, and what it costs on the paper preset.
+
+    Attributes:
+        name: of the script.
+        datasets: that it reads; mini's is always its own.
+        encodings: how many encoders and sizes go over the images.
+        few: whether it reads the first images only.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    encodings: int = 1
+    few: bool = False
+
+    @property
+    def title(self) -> str:
+        """What the page calls it."""
+        for prefix, kind in (("table", "Table "), ("fig", "Figure ")):
+            if self.name.startswith(prefix):
+                return kind + self.name.removeprefix(prefix)
+        return self.name.capitalize()
+
+
+STEPS = (
+    Step("table2", COCO, encodings=2),
+    Step("table1", ALL),
+    Step("table3", COCO, encodings=4),
+    Step("table4", VOC, encodings=2),
+    Step("table5", COCO),
+    Step("fig3", VOC, few=True),
+    Step("fig4", VOC, few=True),
+    Step("fig5", COCO),
+    Step("fig6", VOC, encodings=2),
+    Step("beyond", COCO, encodings=4),
+    Step("ablations", COCO, encodings=11),
+    Step("readings", VOC),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Options.
+
+    Attributes:
+        preset: Models and settings.
+        data: Folder that holds the published data sets in mmsegmentation's layout.
+        only: Only these steps.
+        limit: Number of images of each data set, for a try.
+        images: K, images drawn of each class, for a try.
+        cache_dir: Folder that keeps banks and regions.
+        weights_dir: Folder that holds the paper preset's weights.
+        output: Folder for tables, pictures and the page.
+        plan: Print the plan, and nothing else.
+        again: Run finished steps again; what they need is still taken from the cache.
+    """
+
+    preset: Literal["mini", "paper"] = "mini"
+    data: Annotated[Path | None, NO_DEFAULT] = None
+    only: Annotated[tuple[str, ...], default("all")] = ()
+    limit: Annotated[int | None, default("all")] = None
+    images: Annotated[int | None, default("the preset's")] = None
+    cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
+    output: Annotated[Path | None, default("experiments/results/PRESET")] = None
+    plan: Flag = False
+    again: Flag = False
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+        suffix = "" if self.limit is None and self.images is None else "-part"
+        return self.output or RESULTS / (self.preset + suffix)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The chosen steps, in order."""
+        names = [step.name for step in STEPS]
+        if unknown := sorted(set(self.only) - set(names)):
+            raise ValueError(f"only must name steps of {', '.join(names)}, got {unknown[0]!r}")
+        return [step for step in STEPS if not self.only or step.name in self.only]
+
+    def open_experiment(self, dataset: str | None) -> Experiment:
+        """Return the options as the scripts take them."""
+        return Experiment(
+            preset=self.preset,
+            dataset_name=dataset,
+            data=self.data,
+            limit=self.limit,
+            images=self.images,
+            cache_dir=self.cache_dir,
+            weights_dir=self.weights_dir,
+            out=self.folder,
+        )
+
+    def name_datasets(self, step: Step) -> tuple[str, ...]:
+        """Return the data sets that a step reads."""
+        return step.datasets if self.preset == "paper" else ("fashion-scenes",)
+
+
+def main() -> None:
+    options = tyro.cli(Reproduce, description=__doc__, config=CONFIG)
+    try:
+        failed = reproduce(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"reproduce.py: {name_flag(shorten(error), options)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if failed:
+        raise SystemExit(1)
+
+
+def reproduce(options: Reproduce) -> list[str]:
+    """Print the plan, run the steps that aren't finished, write the page.
+
+    Returns:
+        The names of the steps that failed.
+    """
+    experiment = options.open_experiment(None)
+    keep_compilations(experiment.cache)
+    missing = find_missing(options)
+    steps = [step for step in options.steps if step.name not in missing]
+    finished = {} if options.again else read_finished(options)
+    todo = [step for step in steps if finished.get(step.name) != digest_step(step, options)]
+    print_plan(options, todo, [step for step in steps if step not in todo], missing)
+    if options.plan:
+        return []
+    failed = []
+    for step in progress(todo, "reproduce", "step"):
+        start = time.monotonic()
+        if run_step(step, options):
+            finished[step.name] = digest_step(step, options)
+            write_json(options.folder / FINISHED, seal({"finished": finished}))
+            print(f"{step.name}: {time.monotonic() - start:.0f} s", flush=True)
+        else:
+            failed.append(step.name)
+    reasons = missing | {name: "failed; see its message above" for name in failed}
+    titles = {step.name: step.title for step in options.steps}
+    path = write_page(options.folder, titles, reasons)
+    print(f"look at {path}")
+    return failed
+
+
+def find_missing(options: Reproduce) -> dict[str, str]:
+    """Return the steps that can't be run, and why."""
+    reasons: dict[str, str] = {}
+    for step in options.steps:
+        for name in options.name_datasets(step):
+            try:
+                datasets.load(name, options.data)
+            except (ValueError, OSError) as error:
+                reasons[step.name] = shorten(error)
+    return reasons
+
+
+def digest_step(step: Step, options: Reproduce) -> str:
+    """Digest what a step's results depend on, besides the weights."""
+    chosen = [options.preset, options.limit, options.images, str(options.data)]
+    scripts = {path.name: sha256(path) for path in sorted(FOLDER.glob("*.py"))}
+    for name in ("reproduce.py", "page.py"):
+        del scripts[name]
+    return digest([step.name, chosen, scripts, STEP_VERSIONS, package_versions()])
+
+
+def read_finished(options: Reproduce) -> dict[str, str]:
+    """Return the finished steps, and the digest of each; none if the file is damaged."""
+    try:
+        return read_sealed(options.folder / FINISHED, {"finished": dict})["finished"]
+    except (OSError, ValueError):
+        return {}
+
+
+def run_step(step: Step, options: Reproduce) -> bool:
+    """Run a step's script; return whether it succeeded."""
+    words: list[object] = ["--preset", options.preset, "--out", options.folder]
+    given = {
+        "--data": options.data,
+        "--limit": options.limit,
+        "--images": options.images,
+        "--cache-dir": options.cache_dir,
+        "--weights-dir": options.weights_dir,
+    }
+    words += [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    command = [sys.executable, str(FOLDER / f"{step.name}.py"), *map(str, words)]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def print_plan(
+    options: Reproduce,
+    todo: Sequence[Step],
+    done: Sequence[Step],
+    missing: Mapping[str, str],
+) -> None:
+    """Print what is done and left, and how long that takes."""
+    for name, reason in missing.items():
+        print(f"skipped: {name} ({reason})")
+    if done:
+        print(f"finished: {', '.join(step.name for step in done)}")
+    if not todo:
+        return
+    print(f"to do: {', '.join(step.name for step in todo)}")
+    total = 0.0
+    for what, count, seconds in estimate(options, todo):
+        total += count * seconds
+        print(f"  {what:<40} {count:>7} x {seconds:>8.3f} s = {count * seconds / 3600:>7.2f} h")
+    print(f"  in all, at most and without the evaluation: {total / 3600:.2f} h", flush=True)
+
+
+def estimate(options: Reproduce, steps: Iterable[Step]) -> Iterator[tuple[str, int, float]]:
+    """Yield what the steps compute that isn't kept yet: how often, and the seconds of one.
+
+    A class is drawn and a few images are segmented to measure them; both are kept.
+    """
+    names = dict.fromkeys(name for step in steps for name in options.name_datasets(step))
+    for name in names:
+        experiment = options.open_experiment(name)
+        models = experiment.load_models()
+        prompts, items = experiment.dataset.prompts, experiment.items
+        keys = [references_key(prompt, models, models.references) for prompt in prompts]
+        paths = [
+            locate_references(experiment.cache, *pair) for pair in zip(prompts, keys, strict=True)
+        ]
+        undrawn = [prompt for prompt, path in zip(prompts, paths, strict=True) if not path.exists()]
+        start = time.monotonic()
+        build_references(undrawn[:1] or prompts[:1], models, cache_dir=options.cache_dir)
+        yield f"{name}: classes to draw", len(undrawn), time.monotonic() - start
+        store = RegionStore.open(experiment.cache, models)
+        left = max(0, len(items) - store.proposals.count())
+        new = (image for item in items if not store.has(image := item.image()))
+        seconds: dict[str, float] = {}
+        for image in islice(new, MEASURED if left else 0):
+            store.load(image, seconds)
+        passes = sum(
+            step.encodings for step in steps if name in options.name_datasets(step) and not step.few
+        )
+        yield f"{name}: images to propose", left, seconds.get("propose", 0.0)
+        others = left + len(items) * max(0, passes - 1)  # by other encoders and at other sizes
+        yield f"{name}: images to encode, at most", others, seconds.get("encode", 0.0)
+
+
+if __name__ == "__main__":
+    main()

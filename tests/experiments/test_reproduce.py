@@ -1,0 +1,93 @@
+"""`experiments/reproduce.py`: every step once, stopped and resumed, and what can't be run."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+STEPS = ("--only", "table2", "fig3")
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, str(FOLDER / "reproduce.py"), *map(str, words)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def reproduce(*words: object, status: int = 0) -> str:
+    process = start(*words)
+    printed, _ = process.communicate()
+    assert process.returncode == status, printed
+    return printed
+
+
+def read_results(folder: Path) -> dict[str, bytes]:
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
+    return files | {"README.md": (folder / "README.md").read_bytes()}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[object, ...]:
+    return ("--limit", 2, "--images", 3, "--cache-dir", tmp_path / "cache", "--output")
+
+
+def test_steps_run_once_and_the_page_shows_them(small: tuple[object, ...], tmp_path: Path) -> None:
+    first = reproduce(*small, tmp_path / "out", *STEPS)
+    assert "to do: table2, fig3" in first and "images to propose" in first
+    page = (tmp_path / "out/README.md").read_text()
+    for expected in ("## Table 2", "| row | paper | measured |", "![Figure 3](fig3.png)", "44.5"):
+        assert expected in page
+    assert "look at" in first
+    before = read_results(tmp_path / "out")
+    (tmp_path / "out/README.md").unlink()
+    second = reproduce(*small, tmp_path / "out", *STEPS)
+    assert "finished: table2, fig3" in second and "to do" not in second
+    assert read_results(tmp_path / "out") == before
+
+
+def test_what_cannot_be_run_is_named(small: tuple[object, ...], tmp_path: Path) -> None:
+    words = (*small, tmp_path / "out", "--preset", "paper", "--data", tmp_path / "none")
+    printed = reproduce(*words, "--only", "table2")
+    assert "skipped: table2" in printed and "no such folder" in printed
+    assert "Skipped: " in (tmp_path / "out/README.md").read_text()
+    line = reproduce(*small, tmp_path / "out", "--only", "table9", status=2)
+    assert "--only must name steps of table2" in line
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_results(
+    small: tuple[object, ...], tmp_path: Path, kills: int = 20
+) -> None:
+    begun = time.monotonic()
+    reproduce(*small[:-2], tmp_path / "cache-whole", "--output", tmp_path / "whole", *STEPS)
+    seconds, rng, done = time.monotonic() - begun, random.Random(0), 0
+    while done < kills:
+        process = start(*small, tmp_path / "out", *STEPS)
+        try:
+            process.communicate(timeout=rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            done += 1
+            continue
+        assert read_results(tmp_path / "out") == read_results(tmp_path / "whole")
+        for name in ("out", "cache"):  # begin anew
+            shutil.rmtree(tmp_path / name)
+    reproduce(*small, tmp_path / "out", *STEPS)
+    assert read_results(tmp_path / "out") == read_results(tmp_path / "whole")
