@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tyro
+from one_pass import can_evaluate, collect
 from tables import Row, write_spread, write_table
 from validation import open_validation_scenes
 
@@ -48,6 +49,7 @@ from rimjax.evaluation.loop import (
     evaluate_items,
     raise_errors,
 )
+from rimjax.evaluation.metrics import Counts
 from rimjax.models.image_text import ImageTextMatcher
 from rimjax.models.protocols import Models
 from rimjax.references.build import assemble_bank, build_references
@@ -181,17 +183,29 @@ class Experiment:
             yield from raise_errors(shown)
 
     def evaluate(self, load: LoadRegions, rows: Mapping[str, Setup]) -> dict[str, Evaluation]:
-        """Evaluate rows that share the images' regions."""
-        confusions: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        for outcome in self.evaluate_images(load, rows, self.items):
-            for name, confusion in outcome.confusions.items():
-                confusions[name].append(confusion.astype(np.int32))
+        """Evaluate rows that share the images' regions.
+
+        Rows that paint regions by their area are evaluated in one pass over all images.
+        """
         names, background = (BACKGROUND, *self.dataset.classes), self.dataset.background
-        stacked = {name: np.stack(matrices) for name, matrices in confusions.items()}
-        check_counted(next(iter(stacked.values())))
-        return {
-            name: Evaluation(names, matrices, {}, background) for name, matrices in stacked.items()
-        }
+        quick = {name for name, (_, settings) in rows.items() if can_evaluate(settings)}
+        if not isinstance(load(self.items[0].image(), {}), Regions):
+            quick = set()  # pixels are named one by one
+        evaluations = {}
+        if quick:
+            shown = progress(self.items, "regions", "image")
+            images = collect(shown, load, self.dataset.classes, background)
+            evaluations = {name: images.evaluate(*rows[name]) for name in quick}
+        counts: dict[str, list[Counts]] = {name: [] for name in rows if name not in quick}
+        if counts:
+            slow = {name: rows[name] for name in counts}
+            for outcome in self.evaluate_images(load, slow, self.items):
+                for name, confusion in outcome.confusions.items():
+                    counts[name].append(Counts.from_confusions(confusion[None]))
+        for name, images_counts in counts.items():
+            evaluations[name] = Evaluation(names, Counts.stack(images_counts), {}, background)
+        check_counted(next(iter(evaluations.values())).counts)
+        return {name: evaluations[name] for name in rows}
 
     def evaluate_models(self, models: Models, items: Sequence[Item]) -> list[Outcome]:
         """Evaluate images under the models' own settings; the outcomes' row is ""."""

@@ -98,7 +98,7 @@ def run_images(experiment: Readings) -> None:
 
     def measure(features: str, count: int, settings: SegmentSettings) -> Score:
         evaluation = images.evaluate(find_bank(features, count), settings)
-        draws = bootstrap_means(evaluation.confusions, background=dataset.background)
+        draws = bootstrap_means(evaluation.counts, background=dataset.background)
         return Score(100 * evaluation.miou, 100 * draws)
 
     listed = trials.list_trials() + trials.list_background_trials()

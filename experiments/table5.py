@@ -13,8 +13,11 @@ cosine has no agents.
 
 from dataclasses import replace
 
+import numpy as np
 from harness import Experiment, start
 from tables import Row
+
+from rimjax.evaluation.metrics import Counts
 
 SEEDS = range(5)
 
@@ -31,9 +34,12 @@ def main(experiment: Experiment) -> None:
     evaluations = experiment.evaluate(experiment.open_regions(models["printed"]), setups)
     rows, bases = [], {}
     for name in models:
-        counts = sum(evaluations[f"{name}, random {seed}"].confusions for seed in SEEDS)
+        runs = [evaluations[f"{name}, random {seed}"].counts for seed in SEEDS]
+        hits, unions = (
+            np.sum([getattr(run, part) for run in runs], axis=0) for part in ("hits", "unions")
+        )
         top = evaluations[f"{name}, top"]
-        together = bases[f"random agents, {name}"] = replace(top, confusions=counts)
+        together = bases[f"random agents, {name}"] = replace(top, counts=Counts(hits, unions))
         suffix = "" if name == "printed" else ", rimjax configuration"
         rows.append(Row(f"random agents{suffix}", "" if suffix else "43.8", together))
         rows.append(Row(f"top-N agents{suffix}", "" if suffix else "44.5", top))

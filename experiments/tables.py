@@ -134,7 +134,7 @@ def write_chart(folder: Path, name: str, picture: Image.Image) -> None:
 def measure_gain(evaluation: Evaluation, base: Evaluation) -> tuple[float, float, float]:
     """Return the difference of two mIoUs on the same images, in points, and its paired interval."""
     means = [
-        bootstrap_means(side.confusions, background=side.background) for side in (evaluation, base)
+        bootstrap_means(side.counts, background=side.background) for side in (evaluation, base)
     ]
     low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
     return 100 * (evaluation.miou - base.miou), 100 * float(low), 100 * float(high)
@@ -149,4 +149,4 @@ def _format_row(row: Row, bases: Collection[Evaluation]) -> tuple[str, ...]:
         "" if evaluation is base else format_gain(measure_gain(evaluation, base)) for base in bases
     ]
     measured = (f"{100 * evaluation.miou:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
-    return (row.name, row.paper, *measured, str(len(evaluation.confusions)), *gains)
+    return (row.name, row.paper, *measured, str(len(evaluation.counts)), *gains)

@@ -133,7 +133,8 @@ def test_pixels_are_named_by_their_cells_scores_resized(
         np.testing.assert_array_equal(rimjax.segment(image, bank, models).labels, seg.labels)
     pairs = [(image, np.full(shape, 1, np.uint8))]
     evaluation = evaluate(pairs, bank, models)
-    assert evaluation.confusions.sum() == image[..., 0].size and "encode" in evaluation.timings
+    assert evaluation.confusion is not None
+    assert evaluation.confusion.sum() == image[..., 0].size and "encode" in evaluation.timings
 
 
 def test_without_a_background_the_next_best_class_wins() -> None:

@@ -55,7 +55,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
     for name, iou in evaluation.per_class.items():
         lines.append(f"  {name:<{width}} {'   -' if iou is None else f'{100 * iou:5.1f}'}")
     interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
-    count = f"{len(evaluation.confusions)} images"
+    count = f"{len(evaluation.counts)} images"
     lines.append(f"  {'mIoU':<{width}} {100 * evaluation.miou:5.1f}   ({interval}; {count})")
     stages = [f"{stage} {1000 * sec:.0f} ms" for stage, sec in evaluation.timings.items()]
     return "\n".join([*lines, f"per image: {'  '.join(stages)}"])
@@ -64,7 +64,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
 def _report(description: dict[str, Any], evaluation: Evaluation, file: Path | None) -> None:
     print(format_evaluation(evaluation))
     if evaluation.bad:
-        total = len(evaluation.bad) + len(evaluation.confusions)
+        total = len(evaluation.bad) + len(evaluation.counts)
         names = ", ".join(evaluation.bad)
         warn(f"{len(evaluation.bad)} of {total} images could not be used: {names}")
     if file is not None:

@@ -102,22 +102,24 @@ class Evaluation:
 
     Attributes:
         names: classes, the background first.
-        confusions: pixel counts of each image, rows the true class.
+        counts: pixels of each image.
         timings: mean seconds per image of each stage.
         background: whether the background counts as a class.
         bad: images that couldn't be used, and why.
+        confusion: pixels of all images, rows the true class; None where only `counts` were kept.
     """
 
     names: tuple[str, ...]
-    confusions: Int[np.ndarray, "n C C"]
+    counts: metrics.Counts
     timings: Mapping[str, float]
     background: bool = True
     bad: Mapping[str, str] = field(default_factory=dict)
+    confusion: Int[np.ndarray, "C C"] | None = None
 
     @property
     def per_class(self) -> dict[str, float | None]:
         """IoU of each class that counts, in 0..1; None where truth and prediction lack it."""
-        ious = metrics.iou_per_class(self.confusions.sum(0))
+        ious = self.counts.iou_per_class()
         return {
             name: None if np.isnan(iou) else float(iou)
             for name, iou in zip(self.names, ious, strict=True)
@@ -127,11 +129,11 @@ class Evaluation:
     @property
     def miou(self) -> float:
         """Mean of class-wise IoU in 0..1 over the classes present."""
-        return metrics.mean_iou(self.confusions.sum(0), self.background)
+        return self.counts.mean_iou(self.background)
 
     def estimate_interval(self, level: float = 0.95) -> tuple[float, float]:
         """Bootstrap an interval of the mIoU over images."""
-        return metrics.bootstrap_interval(self.confusions, level=level, background=self.background)
+        return metrics.bootstrap_interval(self.counts, level=level, background=self.background)
 
     def as_json(self) -> dict[str, object]:
         """Return the figures as JSON content."""
@@ -139,7 +141,7 @@ class Evaluation:
             "miou": self.miou,
             "miou_95": list(self.estimate_interval()),
             "per_class": self.per_class,
-            "num_images": len(self.confusions),
+            "num_images": len(self.counts),
             "bad_images": dict(self.bad),
             "timings": dict(self.timings),
         }
@@ -186,16 +188,26 @@ def evaluate(
         items, background, names = map(_make_item, enumerate(dataset)), True, bank.names
     rows = {"": (bank, settings or models.segmentation)}
     load = load_or_extract(None if cache_dir is None else Path(cache_dir), models)
-    confusions, seconds = [], []
+    counts, seconds = [], []
+    total = np.zeros((len(names), len(names)), np.int64)
     for outcome in raise_errors(evaluate_items(progress(items), load, rows, background=background)):
-        confusions.append(outcome.confusions[""])
+        confusion = outcome.confusions[""]
+        total += confusion
+        counts.append(metrics.Counts.from_confusions(confusion[None]))
         seconds.append(outcome.segmentations[""].timings)
         if keep is not None:
             keep.append(outcome.segmentations[""])
-    if not confusions:
+    if not counts:
         raise ValueError("dataset must hold at least one image, got none")
-    check_counted(np.stack(confusions))
-    return Evaluation(names, np.stack(confusions), average_timings(seconds), background)
+    evaluation = Evaluation(
+        names,
+        metrics.Counts.stack(counts),
+        average_timings(seconds),
+        background,
+        confusion=total,
+    )
+    check_counted(evaluation.counts)
+    return evaluation
 
 
 def average_timings(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -207,9 +219,9 @@ def average_timings(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def check_counted(confusions: Int[np.ndarray, "n C C"]) -> None:
+def check_counted(counts: metrics.Counts) -> None:
     """Raise ValueError where no pixel counts."""
-    if not confusions.any():
+    if not counts.unions.any():
         raise ValueError("labels must hold a class somewhere, got only ignored pixels (255)")
 
 

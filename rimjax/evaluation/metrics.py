@@ -1,10 +1,59 @@
-"""Mean intersection over union (Sec. 4.1), from confusion matrices that add up over images."""
+"""Mean intersection over union (Sec. 4.1), from pixel counts that add up over images."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Pixels of each class in each of n images: all that the mean IoU and its bootstrap need.
+
+    A confusion matrix an image would take C times the memory.
+
+    Attributes:
+        hits: pixels in the intersection of truth and prediction.
+        unions: pixels in their union.
+    """
+
+    hits: Int64[np.ndarray, "n C"]
+    unions: Int64[np.ndarray, "n C"]
+
+    @classmethod
+    def from_confusions(cls, confusions: ArrayLike) -> Counts:
+        """Count from confusion matrices [n, C, C], one for each image.
+
+        Raises:
+            ValueError: wrong shape.
+        """
+        confusions = np.asarray(confusions)
+        if confusions.ndim != 3 or confusions.shape[1] != confusions.shape[2]:
+            shape = list(confusions.shape)
+            raise ValueError(f"confusions must have shape [n, C, C], got {shape}")
+        hits, unions = _count_hits_and_unions(confusions)
+        return cls(hits.astype(np.int64), unions.astype(np.int64))
+
+    @classmethod
+    def stack(cls, counts: Sequence[Counts]) -> Counts:
+        """Put images together, in order."""
+        hits, unions = zip(*((each.hits, each.unions) for each in counts), strict=True)
+        return cls(np.concatenate(hits), np.concatenate(unions))
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def iou_per_class(self) -> Float[np.ndarray, " C"]:
+        """Compute each class's IoU over all images, in [0, 1]; NaN where a class is absent."""
+        return _divide(self.hits.sum(0), self.unions.sum(0))
+
+    def mean_iou(self, background: bool = True) -> float:
+        """Average the IoU of the classes present; see `mean_iou`."""
+        return float(_average_present(self.iou_per_class()[0 if background else 1 :]))
 
 
 def confusion_matrix(
@@ -62,7 +111,7 @@ def mean_iou(confusion: ArrayLike, background: bool = True) -> float:
 
 
 def bootstrap_interval(
-    confusions: ArrayLike,
+    counts: Counts,
     level: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
@@ -71,7 +120,7 @@ def bootstrap_interval(
     """Bootstrap a percentile interval of the mean IoU over images.
 
     Args:
-        confusions: as of `bootstrap_means`, like the remaining arguments.
+        counts: as of `bootstrap_means`, like the remaining arguments.
         level: coverage in (0, 1).
 
     Raises:
@@ -79,41 +128,38 @@ def bootstrap_interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
-    means = bootstrap_means(confusions, samples, seed, background)
+    means = bootstrap_means(counts, samples, seed, background)
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def bootstrap_means(
-    confusions: ArrayLike, samples: int = 1000, seed: int = 0, background: bool = True
+    counts: Counts, samples: int = 1000, seed: int = 0, background: bool = True
 ) -> Float[np.ndarray, " samples"]:
     """Compute the mean IoU of images drawn with replacement, `samples` times.
 
     The same n and seed draw the same images, so results on the same images may be subtracted draw
-    by draw. Memory grows with n * C, since intersections and unions add up over images.
+    by draw.
 
     Args:
-        confusions: integers [n, C, C], a matrix per image.
+        counts: of n >= 1 images.
         samples: number of draws, at least 1.
         seed: random seed.
         background: as of `mean_iou`.
 
     Raises:
-        ValueError: wrong shape or number of samples.
+        ValueError: no image, or a wrong number of samples.
     """
-    confusions = np.asarray(confusions)
-    if confusions.ndim != 3 or confusions.shape[1] != confusions.shape[2] or not len(confusions):
-        shape = list(confusions.shape)
-        raise ValueError(f"confusions must have shape [n, C, C] with n >= 1, got {shape}")
+    if not len(counts):
+        raise ValueError("counts must hold at least one image, got none")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    n, start = len(confusions), 0 if background else 1
+    n, start = len(counts), 0 if background else 1
     random = np.random.default_rng(seed)
     weights = random.multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)
     # float64: integer products don't use BLAS, and pixel counts stay exact up to 2**53.
     hits, unions = (
-        weights @ counts[:, start:].astype(np.float64)
-        for counts in _count_hits_and_unions(confusions)
+        weights @ pixels[:, start:].astype(np.float64) for pixels in (counts.hits, counts.unions)
     )
     return _average_present(_divide(hits, unions))
 

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from jaxtyping import Int64
 
 from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
+from rimjax.evaluation.metrics import Counts
 from rimjax.files import WriteError, is_full, is_temporary, write_json
 from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
@@ -58,6 +60,13 @@ class ImageResult:
         counts = confusion[truth, prediction]
         columns = (truth.tolist(), prediction.tolist(), counts.tolist())
         return cls(image, list(zip(*columns, strict=True)), timings)
+
+    def fill_confusion(self, num_classes: int) -> Int64[np.ndarray, "C C"]:
+        """Return the pixel counts as a confusion matrix."""
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        for truth, prediction, pixels in self.cells:
+            confusion[truth, prediction] = pixels
+        return confusion
 
 
 Results = dict[str, ImageResult]
@@ -209,13 +218,16 @@ def summarise_run(description: Mapping[str, Any], results: Results) -> Evaluatio
         reason = ": ".join(next(iter(bad.items()))) if bad else "the shard holds no image"
         raise ValueError(f"no image could be used; {reason}")
     names = (BACKGROUND, *description["classes"])
-    confusions = np.zeros((len(usable), len(names), len(names)), np.int64)
-    for confusion, result in zip(confusions, usable, strict=True):
-        for truth, prediction, pixels in result.cells:
-            confusion[truth, prediction] = pixels
-    check_counted(confusions)
+    counts, total = [], np.zeros((len(names), len(names)), np.int64)
+    for result in usable:
+        confusion = result.fill_confusion(len(names))
+        total += confusion
+        counts.append(Counts.from_confusions(confusion[None]))
     timings = average_timings([result.timings for result in usable])
-    return Evaluation(names, confusions, timings, description["background"], bad)
+    background = description["background"]
+    evaluation = Evaluation(names, Counts.stack(counts), timings, background, bad, total)
+    check_counted(evaluation.counts)
+    return evaluation
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

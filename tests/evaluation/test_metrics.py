@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from rimjax.evaluation.metrics import bootstrap_interval, confusion_matrix, iou_per_class, mean_iou
+from rimjax.evaluation.metrics import (
+    Counts,
+    bootstrap_interval,
+    confusion_matrix,
+    iou_per_class,
+    mean_iou,
+)
 
 
 def make_labels(
@@ -123,7 +129,7 @@ def make_confusions(count: int = 30) -> np.ndarray:
 
 def test_the_interval_equals_a_plain_loops() -> None:
     confusions = make_confusions()
-    low, high = bootstrap_interval(confusions, samples=400, seed=0)
+    low, high = bootstrap_interval(Counts.from_confusions(confusions), samples=400, seed=0)
     # Other draws of the same distribution: quantiles of 400 agree to about 0.01.
     rng, count = np.random.default_rng(7), len(confusions)
     draws = (confusions[rng.integers(0, count, count)] for _ in range(400))
@@ -134,21 +140,27 @@ def test_the_interval_equals_a_plain_loops() -> None:
 
 def test_the_seed_decides_the_interval() -> None:
     confusions = make_confusions()
-    interval = bootstrap_interval(confusions, seed=3)
-    assert interval == bootstrap_interval(confusions, seed=3)
-    assert interval != bootstrap_interval(confusions, seed=4)
+    counts = Counts.from_confusions(confusions)
+    interval = bootstrap_interval(counts, seed=3)
+    assert interval == bootstrap_interval(counts, seed=3)
+    assert interval != bootstrap_interval(counts, seed=4)
 
 
 def test_the_interval_widens_with_its_level_and_closes_without_variation() -> None:
     confusions = make_confusions()
-    narrow = bootstrap_interval(confusions, level=0.5)
-    wide = bootstrap_interval(confusions, level=0.99)
+    counts = Counts.from_confusions(confusions)
+    narrow = bootstrap_interval(counts, level=0.5)
+    wide = bootstrap_interval(counts, level=0.99)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
-    low, high = bootstrap_interval(np.repeat(confusions[:1], 10, axis=0))
+    low, high = bootstrap_interval(Counts.from_confusions(np.repeat(confusions[:1], 10, axis=0)))
     assert low == pytest.approx(high) == pytest.approx(mean_iou(confusions[0]))
 
 
 PAIR = np.zeros(2, int)
+
+
+def count_nothing(images: int) -> Counts:
+    return Counts.from_confusions(np.zeros((images, 2, 2)))
 
 
 @pytest.mark.parametrize(
@@ -161,10 +173,10 @@ PAIR = np.zeros(2, int)
         (lambda: confusion_matrix(PAIR, np.array([0, 2]), 2), "prediction must lie in"),
         (lambda: confusion_matrix(np.array([0, -1]), PAIR, 2), "truth must lie in"),
         (lambda: confusion_matrix(np.zeros(2), PAIR, 2), "truth must hold integers"),
-        (lambda: bootstrap_interval(np.zeros((2, 2))), "confusions must"),
-        (lambda: bootstrap_interval(np.zeros((0, 2, 2))), "confusions must"),
-        (lambda: bootstrap_interval(np.zeros((2, 2, 2)), level=1.0), "level must"),
-        (lambda: bootstrap_interval(np.zeros((2, 2, 2)), samples=0), "samples must"),
+        (lambda: Counts.from_confusions(np.zeros((2, 2))), "confusions must"),
+        (lambda: bootstrap_interval(count_nothing(0)), "counts must hold at least one image"),
+        (lambda: bootstrap_interval(count_nothing(2), level=1.0), "level must"),
+        (lambda: bootstrap_interval(count_nothing(2), samples=0), "samples must"),
     ],
 )
 def test_bad_arguments_are_named(call: Callable[[], object], message: str) -> None:

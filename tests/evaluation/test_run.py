@@ -18,13 +18,13 @@ import trees
 from cli import refused, run
 from fakes import FakeGenerator, fake_models, list_drawn
 from PIL import Image
+from runs import read_confusions
 from scenes import as_exif
 
 from rimjax import datasets, files
 from rimjax.commands import options
 from rimjax.datasets import load
 from rimjax.evaluation import run_folder
-from rimjax.evaluation.run_folder import merge_runs, summarise_run
 from rimjax.sealed import seal, unseal
 
 COUNT = trees.NUM_NOISY
@@ -46,11 +46,6 @@ def evaluate(folder: Path) -> tuple[object, ...]:
     """The command that evaluates the folder; the run's folder comes last."""
     cache_dir = folder.parent / "cache"
     return ("evaluate", "--dataset", folder, "--cache-dir", cache_dir, "--output")
-
-
-def read_confusions(*folders: Path) -> np.ndarray:
-    """Return the confusion matrices of a run or its shards, image by image."""
-    return summarise_run(*merge_runs(folders)).confusions
 
 
 @pytest.mark.parametrize("name", ["run.json", "images.jsonl", "labels/0.png"])

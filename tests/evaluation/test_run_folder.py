@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+from runs import read_confusions
 
 from rimjax.evaluation import run_folder
 from rimjax.evaluation.run_folder import ImageResult, merge_runs, open_run, summarise_run
@@ -27,7 +28,11 @@ def test_a_last_line_cut_anywhere_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "images.jsonl"
     whole = path.read_bytes()
     evaluation = summarise_run(*merge_runs([tmp_path]))
-    np.testing.assert_array_equal(evaluation.confusions, [*confusions.values()])
+    np.testing.assert_array_equal(read_confusions(tmp_path), [*confusions.values()])
+    assert evaluation.confusion is not None
+    np.testing.assert_array_equal(evaluation.confusion, sum(confusions.values()))
+    np.testing.assert_array_equal(evaluation.counts.hits, [[3, 1], [0, 0]])
+    np.testing.assert_array_equal(evaluation.counts.unions, [[3 + 2**33, 1 + 2**33], [7, 7]])
     first = whole.index(b"\n") + 1
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])

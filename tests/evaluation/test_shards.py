@@ -15,10 +15,11 @@ import trees
 from cli import refused, run
 from fakes import FakeProposer, fake_models
 from PIL import Image
+from runs import read_confusions
 
 from rimjax.commands import options
 from rimjax.evaluation import run_folder
-from rimjax.evaluation.run_folder import merge_runs, read_finished, summarise_run
+from rimjax.evaluation.run_folder import merge_runs, read_finished
 
 COUNT = trees.NUM_NOISY
 
@@ -35,10 +36,6 @@ def read_figures(path: Path, *command: object) -> dict[str, Any]:
     """Run a command; return its `--json` without the timings."""
     run(*command, "--json", path)
     return {key: value for key, value in json.loads(path.read_text()).items() if key != "timings"}
-
-
-def read_confusions(*folders: Path) -> np.ndarray:
-    return summarise_run(*merge_runs(folders)).confusions
 
 
 class Killed(BaseException):

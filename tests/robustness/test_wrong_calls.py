@@ -52,6 +52,12 @@ def bank() -> ReferenceBank:
 
 
 ROWS = np.eye(4, dtype=np.float32)[:2]
+
+
+def count_nothing() -> metrics.Counts:
+    return metrics.Counts.from_confusions(np.zeros((1, 2, 2), int))
+
+
 MASKS = np.ones((2, 3, 5), bool)
 IMAGE = make_scene()[0]
 
@@ -276,8 +282,8 @@ STEPS = [
         lambda: metrics.confusion_matrix(np.full((2, 2), 7), np.zeros((2, 2), int), 2, 255),
         "^truth must lie in",
     ),
-    (lambda: metrics.bootstrap_interval(np.zeros((1, 2, 2), int), level=1.0), "^level must be"),
-    (lambda: metrics.bootstrap_interval(np.zeros((2, 2), int)), "^confusions must have shape"),
+    (lambda: metrics.bootstrap_interval(count_nothing(), level=1.0), "^level must be"),
+    (lambda: metrics.Counts.from_confusions(np.zeros((2, 2), int)), "^confusions must have shape"),
     (lambda: read_image(np.zeros((3, 3, 2), np.uint8)), "^image must be uint8"),
     (lambda: read_image(np.zeros((0, 3, 3), np.uint8)), "^image must not be empty"),
 ]
