@@ -116,9 +116,9 @@ def compare_stable_diffusion() -> Iterator[Row]:
 
     @jax.jit
     def decode(params: Any, x: Any) -> Any:
-        return model.vae.apply({"params": params}, x, method=model.vae.decode).sample
+        return model.apply_vae(params, x, model.vae.decode).sample
 
-    error = compute_error(decode(model.params["vae"], latents.transpose(0, 2, 3, 1)), theirs)
+    error = compute_error(decode(model.params, latents.transpose(0, 2, 3, 1)), theirs)
     yield "SD 1.4, VAE decoder", "512x512", "image", error, 1e-5
 
 

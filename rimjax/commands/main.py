@@ -23,6 +23,7 @@ from rimjax.commands.regions import Regions
 from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
 from rimjax.images import PictureWarning
+from rimjax.models.memory import MemoryRunsOut
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -43,6 +44,8 @@ CONFIG = (
     tyro.conf.HelptextFromCommentsOff,
 )
 
+_IN_ONE_LINE = (PictureWarning, MemoryRunsOut)
+
 
 def main() -> None:
     """Run a command; bad input is one line on standard error and exit status 2."""
@@ -50,7 +53,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name that it can't encode mustn't end a run
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
-        warnings.simplefilter("default", PictureWarning)
+        for category in _IN_ONE_LINE:
+            warnings.simplefilter("default", category)
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             try:
@@ -77,14 +81,14 @@ def _run_command() -> None:
         command.run()
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"rimjax: {name_flag(shorten(error), command)}", file=sys.stderr)
         sys.exit(2)
 
 
 def _show_warning(show: Any, message: Any, category: type[Warning], *where: Any) -> None:
-    """Print a warning about a picture on a line of its own, others as before."""
-    if issubclass(category, PictureWarning):
+    """Print warnings that are meant for users on a line of their own, others as before."""
+    if issubclass(category, _IN_ONE_LINE):
         warn(str(message))
     else:
         show(message, category, *where)

@@ -1,4 +1,4 @@
-"""Attention of the ViT, written as each platform runs it best."""
+"""Attention: the ViT's as each platform runs it best, Stable Diffusion's in little memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+_MAX_SCORES = 2**25
+"""How many float32 scores `attend_in_blocks` holds at once: 128 MiB."""
 
 
 def attend(
@@ -58,3 +61,35 @@ def _attend_fused(q: Array, k: Array, v: Array, precision: Any) -> Array:
     # JAX's own code mixes dtypes, which stricter promotion would refuse.
     with jax.default_matmul_precision(precision), jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v)
+
+
+def attend_in_blocks(
+    q: Float[Array, "B n heads d"],
+    k: Float[Array, "B m heads d"],
+    v: Float[Array, "B m heads d"],
+) -> Float[Array, "B n heads d"]:
+    """Attend from n queries to m tokens, in blocks of queries, softmax in float32.
+
+    Only a block's scores exist at a time, whatever n is; `jax.nn.dot_product_attention` holds all
+    of them, on a GPU too unless it runs cuDNN's, which takes neither float32 nor every d.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+    """
+    batch, n, heads, d = q.shape
+    fitting = max(1, _MAX_SCORES // (batch * heads * k.shape[1]))
+    block = max(size for size in range(1, min(fitting, n) + 1) if n % size == 0)
+    # Heads join the batch, as Flax has them: a block is one batched product.
+    q, k, v = (jnp.moveaxis(x, 2, 1).reshape(batch * heads, -1, d) for x in (q, k, v))
+    scale = np.float32(1 / np.sqrt(d))
+
+    def attend_block(q: Float[Array, "N block d"]) -> Float[Array, "N block d"]:
+        scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * scale).astype(v.dtype)
+        return jnp.einsum("bqk,bkd->bqd", weights, v)
+
+    blocks = jnp.moveaxis(q.reshape(batch * heads, n // block, block, d), 1, 0)
+    attended = jnp.moveaxis(lax.map(attend_block, blocks), 0, 1)
+    return jnp.moveaxis(attended.reshape(batch, heads, n, d), 1, 2)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from rimjax.models.memory import BatchLimit
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import AnyArray
 
@@ -213,6 +214,7 @@ def encode_in_batches(
     read_pixels: Callable[[np.ndarray], np.ndarray],
     images: Sequence[np.ndarray] | np.ndarray,
     batch_size: int,
+    limit: BatchLimit,
     dtype: str = "float32",
 ) -> list[Float32[np.ndarray, "h w D"]]:
     """Encode images in batches of equal shape, each image's features in its place.
@@ -224,10 +226,12 @@ def encode_in_batches(
         read_pixels: an image to the pixels that the model takes.
         images: each uint8[H, W, 3] of any size.
         batch_size: images in a batch; fewer if there are fewer images.
+        limit: halves the batches when memory runs out.
         dtype: that the model computes in, for the message.
 
     Raises:
         ValueError: there is no image, or features hold NaN or infinity.
+        MemoryError: memory doesn't hold a single image.
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
@@ -237,8 +241,12 @@ def encode_in_batches(
 
     def encode_waiting(batch: dict[int, np.ndarray]) -> None:
         stacked = np.stack(list(batch.values()))
-        padded = np.pad(stacked, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        encoded = np.asarray(encode(padded))[: len(batch)]
+
+        def encode_part(start: int, size: int) -> np.ndarray:
+            part = stacked[start : start + size]
+            return np.asarray(encode(np.pad(part, [(0, size - len(part)), *[(0, 0)] * 3])))
+
+        encoded = np.concatenate(limit.run(encode_part, len(batch), size))[: len(batch)]
         if not np.isfinite(encoded).all():
             raise ValueError(
                 f"encoder must give finite features, got NaN or infinity in {dtype}; "

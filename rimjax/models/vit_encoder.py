@@ -6,13 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Float32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -20,6 +19,7 @@ from ported_weights.choices import check_choices
 from ported_weights.rules import build_tree, check_finite, flatten_tree
 from ported_weights.vit import IMAGENET_MEAN, IMAGENET_STD
 from rimjax.files import fingerprint, parse_json
+from rimjax.models.memory import BatchLimit, advise_on_memory
 from rimjax.models.protocols import (
     CopiedByFields,
     cached_property,
@@ -69,7 +69,7 @@ class ViTEncoder(CopiedByFields):
         input_size: S.
         mean: of red, green and blue in 0..1, subtracted.
         std: of the same, divided by.
-        batch_size: images encoded at once; the last batch is padded.
+        batch_size: images encoded at once, fewer where memory runs out; the last batch is padded.
         resize: "square" resizes every image to SxS pixels, whatever its shape; "aspect" to about as
             many pixels in its own shape, see `choose_grid`.
 
@@ -127,10 +127,18 @@ class ViTEncoder(CopiedByFields):
         Raises:
             ValueError: an image is something else, or there is none.
         """
-        encode = partial(last_layer_keys, self._placed_params, config=self.config)
+
+        def encode(pixels: np.ndarray) -> Array:
+            return last_layer_keys(self._placed_params, pixels, config=self.config)
+
         return encode_in_batches(
-            encode, self.read_pixels, images, self.batch_size, self.config.dtype
+            encode, self.read_pixels, images, self.batch_size, self._limit, self.config.dtype
         )
+
+    @cached_property
+    def _limit(self) -> BatchLimit:
+        smaller = "choose a smaller encoder or input_size"
+        return BatchLimit("encoding images", advise_on_memory(self.config.dtype, smaller))
 
     @cached_property
     def _placed_params(self) -> Params:

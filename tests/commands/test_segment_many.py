@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import refused, run
@@ -19,6 +21,7 @@ from scenes import NAMES, make_scene
 
 from rimjax import files
 from rimjax.commands import options, segment
+from rimjax.models.memory import BatchLimit
 from rimjax.models.protocols import Models
 
 TESTS = Path(__file__).parents[1]
@@ -223,6 +226,33 @@ def test_a_dark_image_is_said_to_be_so(folder: Path, capsys: pytest.CaptureFixtu
     run("segment", "dark.png", *IMAGES[4:])
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("rimjax: warning: dark.png: the picture is")]
+
+
+def test_memory_that_runs_out_is_said_on_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The device is asked for 128 TiB by every image beyond the references."""
+
+    class Large(FakeEncoder):
+        def encode(self, image: np.ndarray) -> np.ndarray:
+            if image.shape != make_scene()[0].shape:  # a reference
+                return super().encode(image)
+            allocate = jax.jit(lambda x: jnp.broadcast_to(x, (2**45,)))
+            limit = BatchLimit("encoding images", "choose a smaller encoder")
+            return limit.run(lambda start, size: np.asarray(allocate(0.0)), 1, batch_size=2)[0]
+
+    large = fake_models()
+    object.__setattr__(large, "encoder", Large())
+    monkeypatch.setattr(options, "load_preset", lambda *args, **options: large)
+    with pytest.raises(SystemExit) as stop:
+        run("segment", "a.png", *IMAGES[4:])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "memory" in line]
+    assert stop.value.code == 2 and lines == [
+        "rimjax: warning: encoding images ran out of the device's memory in a batch of 2; "
+        "batches are now of 1",
+        "rimjax: encoding images needs more memory than the device has free, even one at a time; "
+        "choose a smaller encoder",
+    ]
 
 
 ASCII = """

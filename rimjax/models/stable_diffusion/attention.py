@@ -1,4 +1,4 @@
-"""Interceptors that make Flax diffusers compute what PyTorch's do, and show its cross-attention.
+"""Interceptors for Flax diffusers: PyTorch's numbers, attention in blocks, captured maps.
 
 Enter them inside the traced function, around `unet.apply(..., mutable=[COLLECTION])`.
 """
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
+
+from rimjax.models.attention import attend_in_blocks
 
 COLLECTION = "attention"
 """The collection of variables that interceptors sow into."""
@@ -86,6 +88,41 @@ def match_torch(num_groups: int) -> Interceptor:
         return call(*args, **kwargs)
 
     return intercept
+
+
+def save_memory(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Compute attention in blocks of queries: an interceptor for UNet and VAE.
+
+    Flax diffusers holds the scores of all tokens with all others at once, 4096 x 4096 a head at 512
+    pixels. It calls no interceptor that was entered after it: enter `capture_attention` before.
+    """
+    from diffusers.models.attention_flax import FlaxAttention
+    from diffusers.models.vae_flax import FlaxAttentionBlock
+
+    module = context.module
+    if context.method_name == "__call__" and isinstance(module, FlaxAttention):
+        pixels, *rest = args
+        text = rest[0] if rest else kwargs.get("context")
+        return module.proj_attn(_attend(module, module.heads, pixels, text))
+    if context.method_name == "__call__" and isinstance(module, FlaxAttentionBlock):
+        (pixels,) = args
+        flat = module.group_norm(pixels).reshape(len(pixels), -1, module.channels)
+        attended = _attend(module, module.num_heads, flat, None)
+        return module.proj_attn(attended).reshape(pixels.shape) + pixels
+    return call(*args, **kwargs)
+
+
+def _attend(
+    module: Any,
+    heads: int,
+    pixels: Float[Array, "B n d"],
+    text: Float[Array, "B L e"] | None,
+) -> Float[Array, "B n D"]:
+    """Attend to the text, or to the pixels themselves, with a module's projections."""
+    context = pixels if text is None else text
+    projected = module.query(pixels), module.key(context), module.value(context)
+    split = (a.reshape(*a.shape[:2], heads, -1) for a in projected)
+    return attend_in_blocks(*split).reshape(*pixels.shape[:2], -1)
 
 
 def capture_attention(

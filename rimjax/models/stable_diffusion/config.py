@@ -19,7 +19,7 @@ class DiffusionConfig:
         image_size: side of the images, pixels; None: the model's native size.
         attention_resolutions: average only the maps of these side lengths, e.g. (16, 32); None:
             every cross-attention layer (Eq. 3).
-        batch_size: images drawn at once.
+        batch_size: images drawn at once, fewer where memory runs out.
         scheduler: "dpmsolver++" is DPM-Solver++(2M); "ddim" its first order, which is DDIM; "pndm"
             is Stable Diffusion's own, meant for 50 steps: of N, it does the second twice.
         normalise: what is divided by its maximum in a layer (Eq. 3): the mean map of the "name", or

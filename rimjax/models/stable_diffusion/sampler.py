@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt8
 
 from ported_weights.rules import flatten_tree
 from rimjax.files import fingerprint
+from rimjax.models.memory import BatchLimit, advise_on_memory
 from rimjax.models.protocols import Generated, advise_on_numbers, cached_property
 from rimjax.models.stable_diffusion.attention import (
     COLLECTION,
@@ -24,11 +25,15 @@ from rimjax.models.stable_diffusion.attention import (
     divide_by_maximum,
     import_libraries,
     match_torch,
+    save_memory,
 )
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, Params, read
 from rimjax.models.stable_diffusion.config import DiffusionConfig, list_drawing_settings
 from rimjax.models.stable_diffusion.prompts import PromptEncoder
 from rimjax.models.stable_diffusion.schedule import build_scheduler, start_schedule
+
+_LARGE = 512
+"""Side, in pixels, from which the VAE decodes one image at a time: each takes 1 GiB in between."""
 
 
 def load(directory: str | Path, config: DiffusionConfig | None = None) -> StableDiffusion:
@@ -80,6 +85,7 @@ class StableDiffusion:
         size = config.image_size or configs["unet"]["sample_size"] * factor
         if size % step:
             raise ValueError(f"image_size must be a multiple of {step}, got {size}")
+        self._image_size = size
         self._latent_shape = (self.unet.in_channels, size // factor, size // factor)
         attending = [level for level, block in enumerate(blocks) if block.startswith("CrossAttn")]
         sides = {size // factor >> level for level in attending} | {size // step}
@@ -89,6 +95,8 @@ class StableDiffusion:
             raise ValueError(f"attention_resolutions must be among {sorted(sides)}, got {wanted}")
         self._attention_sides = tuple(sorted(chosen))
         self._draw = jax.jit(self._sample)
+        smaller = "set image_size smaller (fewer steps need no less)"
+        self._limit = BatchLimit("drawing images", advise_on_memory(config.dtype, smaller))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.checkpoint, self.config)
@@ -116,9 +124,11 @@ class StableDiffusion:
         """Draw a class from the prompt, e.g. "a photo of sneaker".
 
         Image i has its own key, folded from the seed, the name and i: it depends neither on the
-        other classes nor on the batch size (beyond rounding).
+        other classes nor on the batch size (beyond rounding). Batches are halved for good when the
+        device's memory runs out, with a `MemoryRunsOut` warning.
 
         Raises:
+            MemoryError: memory doesn't hold the drawing of a single image.
             ValueError: num_images < 1, the model doesn't know the name, or the prompt is too long
                 for the text encoder.
         """
@@ -126,14 +136,16 @@ class StableDiffusion:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
         ids, weights = self.prompts.encode(class_name)
         key = jax.random.fold_in(make_key(seed), zlib.crc32(class_name.encode()))
-        size = min(self.config.batch_size, num_images)
-        batches = []
-        for start in range(0, num_images, size):
+
+        def draw(start: int, size: int) -> tuple[np.ndarray, ...]:
             indices = jnp.arange(start, start + size, dtype=jnp.uint32)
             keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
             *arrays, broken = map(np.asarray, self._draw(self.params, ids, weights, keys))
             self._check_stages(broken)
-            batches.append(tuple(arrays))
+            return tuple(arrays)
+
+        size = min(self.config.batch_size, num_images)
+        batches = self._limit.run(draw, num_images, size)
         images, attention = map(np.concatenate, zip(*batches, strict=True))
         return Generated(images[:num_images], attention[:num_images])
 
@@ -192,11 +204,31 @@ class StableDiffusion:
     def _decode_pixels(
         self, params: Params, latents: Float32[Array | np.ndarray, "K c s s"]
     ) -> Float32[Array, "K H W 3"]:
-        """Decode latents to pixels, about 0..1."""
+        """Decode latents to pixels, about 0..1; large images one at a time."""
         scaled = jnp.moveaxis(latents, 1, -1) / self.vae.config["scaling_factor"]
         scaled = scaled.astype(self.vae.dtype)
-        pixels = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode).sample
+
+        def decode(latents: Float[Array, "k s s c"]) -> Float[Array, "k 3 H W"]:
+            return self.apply_vae(params, latents, self.vae.decode).sample
+
+        if self._image_size >= _LARGE:
+            pixels = jax.lax.map(lambda one: decode(one[None])[0], scaled)
+        else:
+            pixels = decode(scaled)
         return jnp.moveaxis(pixels, 1, -1).astype(jnp.float32) / 2 + 0.5
+
+    def apply_vae(self, params: Params, x: Float[Array, "K h w c"], method: Any) -> Any:
+        """Return what `vae.decode` gives for latents, or `vae.encode` for pixels in -1..1.
+
+        Args:
+            params: as `params`.
+            x: latents; the encoder takes pixels as [K, 3, H, W].
+            method: `vae.decode` or `vae.encode`.
+        """
+        from flax import linen as nn
+
+        with nn.intercept_methods(save_memory):
+            return self.vae.apply({"params": params["vae"]}, x, method=method)
 
     def _sample(
         self,
@@ -240,7 +272,11 @@ class StableDiffusion:
 
         by_token = self.config.normalise == "token"
         capture = capture_attention(weights, len(latents) // 2, by_token)
-        with nn.intercept_methods(match_torch(self.num_groups)), nn.intercept_methods(capture):
+        with (
+            nn.intercept_methods(match_torch(self.num_groups)),
+            nn.intercept_methods(capture),
+            nn.intercept_methods(save_memory),
+        ):
             variables = {"params": params}
             output, sown = self.unet.apply(variables, latents, timestep, text, mutable=[COLLECTION])
         return output.sample.astype(jnp.float32), jax.tree.leaves(sown)

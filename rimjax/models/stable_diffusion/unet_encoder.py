@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,13 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from rimjax.files import fingerprint
+from rimjax.models.memory import BatchLimit, advise_on_memory
 from rimjax.models.protocols import (
     CopiedByFields,
     cached_property,
     encode_in_batches,
     resize_image,
 )
-from rimjax.models.stable_diffusion.attention import COLLECTION, match_torch
+from rimjax.models.stable_diffusion.attention import COLLECTION, match_torch, save_memory
 from rimjax.models.stable_diffusion.checkpoint import Params
 from rimjax.models.stable_diffusion.generator import DeferredGenerator
 from rimjax.models.stable_diffusion.sampler import make_key
@@ -37,7 +37,7 @@ class UNetEncoder(CopiedByFields):
         input_size: S; every image is resized to SxS pixels, whatever its shape.
         timestep: how far the latents are noised, of 1000 steps.
         up_block: the block whose output the features are, counted from the coarsest.
-        batch_size: images encoded at once; the last batch is padded.
+        batch_size: images encoded at once, fewer where memory runs out; the last batch is padded.
     """
 
     generator: DeferredGenerator
@@ -76,9 +76,21 @@ class UNetEncoder(CopiedByFields):
         Raises:
             ValueError: an image is something else, there is none, or the model lacks a setting.
         """
-        encode = partial(self._compiled, self.generator.model.params)
+        compiled = self._compiled
+
+        def encode(pixels: np.ndarray) -> Array:
+            return compiled(self.generator.model.params, pixels)
+
         dtype = self.generator.config.dtype
-        return encode_in_batches(encode, self._read_pixels, images, self.batch_size, dtype)
+        return encode_in_batches(
+            encode, self._read_pixels, images, self.batch_size, self._limit, dtype
+        )
+
+    @cached_property
+    def _limit(self) -> BatchLimit:
+        smaller = "choose another encoder or a smaller input_size"
+        dtype = self.generator.config.dtype
+        return BatchLimit("encoding images", advise_on_memory(dtype, smaller))
 
     @cached_property
     def _compiled(self) -> Callable[[Params, np.ndarray], Array]:
@@ -94,8 +106,7 @@ class UNetEncoder(CopiedByFields):
         model = self.generator.model
         with jax.default_matmul_precision(model.config.precision):
             x = jnp.moveaxis(jnp.asarray(pixels), -1, 1).astype(model.vae.dtype)
-            variables = {"params": params["vae"]}
-            encoded = model.vae.apply(variables, x, method=model.vae.encode).latent_dist.mode()
+            encoded = model.apply_vae(params, x, model.vae.encode).latent_dist.mode()
             latents = jnp.moveaxis(encoded, -1, 1).astype(jnp.float32)
             latents = latents * model.vae.config["scaling_factor"]
             kept = model.scheduler.create_state().common.alphas_cumprod[self.timestep]
@@ -107,6 +118,7 @@ class UNetEncoder(CopiedByFields):
             variables, timestep = {"params": params["unet"]}, jnp.int32(self.timestep)
             with (
                 nn.intercept_methods(match_torch(model.num_groups)),
+                nn.intercept_methods(save_memory),
                 nn.intercept_methods(self._capture_block),
             ):
                 _, sown = model.unet.apply(variables, noised, timestep, text, mutable=[COLLECTION])
