@@ -13,7 +13,7 @@ from rimjax.match.checks import describe
 from rimjax.models.protocols import Models
 from rimjax.regions.extract import FeatureGrid, extract, measure_stage
 from rimjax.settings import SegmentSettings
-from rimjax.steps.assemble import label_pixels, paint, vote
+from rimjax.steps.assemble import find_owners, label_pixels, name_owners, paint, vote
 from rimjax.types import ReferenceBank, Regions, Segmentation
 
 
@@ -56,6 +56,7 @@ def name_regions(
     image: UInt8[np.ndarray, "H W 3"] | None = None,
     background: bool = True,
     timings: dict[str, float] | None = None,
+    owners: dict[str, np.ndarray] | None = None,
 ) -> Segmentation:
     """Match regions with a bank and assemble a label map (Eq. 6-10).
 
@@ -66,6 +67,8 @@ def name_regions(
         image: the image, which random agents depend on.
         background: whether a region may be named background; False for data sets without one.
         timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
+        owners: receives which region lies on top of each pixel, by area, and serves it to the
+            image's next call.
 
     Raises:
         ValueError: the regions have no masks or lack the scores that `on_top` asks for, or `match`
@@ -91,12 +94,16 @@ def name_regions(
         labels, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
     with measure_stage(timings, "assemble"):
         if settings.assembly == "paint":
-            priorities = {
-                "area": None,
-                "predicted_iou": regions.scores,
-                "score": scores[np.arange(count), labels],
-            }
-            canvas = paint(masks, labels, shape, priorities[settings.on_top])
+            if settings.on_top == "area":
+                owners = {} if owners is None else owners
+                key = np.packbits(labels >= 0).tobytes().hex()
+                if key not in owners:
+                    owners[key] = find_owners(masks, labels >= 0, shape)
+                canvas = name_owners(owners[key], labels)
+            else:
+                best = scores[np.arange(count), labels]
+                priorities = {"predicted_iou": regions.scores, "score": best}
+                canvas = paint(masks, labels, shape, priorities[settings.on_top])
         else:
             canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
     return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings)

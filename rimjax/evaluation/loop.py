@@ -74,10 +74,17 @@ def evaluate_items(
             yield Outcome(item, error=error)
             continue
         segmentations, confusions = {}, {}
+        owners: dict[str, np.ndarray] = {}
         try:
             for name, (bank, settings) in rows.items():
                 seg = name_regions(
-                    regions, bank, settings, image=image, background=background, timings=timings
+                    regions,
+                    bank,
+                    settings,
+                    image=image,
+                    background=background,
+                    timings=timings,
+                    owners=owners,
                 )
                 segmentations[name] = seg
                 confusions[name] = metrics.confusion_matrix(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, Integer
 from numpy.typing import ArrayLike
 
 from rimjax.steps.resize import bilinear_matrix
@@ -35,19 +35,48 @@ def paint(
     Raises:
         ValueError: shapes that don't fit, NaN.
     """
-    masks, labels = _check_masks(masks, shape), np.asarray(labels)
-    if labels.shape != masks.shape[:1]:
-        raise ValueError(f"labels must have shape [P={len(masks)}], got {list(labels.shape)}")
+    labels = np.asarray(labels)
+    owners = find_owners(masks, labels >= 0, shape, priorities)
+    return name_owners(owners, labels)
+
+
+def find_owners(
+    masks: ArrayLike,
+    included: ArrayLike,
+    shape: tuple[int, int],
+    priorities: ArrayLike | None = None,
+) -> Int32[np.ndarray, "H W"]:
+    """Return the region on top of each pixel, as `paint` lays them; -1 under no region.
+
+    Args:
+        masks: bool[P, H, W].
+        included: bool[P]; other regions are left out.
+        shape: (H, W).
+        priorities: as of `paint`.
+
+    Raises:
+        ValueError: as `paint`.
+    """
+    masks, included = _check_masks(masks, shape), np.asarray(included)
+    if included.shape != masks.shape[:1]:
+        raise ValueError(f"labels must have shape [P={len(masks)}], got {list(included.shape)}")
     priorities = np.zeros(len(masks)) if priorities is None else np.asarray(priorities, float)
-    if priorities.shape != labels.shape or np.isnan(priorities).any():
+    if priorities.shape != included.shape or np.isnan(priorities).any():
         actual = f"{list(priorities.shape)} with {np.isnan(priorities).sum()} NaN"
         raise ValueError(f"priorities must have shape [P={len(masks)}] without NaN, got {actual}")
-    canvas = np.zeros(shape, np.int32)
+    owners = np.full(shape, -1, np.int32)
     areas = masks.sum(axis=(1, 2))
     for region in np.lexsort((areas, -priorities))[::-1]:
-        if labels[region] >= 0:
-            canvas[masks[region]] = labels[region]
-    return canvas
+        if included[region]:
+            owners[masks[region]] = region
+    return owners
+
+
+def name_owners(
+    owners: Int32[np.ndarray, "H W"], labels: Integer[np.ndarray, " P"]
+) -> Int32[np.ndarray, "H W"]:
+    """Return the class of each pixel by the region on top; background, 0, under no region."""
+    return np.append(labels, 0).astype(np.int32)[owners]  # -1 is the last
 
 
 def vote(masks: ArrayLike, scores: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
