@@ -37,6 +37,7 @@ from rimjax.models.vit_encoder import load_vit, save_vit
 from rimjax.models.weight_record import check_weights, digest_weights, write_record
 from rimjax.references import store
 from rimjax.references.build import build_references
+from rimjax.regions.archive import Archive
 
 COUNT = 100
 VIT = ViTConfig(hidden_size=8, num_layers=1, num_heads=1, patch_size=4, image_size=8)
@@ -147,6 +148,24 @@ def write_names(folder: Path) -> Path:
     return folder / "names.txt"
 
 
+def write_part(folder: Path) -> Path:
+    archive = Archive(folder / "archive")
+    for number in range(4):
+        features = np.arange(6 * number, dtype=np.float32).reshape(number, 6)
+        archive.put(f"image-{number}", {"features": features, "valid": np.ones(number, bool)})
+    archive.join()
+    (part,) = archive.folder.glob("part-*")
+    return part
+
+
+def read_part(path: Path) -> Any:
+    archive = Archive(path.parent)
+    records = [archive.get(f"image-{number}") for number in range(4)]
+    if damaged := archive.verify()[1]:
+        raise ValueError(damaged[0])
+    return [read_arrays(record) for record in records]
+
+
 def read_settings(path: Path) -> Any:
     bank = rimjax.load_bank(path)
     return [bank.names, bank.encoder, np.asarray(bank.prototypes), np.asarray(bank.classes)]
@@ -168,6 +187,7 @@ FORMATS = {
         write_flax, lambda path: read_arrays(map_safetensors(path)), guarded=False
     ),
     "pickle": Format(write_pickle, lambda path: read_arrays(read_state_dict(path)), guarded=False),
+    "part of an archive": Format(write_part, read_part),
     "labels": Format(write_labels, read_labels, guarded=False),
     "PNG": Format(lambda folder: write_image(folder, ".png"), read_image, guarded=False),
     "JPEG": Format(lambda folder: write_image(folder, ".jpg"), read_image, guarded=False),
