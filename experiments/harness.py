@@ -30,6 +30,7 @@ from rimjax.commands.console import (
     shorten,
     show_class_progress,
 )
+from rimjax.commands.devices import share_gpu_memory
 from rimjax.commands.main import CONFIG
 from rimjax.commands.options import (
     CACHE_DEFAULT,
@@ -240,6 +241,7 @@ def start(
         description: the script's docstring.
         dataset: the paper's data set; None if the experiment chooses it.
     """
+    share_gpu_memory()
     experiment = tyro.cli(options, description=description, config=CONFIG)
     try:
         if experiment.dataset_name is None and experiment.preset == "paper":
