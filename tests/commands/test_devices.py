@@ -36,6 +36,13 @@ sys.argv = ["table.py", "--out", os.devnull + "-x"]
 import jax, harness
 harness.start(lambda experiment: jax.devices(), harness.Experiment, "A table.")
 """
+ACCELERATOR = f"""
+sys.path.insert(0, {str(ROOT / "experiments")!r})
+sys.argv = ["accelerator.py", "--only", "kernel"]
+import accelerator
+accelerator.PARTS["kernel"] = lambda sizes: iter(())
+accelerator.main()
+"""
 LIBRARY = "import rimjax, jax; rimjax.load_preset('mini'); jax.devices()"
 
 
@@ -50,7 +57,9 @@ def list_settings(script: str, **own: str) -> list[str]:
     return started[0].split()[1:]
 
 
-@pytest.mark.parametrize("script", [DOCTOR, EXPERIMENT], ids=["doctor", "experiment"])
+@pytest.mark.parametrize(
+    "script", [DOCTOR, EXPERIMENT, ACCELERATOR], ids=["doctor", "experiment", "accelerator"]
+)
 def test_jax_grows_on_demand_from_the_start(script: str, tmp_path: Path) -> None:
     script = script.replace('os.devnull + "-x"', repr(str(tmp_path)))
     settings = list_settings(script, RIMJAX_CACHE=str(tmp_path))
