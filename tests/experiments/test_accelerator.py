@@ -43,7 +43,7 @@ def test_models_are_measured_and_compared(
     values = read_values(tmp_path)
     errors = {name: value for name, value in values.items() if "error against torch" in name}
     exact, half = errors.values()
-    assert exact < 1e-5 < half < 0.05  # in bfloat16 the setting does something
+    assert exact < 1e-5 and 1e-5 < half < 0.05  # in bfloat16 the setting does something
     (masks,) = (name for name in values if "masks" in name)
     assert " 0 masks" not in masks and values[masks] > 0
     table = (tmp_path / "accelerator.md").read_text()
@@ -55,7 +55,8 @@ def test_images_are_drawn_with_and_without_capture(
 ) -> None:
     measure(script, monkeypatch, "--only", "drawing", "--batch", 1, "--output", tmp_path)
     values = list(read_values(tmp_path).values())
-    assert values[0] > 0 and values[1] > 0 and -100 < values[2]
+    assert values[0] > 0 and values[1] > 0
+    assert values[3] <= 1, "capture must not change the images"  # beyond rounding
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_go_on(
