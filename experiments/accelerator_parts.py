@@ -80,10 +80,11 @@ def measure_kernel(sizes: Sizes) -> Iterator[Figure]:
     for dtype in DTYPES:
         rounded = [jnp.asarray(array, dtype) for array in arrays]
         exact = [np.asarray(array, np.float64) for array in rounded]
-        expected = recurse_with_numpy(*start_from_cosines(*exact, 4))
+        regions, prototypes, classes = exact
+        expected = recurse_with_numpy(*start_from_cosines(regions, prototypes, classes, 4))
         error = np.abs(np.asarray(relation_aware_similarity(*rounded, num_agents=4)) - expected)
         # Where the last agent is as near as the next class, either may be taken.
-        nearest = start_from_cosines(*exact, 5)[0]
+        nearest = start_from_cosines(regions, prototypes, classes, 5)[0]
         clear = nearest[:, 3] - nearest[:, 4] > 1e-6
         text = f"similarities of equal inputs in {dtype}: largest error against float64"
         yield figure(text, float(error[clear].max()), "")
@@ -112,16 +113,17 @@ def measure_encoder(sizes: Sizes) -> Iterator[Figure]:
     torch.backends.cudnn.allow_tf32 = False  # otherwise torch's own keys would be off by 1e-3
     size, batch = sizes.encoder
     name = "two narrow layers" if sizes.narrow else "DINOv2 ViT-B/14"
+    figure = partial(Figure, "encoder")
     for dtype in DTYPES:
         row = encode.measure_encoder(size, batch, sizes.narrow, dtype)
-        figure = partial(Figure, "encoder")
         text = f"{name}, {size}x{size}, {dtype}"
         error = row["largest difference"]
         yield figure(f"{text}: largest error against torch's float32", error, "of the largest key")
         yield figure(f"{text}, batch {batch}", 1 / row["seconds"], "images/s")
         yield figure(f"{text}: compilation", row["compile s"], "s")
-    torch_text = f"{name} in torch on {row['torch device']}, float32, batch {batch}"
-    yield figure(torch_text, 1 / row["torch seconds"], "images/s")
+        if dtype == "float32":
+            text = f"the same in torch on {row['torch device']}, {dtype}, batch {batch}"
+            yield figure(text, 1 / row["torch seconds"], "images/s")
 
 
 def measure_proposals(sizes: Sizes) -> Iterator[Figure]:

@@ -169,14 +169,12 @@ def test_only_the_generator_is_in_bfloat16_on_accelerators(monkeypatch: pytest.M
     assert isinstance(mini, DeferredGenerator) and mini.config.dtype == "float32"
 
 
-@pytest.mark.usefixtures("tiny")
-def test_the_unet_as_encoder_has_the_encoders_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    models = rimjax.load_preset("paper", random_weights=True, encoder="sd-unet")
+def test_the_unet_as_encoder_has_the_encoders_dtype() -> None:
+    models = rimjax.load_preset("mini", encoder="mini-unet", dtype="bfloat16")
     assert isinstance(models.encoder, UNetEncoder)
     assert isinstance(models.generator, DeferredGenerator)
-    assert models.encoder.generator.config.dtype == "float32"
     assert models.generator.config.dtype == "bfloat16"
+    assert models.encoder.generator.config.dtype == "float32"
     assert models.encoder.generator.weights is models.generator.weights
 
 
