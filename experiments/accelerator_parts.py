@@ -152,10 +152,11 @@ def measure_proposals(sizes: Sizes) -> Iterator[Figure]:
             sam.forget()
             return len(proposer.propose(image).masks)
 
+        seconds = time_call(propose, 3)[1]
         points, (height, width) = proposer.config.points_per_side, image.shape[:2]
         text = f"{sizes.sam}, {width}x{height}, {points}x{points} points, {dtype}"
-        text += f", torch on {sam.model.device}, {propose()} masks"
-        yield Figure("proposals", text, 1 / time_call(propose, 3)[1], "images/s")
+        text += f", torch on {sam.model.device}"
+        yield Figure("proposals", text, 1 / seconds, "images/s")
 
 
 def measure_drawing(sizes: Sizes) -> Iterator[Figure]:

@@ -44,8 +44,8 @@ def test_models_are_measured_and_compared(
     errors = {name: value for name, value in values.items() if "error against torch" in name}
     exact, half = errors.values()
     assert exact < 1e-5 and 1e-5 < half < 0.05  # in bfloat16 the setting does something
-    (masks,) = (name for name in values if "masks" in name)
-    assert " 0 masks" not in masks and values[masks] > 0
+    (proposals,) = (name for name in values if "points" in name)
+    assert proposals.startswith("mini, 128x128, 10x10 points") and values[proposals] > 0
     table = (tmp_path / "accelerator.md").read_text()
     assert all(f"| {name} |" in table for name in values)
 
