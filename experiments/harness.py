@@ -31,9 +31,11 @@ from rimjax.commands.console import (
     shorten,
     show_class_progress,
 )
+from rimjax.commands.devices import share_gpu_memory
 from rimjax.commands.main import CONFIG
 from rimjax.commands.options import (
     CACHE_DEFAULT,
+    DTYPE_DEFAULT,
     NO_DEFAULT,
     PRESET_DEFAULT,
     WEIGHTS_DEFAULT,
@@ -52,6 +54,7 @@ from rimjax.evaluation.loop import (
 from rimjax.evaluation.metrics import Counts
 from rimjax.models.image_text import ImageTextMatcher
 from rimjax.models.protocols import Models
+from rimjax.presets import Precision
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
 from rimjax.regions.store import LoadRegions, RegionStore, load_or_extract
@@ -77,10 +80,13 @@ class Experiment:
         seeds: Number of seeds from --seed on. With more than one, a bank is drawn with each, and
             the tables show the spread over them.
         images: K, images drawn of each class.
+        dtype: Numbers that the generator computes in, as of `rimjax evaluate`.
+        encoder_dtype: Numbers that the encoder computes in.
         cache_dir: Folder that keeps banks and regions.
         weights_dir: Folder that holds the paper preset's weights.
         out: Folder for tables and pictures. The default ends in -DATASET for other images, in
-            -part for fewer images, and in -seed-SEED or -seeds for other seeds.
+            -part for fewer images, in -seed-SEED or -seeds for other seeds, and in the name of a
+            chosen number format.
     """
 
     preset: Literal["mini", "paper"] = "mini"
@@ -96,6 +102,8 @@ class Experiment:
     seed: int = 0
     seeds: int = 1
     images: Annotated[int | None, PRESET_DEFAULT] = None
+    dtype: Annotated[Precision | None, DTYPE_DEFAULT] = None
+    encoder_dtype: Precision = "float32"
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     out: Annotated[Path | None, default("experiments/results/PRESET")] = None
@@ -126,8 +134,9 @@ class Experiment:
             configuration: name of the configuration.
             stages: stages by name, as `rimjax.load_preset` takes them.
         """
+        numbers = {"dtype": self.dtype, "encoder_dtype": self.encoder_dtype}
         models = rimjax.load_preset(
-            self.preset, self.weights_dir, configuration=configuration, **stages
+            self.preset, self.weights_dir, configuration=configuration, **numbers | stages
         )
         count = self.images or models.references.num_images
         references = replace(models.references, num_images=count, seed=self.seed)
@@ -225,6 +234,10 @@ class Experiment:
             suffix += "-seeds"
         elif self.seed:
             suffix += f"-seed-{self.seed}"
+        if self.dtype is not None:
+            suffix += f"-{self.dtype}"
+        if self.encoder_dtype != "float32":
+            suffix += f"-encoder-{self.encoder_dtype}"
         return self.out or RESULTS / (self.preset + suffix)
 
     def write_table(
@@ -254,6 +267,7 @@ def start(
         description: the script's docstring.
         dataset: the paper's data set; None if the experiment chooses it.
     """
+    share_gpu_memory()
     experiment = tyro.cli(options, description=description, config=CONFIG)
     try:
         if experiment.dataset_name is None and experiment.preset == "paper":

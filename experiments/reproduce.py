@@ -74,7 +74,7 @@ class Step:
         for prefix, kind in (("table", "Table "), ("fig", "Figure ")):
             if self.name.startswith(prefix):
                 return kind + self.name.removeprefix(prefix)
-        return self.name.capitalize()
+        return self.name.replace("_", " ").capitalize()
 
 
 STEPS = (
@@ -90,6 +90,7 @@ STEPS = (
     Step("beyond", COCO, encodings=4),
     Step("ablations", COCO, encodings=11),
     Step("readings", VOC),
+    Step("half_precision", COCO, encodings=2),
 )
 
 

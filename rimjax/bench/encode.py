@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from rimjax.models.vit import last_layer_keys
 from rimjax.models.vit_encoder import ViTEncoder
 
 
-def measure_encoder(size: int, batch: int, small: bool) -> Row:
+def measure_encoder(
+    size: int, batch: int, small: bool, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> Row:
     """Time last-layer keys in JAX and in torch, on random weights.
 
     torch runs the whole model: its last layer's attention and MLP too, which JAX leaves out.
@@ -26,6 +29,7 @@ def measure_encoder(size: int, batch: int, small: bool) -> Row:
         size: side of the images in pixels.
         batch: images at once.
         small: two narrow layers instead of ViT-B/14.
+        dtype: what JAX computes in; torch computes in float32.
 
     Returns:
         Median seconds an image, and the largest difference of the keys relative to the largest key.
@@ -40,7 +44,7 @@ def measure_encoder(size: int, batch: int, small: bool) -> Row:
         {name: tensor.numpy() for name, tensor in model.state_dict().items()},
         num_heads=model.config.num_attention_heads,
     )
-    params = jax.tree.map(jnp.asarray, params)
+    params, config = jax.tree.map(jnp.asarray, params), replace(config, dtype=dtype)
     pixels = np.random.default_rng(0).standard_normal((batch, size, size, 3)).astype(np.float32)
     keys = jax.jit(partial(last_layer_keys, config=config))
     compiled, seconds = time_call(lambda: keys(params, pixels), 5)

@@ -12,12 +12,17 @@ from jax import lax
 from rimjax.bench.timing import Row, time_call
 
 
-def measure_rates() -> dict[str, float]:
+def measure_rates(quick: bool = False) -> dict[str, float]:
     """Measure operations and bytes per second.
 
-    Operations are element-wise float32 arithmetic in cache; bytes those of a copy that no cache
-    holds.
+    Operations are element-wise float32 arithmetic, on a CPU in cache, and on an accelerator on
+    arrays that keep all of it busy; bytes those of a copy that no cache holds.
+
+    Args:
+        quick: measure the smallest arrays only; the rates are rough.
     """
+    exponents = (15, 16, 17) if jax.default_backend() == "cpu" else (20, 22, 24)
+    exponents = exponents[: 1 if quick else None]
 
     def compute_chains(x: jax.Array, divide: bool) -> jax.Array:
         ys = [x * (0.1 * j + 0.5) for j in range(8)]  # eight chains: no chain waits for its result
@@ -35,11 +40,11 @@ def measure_rates() -> dict[str, float]:
             return lax.fori_loop(0, 100, lambda _, y: compute_chains(y, divide), x)
 
         compiled, best = jax.jit(loop), math.inf
-        for size in (2**15, 2**16, 2**17):
+        for size in (2**exponent for exponent in exponents):
             seconds = time_call(partial(compiled, jnp.linspace(0.2, 0.4, size)))[1]
             best = min(best, seconds / (100 * count * size))
         rates[name] = 1 / best
-    large = jnp.ones(2**26)
+    large = jnp.ones(2**22 if quick else 2**26)
     # In place: a fresh array would measure page faults.
     sweep = jax.jit(lambda x: lax.fori_loop(0, 10, lambda _, y: y * 1.0001, x))
     rates["bytes"] = 10 * 2 * large.nbytes / time_call(partial(sweep, large), 3)[1]

@@ -17,6 +17,7 @@ from rimjax.commands.bench import Bench
 from rimjax.commands.console import name_flag, shorten, warn
 from rimjax.commands.convert_coco import ConvertCoco
 from rimjax.commands.demo import Demo
+from rimjax.commands.devices import share_gpu_memory
 from rimjax.commands.doctor import Doctor
 from rimjax.commands.evaluate import Evaluate
 from rimjax.commands.regions import Regions
@@ -49,6 +50,7 @@ _IN_ONE_LINE = (PictureWarning, MemoryRunsOut)
 
 def main() -> None:
     """Run a command; bad input is one line on standard error and exit status 2."""
+    share_gpu_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that it can't encode mustn't end a run
             stream.reconfigure(errors="backslashreplace")

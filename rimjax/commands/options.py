@@ -27,6 +27,7 @@ def default(text: str) -> object:
 NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")
 Flag = Annotated[tyro.conf.FlagCreatePairsOff[bool], NO_DEFAULT]
 """An option without a value, off unless given."""
+DTYPE_DEFAULT = default("float32; bfloat16 for paper on an accelerator")
 PRESET_DEFAULT = default("the preset's")
 CACHE_DEFAULT = default("RIMJAX_CACHE, or the user's cache folder")
 WEIGHTS_DEFAULT = default("RIMJAX_WEIGHTS, or the user's data folder")
@@ -64,8 +65,9 @@ class StageOptions:
         input_size: Side in pixels that the encoder resizes images to; a multiple of its patch size.
         scheduler: Sampler that draws images; pndm is Stable Diffusion 1.4's own.
         steps: Steps of the sampler that draws images.
-        dtype: Numbers that generator and encoder compute in: float32, or bfloat16, which is faster
-            and less exact.
+        dtype: Numbers that the generator computes in: float32, or bfloat16, which is faster and
+            less exact.
+        encoder_dtype: Numbers that the encoder computes in; bfloat16 changes a few labels.
         masker_dtype: Number format SAM computes in; bfloat16 and float16 are meant for GPUs and
             change a few masks.
         compile_masker: Compile SAM's image encoder by torch.compile; pays for many images.
@@ -82,9 +84,8 @@ class StageOptions:
     input_size: Annotated[int | None, PRESET_DEFAULT] = None
     scheduler: Annotated[Scheduler | None, default("dpmsolver++")] = None
     steps: Annotated[int | None, default("the preset's, or 50 with pndm")] = None
-    dtype: Annotated[Precision | None, default("float32; bfloat16 for paper on an accelerator")] = (
-        None
-    )
+    dtype: Annotated[Precision | None, DTYPE_DEFAULT] = None
+    encoder_dtype: Precision = "float32"
     masker_dtype: SamPrecision = "float32"
     compile_masker: Flag = False
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
@@ -110,6 +111,7 @@ class StageOptions:
             input_size=self.input_size,
             random_weights=self.random_weights,
             dtype=self.dtype,
+            encoder_dtype=self.encoder_dtype,
             masker_dtype=self.masker_dtype,
             compile_masker=self.compile_masker,
         )

@@ -250,7 +250,7 @@ def encode_in_batches(
         if not np.isfinite(encoded).all():
             raise ValueError(
                 f"encoder must give finite features, got NaN or infinity in {dtype}; "
-                + advise_on_numbers(dtype)
+                + advise_on_numbers(dtype).replace("dtype", "encoder_dtype")
             )
         features.update(zip(batch, encoded, strict=True))
         batch.clear()

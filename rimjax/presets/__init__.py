@@ -119,6 +119,7 @@ def load_preset(
     input_size: int | None = None,
     random_weights: bool = False,
     dtype: Precision | None = None,
+    encoder_dtype: Precision = "float32",
     masker_dtype: SamPrecision = "float32",
     compile_masker: bool = False,
 ) -> Models:
@@ -144,8 +145,9 @@ def load_preset(
             default: the preset's.
         random_weights: of `paper`, a self-test without weight files: shapes, time and memory are
             real, results mean nothing, and every proposal is kept.
-        dtype: dtype of generator and encoder; default: float32, but bfloat16 for `paper` on an
-            accelerator. Matching is always float32.
+        dtype: dtype of the generator; default: float32, but bfloat16 for `paper` on an accelerator.
+        encoder_dtype: dtype of the encoder. Features come out as float32, and matching is always
+            float32.
         masker_dtype: dtype of SAM; "bfloat16" and "float16" are meant for GPUs and change a few
             masks.
         compile_masker: compile SAM's image encoder, once, by `torch.compile`.
@@ -163,9 +165,12 @@ def load_preset(
     if configuration not in CONFIGURATIONS:
         available = ", ".join(CONFIGURATIONS)
         raise ValueError(f"configuration must be one of {available}, got {configuration!r}")
-    if masker_dtype not in get_args(SamPrecision):
-        available = ", ".join(get_args(SamPrecision))
-        raise ValueError(f"masker_dtype must be one of {available}, got {masker_dtype!r}")
+    for argument, value, choices in (
+        ("encoder_dtype", encoder_dtype, get_args(Precision)),
+        ("masker_dtype", masker_dtype, get_args(SamPrecision)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
     names = {"generator": generator, "masker": masker, "encoder": encoder, "proposer": proposer}
     files = list_weights(name, weights_dir, **names)
     if not random_weights:
@@ -184,7 +189,7 @@ def load_preset(
     choice = choices["encoder"]
     if input_size is not None:
         choice = replace(choice, input_size=input_size)
-    features = load_encoder(paths.get("encoder"), choice, dtype, deferred)
+    features = load_encoder(paths.get("encoder"), choice, encoder_dtype, deferred)
     sam, proposals = load_sam(
         paths["masker"], choices["masker"], preset.proposals, masker_dtype, compile_masker
     )

@@ -66,10 +66,15 @@ def load_encoder(
     dtype: Precision,
     generator: DeferredGenerator,
 ) -> Encoder:
-    """Load an encoder, of random weights if there is no path."""
+    """Load an encoder, of random weights if there is no path.
+
+    The generator's UNet as an encoder has the encoder's dtype, whatever it draws in.
+    """
     if isinstance(choice, UNetChoice):
         from rimjax.models.stable_diffusion.unet_encoder import UNetEncoder
 
+        if dtype != generator.config.dtype:
+            generator = replace(generator, config=replace(generator.config, dtype=dtype))
         return UNetEncoder(generator, **asdict(choice))
     from rimjax.models.vit import ViTConfig
     from rimjax.models.vit_encoder import ViTEncoder, load_vit

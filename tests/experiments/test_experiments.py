@@ -22,6 +22,7 @@ from rimjax.models.protocols import Models
 FOLDER = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem.startswith(("table", "fig")))
 SCRIPTS = [name for name in SCRIPTS if name != "tables"] + ["beyond", "ablations", "failures"]
+SCRIPTS += ["half_precision"]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,8 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
 
 def test_partial_runs_leave_the_reported_results_alone(harness: ModuleType) -> None:
     whole = harness.Experiment().folder
-    for part in ({"limit": 3}, {"images": 2}, {"dataset_name": "elsewhere"}):
+    numbers = ({"dtype": "bfloat16"}, {"encoder_dtype": "bfloat16"})
+    for part in ({"limit": 3}, {"images": 2}, {"dataset_name": "elsewhere"}, *numbers):
         assert harness.Experiment(**part).folder != whole
     assert harness.Experiment(dataset_name="fashion-scenes").folder == whole
     folders = [

@@ -374,7 +374,10 @@ def test_nan_is_refused_in_a_file_by_name_and_in_features(encoder, tmp_path):
     save_vit(broken, encoder.config, tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"vit\.safetensors: class_token holds NaN or infinity"):
         load_vit(tmp_path / "vit.safetensors")
-    for dtype, advice in (("float32", "weights verify"), ("bfloat16", "dtype float32")):
+    for dtype, advice in (
+        ("float32", "weights verify"),
+        ("bfloat16", "with encoder_dtype float32"),
+    ):
         half = replace(encoder, params=broken, config=replace(encoder.config, dtype=dtype))
         with pytest.raises(ValueError, match=f"encoder must give finite .* in {dtype}; .*{advice}"):
             half.encode(np.zeros((8, 8, 3), np.uint8))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -149,22 +149,33 @@ def test_the_generator_is_built_on_first_use_and_known_by_settings_and_weights()
     assert len({faster.fingerprint, generator.fingerprint, reseeded.fingerprint}) == 3
 
 
-def load_dtypes(dtype: Literal["float32", "bfloat16"] | None = None) -> tuple[str, str]:
+def load_dtypes(**choices: Any) -> tuple[str, str]:
     """Return the dtypes of the paper preset's generator and encoder."""
-    models = rimjax.load_preset("paper", random_weights=True, dtype=dtype)
+    models = rimjax.load_preset("paper", random_weights=True, **choices)
     assert isinstance(models.encoder, ViTEncoder)
     assert isinstance(models.generator, DeferredGenerator)
     return models.generator.config.dtype, models.encoder.config.dtype
 
 
 @pytest.mark.usefixtures("tiny")
-def test_bfloat16_is_the_default_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    full, half = ("float32", "float32"), ("bfloat16", "bfloat16")
-    assert load_dtypes() == full and load_dtypes("bfloat16") == half
+def test_only_the_generator_is_in_bfloat16_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_dtypes() == ("float32", "float32")
+    assert load_dtypes(dtype="bfloat16") == ("bfloat16", "float32")
+    assert load_dtypes(encoder_dtype="bfloat16") == ("float32", "bfloat16")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert load_dtypes() == half and load_dtypes("float32") == full
-    mini = rimjax.load_preset("mini")
-    assert isinstance(mini.encoder, ViTEncoder) and mini.encoder.config.dtype == "float32"
+    assert load_dtypes() == ("bfloat16", "float32")
+    assert load_dtypes(dtype="float32") == ("float32", "float32")
+    mini = rimjax.load_preset("mini").generator
+    assert isinstance(mini, DeferredGenerator) and mini.config.dtype == "float32"
+
+
+def test_the_unet_as_encoder_has_the_encoders_dtype() -> None:
+    models = rimjax.load_preset("mini", encoder="mini-unet", dtype="bfloat16")
+    assert isinstance(models.encoder, UNetEncoder)
+    assert isinstance(models.generator, DeferredGenerator)
+    assert models.generator.config.dtype == "bfloat16"
+    assert models.encoder.generator.config.dtype == "float32"
+    assert models.encoder.generator.weights is models.generator.weights
 
 
 @pytest.mark.usefixtures("tiny")

@@ -307,6 +307,8 @@ MODELS = [
         scheduler=("euler",),
         steps=(0,),
         input_size=(100, 0),
+        dtype=("float16",),
+        encoder_dtype=("float16", "float64"),
         masker_dtype=("int8", "float64"),
     ),
     (lambda: rimjax.load_preset("maxi"), "^preset must be one of"),
