@@ -2,9 +2,9 @@
 
 Command:  python experiments/accelerator.py --output results/accelerator
               a GPU or TPU: the paper preset's models at full size, on random weights; no download
-              a CPU: the same, but images are drawn by mini; about 6 minutes on 2 cores
+              a CPU: the same, but images are drawn by mini; 22 minutes on 2 busy cores
           python experiments/accelerator.py --small
-              small models and few steps, in under a minute; shows only that all of it runs
+              small models and few steps, in a minute; shows only that all of it runs
 
 Prints a table in Markdown, and writes it as accelerator.md and, with versions and devices, as
 accelerator.json. Where packages of the pipeline are missing, their part is skipped, and the table
