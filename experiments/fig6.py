@@ -18,6 +18,7 @@ from harness import Experiment, start
 from plots import create_figure, render_figure
 from sklearn.manifold import TSNE
 from tables import write_chart, write_csv
+from text_regions import open_text_regions
 
 from rimjax.commands.console import progress
 from rimjax.datasets import Item
@@ -36,7 +37,7 @@ def main(experiment: Experiment) -> None:
     clip = load_image_text(experiment.preset, experiment.weights_dir)
     template = PRESETS[experiment.preset].image_text.template
     texts = clip.embed_texts([template.format(prompt) for prompt in experiment.dataset.prompts])
-    text_regions = experiment.open_text_regions(models, clip)
+    text_regions = open_text_regions(experiment, models, clip)
     references = np.asarray(experiment.build_bank(models).classes)[1:]
     space = "the mini ViT's" if experiment.preset == "mini" else "DINOv2's"
     spaces = {

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
 import tyro
 from one_pass import can_evaluate, collect
 from tables import Row, write_spread, write_table
@@ -52,12 +51,11 @@ from rimjax.evaluation.loop import (
     raise_errors,
 )
 from rimjax.evaluation.metrics import Counts
-from rimjax.models.image_text import ImageTextMatcher
 from rimjax.models.protocols import Models
 from rimjax.presets import Precision
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
-from rimjax.regions.store import LoadRegions, RegionStore, load_or_extract
+from rimjax.regions.store import LoadRegions, load_or_extract
 from rimjax.settings import SegmentSettings
 from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
@@ -172,11 +170,6 @@ class Experiment:
     def open_regions(self, models: Models) -> LoadRegions:
         """Return what loads the models' own regions and features (Eq. 5) from the store."""
         return load_or_extract(self.cache, models)
-
-    def open_text_regions(self, models: Models, clip: ImageTextMatcher) -> LoadRegions:
-        """Return what loads the models' regions with CLIP's image features from the store."""
-        encode = partial(embed_regions, clip)
-        return RegionStore(self.cache / "regions", models.proposer, encode, clip.fingerprint).load
 
     def evaluate_images(
         self, load: LoadRegions, rows: Mapping[str, Setup], items: Sequence[Item]
@@ -302,11 +295,3 @@ def run_seeds(main: Callable[[Options], None], experiment: Options, name: str) -
         main(replace(experiment, seed=seed, seeds=1, out=folders[-1]))
     for path in sorted(folders[0].glob("*.csv")):
         write_spread(experiment.folder, path.stem, folders)
-
-
-def embed_regions(
-    clip: ImageTextMatcher, image: np.ndarray, masks: np.ndarray, timings: dict[str, float]
-) -> Regions:
-    """Embed an image's regions by CLIP; the seconds aren't recorded."""
-    features, valid = clip.embed_regions(image, masks)
-    return Regions(features, masks, valid)

@@ -11,6 +11,7 @@ Paper: 26.7, 38.7, 41.8, 43.1, 44.5
 import numpy as np
 from harness import Experiment, start
 from tables import Row
+from text_regions import open_text_regions
 
 from rimjax.presets import load_image_text
 from rimjax.presets.catalogue import PRESETS
@@ -29,7 +30,7 @@ def main(experiment: Experiment) -> None:
     prompts = (words.background, *experiment.dataset.prompts)
     texts = clip.embed_texts([words.template.format(prompt) for prompt in prompts])
     text_bank = ReferenceBank.create(texts, np.arange(len(texts)), texts, names)
-    text_regions = experiment.open_text_regions(models, clip)
+    text_regions = open_text_regions(experiment, models, clip)
     evaluations = experiment.evaluate(text_regions, {"1": (text_bank, COSINE)})
     evaluations |= experiment.evaluate(
         experiment.open_regions(models),
