@@ -28,7 +28,8 @@ def test_demo_writes_figures_and_pictures(demo: Path) -> None:
     assert results["num_images"] == 4 and 0.2 < results["miou"] <= 1
     low, high = results["miou_95"]
     assert low <= results["miou"] <= high
-    assert set(results["timings"]) == {"propose", "encode", "pool", "match", "assemble"}
+    stages = {"load", "propose", "encode", "pool", "match", "assemble"}
+    assert set(results["timings"]) == stages
     assert results["settings"]["references"]["num_images"] == 3 and results["versions"]["jax"]
     assert {"generator", "masker", "proposer", "encoder"} == set(results["weights"])
     pictures = sorted(path.name for path in demo.glob("*.png"))
@@ -41,7 +42,8 @@ def test_evaluate_equals_the_demo_and_its_merged_shards(
 ) -> None:
     words = ("evaluate", "--limit", 4, "--images", 3, "--cache-dir", demo / "cache")
     printed = run(*words, "--json", tmp_path / "whole.json", capsys=capsys)
-    assert "mIoU" in printed and "ankle boot" in printed and "per image: propose" in printed
+    assert "mIoU" in printed and "ankle boot" in printed and "per image: load" in printed
+    assert "propose" not in printed, "the demo's regions are kept"
     shards = [tmp_path / f"shard-{index}" for index in (1, 2)]
     for index, shard in enumerate(shards, start=1):
         run(*words, "--shard", f"{index}/2", "--output", shard, "--save-labels")

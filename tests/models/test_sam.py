@@ -211,6 +211,11 @@ def test_the_encoder_is_segment_anythings_where_windows_are_padded(window, image
             )
 
 
+def test_an_image_that_is_too_narrow_is_refused(sam, proposer):
+    with pytest.raises(ValueError, match="image must keep a pixel"):
+        proposer.propose(np.zeros((1, 300, 3), np.uint8))
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 3), (64, 1, 3), (5, 60, 3), (3, 3, 3)])
 def test_thin_images_are_searched_without_their_empty_crops(sam, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -114,6 +114,7 @@ class SamProposer(CopiedByFields):
         Raises:
             ValueError: the image is something else.
         """
+        self.sam.check_image(image)
         found = sorted(self._search_crops(image), key=lambda candidate: -candidate.area)
         kept = [candidate for candidate in found if candidate.area >= self.config.min_area]
         masks = np.zeros((len(kept), *image.shape[:2]), bool)
