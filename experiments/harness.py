@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from one_pass import can_evaluate, collect
+from one_pass import can_evaluate, collect, gives_regions
 from tables import Row, write_spread, write_table
 from validation import open_validation_scenes
 
@@ -57,7 +57,7 @@ from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import locate_cache
 from rimjax.regions.store import LoadRegions, load_or_extract
 from rimjax.settings import SegmentSettings
-from rimjax.types import BACKGROUND, ReferenceBank, Regions
+from rimjax.types import BACKGROUND, ReferenceBank
 
 RESULTS = Path(__file__).parent / "results"
 Options = TypeVar("Options", bound="Experiment")
@@ -191,7 +191,7 @@ class Experiment:
         """
         names, background = (BACKGROUND, *self.dataset.classes), self.dataset.background
         quick = {name for name, (_, settings) in rows.items() if can_evaluate(settings)}
-        if not isinstance(load(self.items[0].image(), {}), Regions):
+        if not gives_regions(self.items[0], load):
             quick = set()  # pixels are named one by one
         evaluations = {}
         if quick:

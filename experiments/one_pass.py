@@ -85,6 +85,18 @@ def can_evaluate(settings: SegmentSettings) -> bool:
     return painted and settings.agent_policy != "random"
 
 
+def gives_regions(item: Item, load: LoadRegions) -> bool:
+    """Return whether regions are loaded, as for all images; if not, pixels are named one by one.
+
+    Raises:
+        ValueError: the image can't be used.
+    """
+    try:
+        return isinstance(load(item.image(), {}), Regions)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{item.id}: {error}") from error
+
+
 def collect(
     items: Iterable[Item], load: LoadRegions, classes: tuple[str, ...], background: bool
 ) -> Pass:

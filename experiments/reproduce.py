@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 import tyro
 from harness import RESULTS, Experiment
 from page import write_page
+from scripts import STEPS, Step
 
 from rimjax import datasets
 from rimjax.commands.console import keep_compilations, name_flag, progress, shorten
@@ -40,6 +41,7 @@ from rimjax.commands.options import (
     default,
 )
 from rimjax.files import STEP_VERSIONS, digest, package_versions, sha256, write_json
+from rimjax.presets import locate_weights
 from rimjax.references.build import build_references
 from rimjax.references.one_class import references_key
 from rimjax.references.store import locate_references
@@ -48,50 +50,7 @@ from rimjax.sealed import read_sealed, seal
 
 FOLDER = Path(__file__).parent
 FINISHED = "reproduce.json"
-ALL, COCO, VOC = ("voc", "context", "coco-object"), ("coco-object",), ("voc",)
 MEASURED = 2  # images whose time stands for the others
-
-
-@dataclass(frozen=True)
-class Step:
-    """A script, and what it costs on the paper preset.
-
-    Attributes:
-        name: of the script.
-        datasets: that it reads; mini's is always its own.
-        encodings: how many encoders and sizes go over the images.
-        few: whether it reads the first images only.
-    """
-
-    name: str
-    datasets: tuple[str, ...]
-    encodings: int = 1
-    few: bool = False
-
-    @property
-    def title(self) -> str:
-        """What the page calls it."""
-        for prefix, kind in (("table", "Table "), ("fig", "Figure ")):
-            if self.name.startswith(prefix):
-                return kind + self.name.removeprefix(prefix)
-        return self.name.replace("_", " ").capitalize()
-
-
-STEPS = (
-    Step("table2", COCO, encodings=2),
-    Step("table1", ALL),
-    Step("table3", COCO, encodings=4),
-    Step("table4", VOC, encodings=2),
-    Step("table5", COCO),
-    Step("fig3", VOC, few=True),
-    Step("fig4", VOC, few=True),
-    Step("fig5", COCO),
-    Step("fig6", VOC, encodings=2),
-    Step("beyond", COCO, encodings=4),
-    Step("ablations", COCO, encodings=11),
-    Step("readings", VOC),
-    Step("half_precision", COCO, encodings=2),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +135,7 @@ def reproduce(options: Reproduce) -> list[str]:
     missing = find_missing(options)
     steps = [step for step in options.steps if step.name not in missing]
     finished = {} if options.again else read_finished(options)
-    todo = [step for step in steps if finished.get(step.name) != digest_step(step, options)]
+    todo = [step for step in steps if not is_finished(step, options, finished)]
     print_plan(options, todo, [step for step in steps if step not in todo], missing)
     if options.plan:
         return []
@@ -208,13 +167,25 @@ def find_missing(options: Reproduce) -> dict[str, str]:
     return reasons
 
 
+def is_finished(step: Step, options: Reproduce, finished: Mapping[str, str]) -> bool:
+    """Return whether a step's results are there, and nothing that they depend on has changed."""
+    there = (options.folder / f"{step.name}.csv").exists()
+    return there and finished.get(step.name) == digest_step(step, options)
+
+
 def digest_step(step: Step, options: Reproduce) -> str:
-    """Digest what a step's results depend on, besides the weights."""
+    """Digest what a step's results depend on; of the data sets only where they are."""
     chosen = [options.preset, options.limit, options.images, str(options.data)]
     scripts = {path.name: sha256(path) for path in sorted(FOLDER.glob("*.py"))}
     for name in ("reproduce.py", "page.py"):
         del scripts[name]
-    return digest([step.name, chosen, scripts, STEP_VERSIONS, package_versions()])
+    folder = locate_weights(options.preset, options.weights_dir)
+    weights = [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return digest([step.name, chosen, scripts, weights, STEP_VERSIONS, package_versions()])
 
 
 def read_finished(options: Reproduce) -> dict[str, str]:

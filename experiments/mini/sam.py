@@ -133,15 +133,7 @@ def main() -> None:
         logged = {key: value.detach() for key, value in logged.items()}
         return {"loss": best + 5 * iou_error, **logged}
 
-    train(
-        "sam",
-        model,
-        compute_losses,
-        options,
-        learning_rate=options.rate,
-        weight_decay=0.01,
-        ema=0.99,
-    )
+    train("sam", model, compute_losses, options, learning_rate=options.rate, ema=0.99)
 
 
 if __name__ == "__main__":

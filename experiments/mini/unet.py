@@ -3,13 +3,14 @@
 Command:  python experiments/mini/unet.py
 Hardware: 2 CPU cores, about 1 hour 10 minutes; needs the checkpoints of vae.py and clip.py
 Data:     20,000 single items and 12,000 pairs of Fashion-MNIST's training split on textured
-          grounds, encoded once by the mini VAE
+          grounds, encoded once by the mini VAE; without photographs that their neighbours
+          contradict
 
 A tenth of the captions is dropped for guidance. The pairs serve the attention: with a single item
 per image the class could be recognised everywhere alike, and for some classes it was. In the first
 half of the training the loss is weighted by min(SNR, 5) / SNR, so that it learns shapes; in the
-second half it isn't weighted, so that it learns to remove the last of the noise, which leaves
-images grainy.
+second half, and with --from-shipped, it isn't weighted, so that it learns to remove the last of the
+noise, which leaves images grainy.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class RegionsBuild:
             raise ValueError("proposer must not be pixels, which have no regions to keep")
         keep_compilations(cache)
         store = RegionStore.open(cache, models)
-        bad, seconds = [], []
+        bad, kept, computed = [], 0, 0
         reading = read_ahead(items, lambda item: item.image())
         for item, picture in progress(reading, "regions", "image", len(items)):
             timings: dict[str, float] = {}
@@ -69,16 +69,16 @@ class RegionsBuild:
                 store.load(picture.result(), timings)
             except WriteError as error:
                 raise WriteError(
-                    f"{error}; the regions of {len(seconds)} images are kept, and the same command "
+                    f"{error}; the regions of {kept} images are kept, and the same command "
                     "goes on from there"
                 ) from error
             except (ValueError, OSError) as error:
                 warn(f"{item.id}: {shorten(error)}")
                 bad.append(item.id)
-            seconds.append(timings)
+                continue
+            kept, computed = kept + 1, computed + ("encode" in timings)
         store.join()
-        computed = sum("encode" in timings for timings in seconds)
-        print(f"{len(items) - len(bad)} images, {computed} of them computed now: {store.folder}")
+        print(f"{kept} images, {computed} of them computed now: {store.folder}")
         if bad:
             warn(f"{len(bad)} of {len(items)} images could not be used: {', '.join(bad)}")
             sys.exit(1)

@@ -202,11 +202,16 @@ def check_finite_output(model: str, numbers: np.ndarray) -> None:
         raise ValueError(f"{model} must give finite numbers, got NaN or infinity; {advice}")
 
 
-def advise_on_numbers(dtype: str) -> str:
-    """Say what helps where a model gives NaN or infinity."""
+def advise_on_numbers(dtype: str, argument: str = "dtype") -> str:
+    """Say what helps where a model gives NaN or infinity.
+
+    Args:
+        dtype: that the model computes in.
+        argument: of `load_preset`, which sets it.
+    """
     if dtype == "float32":
         return "its weights may be damaged: run `rimjax weights verify`"
-    return "load the preset with dtype float32"
+    return f"load the preset with {argument} float32"
 
 
 def encode_in_batches(
@@ -250,7 +255,7 @@ def encode_in_batches(
         if not np.isfinite(encoded).all():
             raise ValueError(
                 f"encoder must give finite features, got NaN or infinity in {dtype}; "
-                + advise_on_numbers(dtype).replace("dtype", "encoder_dtype")
+                + advise_on_numbers(dtype, "encoder_dtype")
             )
         features.update(zip(batch, encoded, strict=True))
         batch.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ class StoredMasks:
         """The masker's."""
         return self.masker.fingerprint
 
-    @property
+    @cached_property
     def archive(self) -> Archive:
         """Where the masks are kept."""
         return Archive(self.cache / "masks" / digest(self.masker.fingerprint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shutil
@@ -59,6 +60,10 @@ def test_steps_run_once_and_the_page_shows_them(small: tuple[object, ...], tmp_p
     second = reproduce(*small, tmp_path / "out", *STEPS)
     assert "finished: table2, fig3" in second and "to do" not in second
     assert read_results(tmp_path / "out") == before
+    (tmp_path / "out/fig3.csv").unlink()
+    third = reproduce(*small, tmp_path / "out", *STEPS)
+    assert "finished: table2\n" in third and "to do: fig3" in third
+    assert read_results(tmp_path / "out") == before
 
 
 def test_what_cannot_be_run_is_named(small: tuple[object, ...], tmp_path: Path) -> None:
@@ -68,6 +73,22 @@ def test_what_cannot_be_run_is_named(small: tuple[object, ...], tmp_path: Path) 
     assert "Skipped: " in (tmp_path / "out/README.md").read_text()
     line = reproduce(*small, tmp_path / "out", "--only", "table9", status=2)
     assert "--only must name steps of table2" in line
+
+
+def test_other_weights_ask_for_the_steps_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    reproduce = importlib.import_module("reproduce")
+    options = reproduce.Reproduce(preset="paper", weights_dir=tmp_path, output=tmp_path / "out")
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/table2.csv").write_text("row,paper,measured")
+    step = reproduce.STEPS[0]
+    finished = {step.name: reproduce.digest_step(step, options)}
+    assert reproduce.is_finished(step, options, finished)
+    (tmp_path / "paper/sam.safetensors").write_bytes(b"weights")
+    assert not reproduce.is_finished(step, options, finished)
 
 
 @pytest.mark.slow

@@ -36,12 +36,10 @@ class Axis:
     Attributes:
         index: the logits that a tile's pixels depend on, [T, K].
         weights: their weights in each pixel, [T, TILE, K].
-        inside: which pixels of a tile belong to the image, bool[T, TILE].
     """
 
     index: Tensor
     weights: Tensor
-    inside: Tensor
 
     @classmethod
     def create(cls, logits: int, side: int, seen: int, pixels: int, device: torch.device) -> Axis:
@@ -64,8 +62,7 @@ class Axis:
         last = logits - 1 - touched.flip(1).argmax(dim=1)
         reach = int((last - first).max()) + 1
         index = first.clamp(max=logits - reach)[:, None] + torch.arange(reach, device=device)
-        inside = torch.arange(tiles * TILE, device=device).unflatten(0, (tiles, TILE)) < pixels
-        return cls(index, weights.gather(2, index[:, None].expand(-1, TILE, -1)), inside)
+        return cls(index, weights.gather(2, index[:, None].expand(-1, TILE, -1)))
 
 
 @dataclass(frozen=True)
@@ -178,15 +175,15 @@ class Candidate:
         scores: tuple[float, float],
     ) -> Candidate:
         """Pack a mask, and measure its box and area."""
-        spans, counts = [], []
+        spans = []
         for axis, size in enumerate(shape):
             marked = np.repeat(full.any(1 - axis, keepdims=True).reshape(-1, 1), TILE, axis=1)
             np.logical_or.at(marked, tiles[:, axis], pixels.any(2 - axis))
             at = np.flatnonzero(marked.ravel()[:size])
             spans.append((int(at[0]), int(at[-1])) if len(at) else (0, 0))
-            counts.append(np.minimum(TILE, size - TILE * np.arange(full.shape[axis])))
         (y0, y1), (x0, x1) = spans
-        area = int(counts[0] @ full @ counts[1]) + int(pixels.sum())
+        rows, columns = map(_count_pixels, shape)
+        area = int(rows @ full @ columns) + int(pixels.sum())
         bits = np.packbits(pixels.reshape(-1, TILE * TILE), axis=1)
         return cls(full, tiles, bits, shape, (0, 0), (x0, y0, x1, y1), area, *scores)
 
@@ -230,7 +227,7 @@ def _sift(
     low, high = frame.bound(logits)
     full = low > threshold + OFFSET
     mixed = (~full & (high > threshold - OFFSET)).nonzero()
-    rows, columns = (axis.inside.sum(1) for axis in (frame.rows, frame.columns))
+    rows, columns = (torch.from_numpy(_count_pixels(n)).to(full.device) for n in frame.size)
     inner = (full * rows[:, None] * columns).sum((1, 2), dtype=torch.int32)
     outer, parts = inner.clone(), [full.new_zeros(0, TILE, TILE)]
     for tiles in mixed.split(MAX_TILES):
@@ -281,3 +278,8 @@ def drop_cut(
     boxes = torch.tensor([candidate.box for candidate in candidates])
     cut = is_box_near_crop_edge(boxes, crop, [0, 0, size[1], size[0]])
     return [each for each, is_cut in zip(candidates, cut.tolist(), strict=True) if not is_cut]
+
+
+def _count_pixels(size: int) -> Int64[np.ndarray, " T"]:
+    """Count the pixels of each tile along an axis; the last tile may reach past the image."""
+    return np.minimum(TILE, size - np.arange(0, size, TILE))

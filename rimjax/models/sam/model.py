@@ -79,7 +79,7 @@ class EmbeddedImage:
     def _check(self, numbers: Tensor) -> None:
         dtype = str(self.decoder.dtype).removeprefix("torch.")
         if not bool(numbers.isfinite().all()):
-            advice = advise_on_numbers(dtype).replace("dtype", "masker_dtype")
+            advice = advise_on_numbers(dtype, "masker_dtype")
             raise ValueError(f"SAM must give finite numbers, got NaN or infinity; {advice}")
 
 
