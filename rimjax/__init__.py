@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from rimjax.presets import load_preset as load_preset
     from rimjax.references.build import build_bank as build_bank
     from rimjax.references.build import load_bank as load_bank
+    from rimjax.results import Segment as Segment
+    from rimjax.results import Segmentation as Segmentation
     from rimjax.settings import ReferenceSettings as ReferenceSettings
     from rimjax.settings import SegmentSettings as SegmentSettings
     from rimjax.show import draw as draw
     from rimjax.types import Match as Match
     from rimjax.types import ReferenceBank as ReferenceBank
     from rimjax.types import Regions as Regions
-    from rimjax.types import Segmentation as Segmentation
     from rimjax.types import Whitening as Whitening
 
 _MODULES = {"draw": "show.draw", "evaluate": "evaluate", "match": "match"}
@@ -41,7 +42,8 @@ _NAMES = {
     "Match": "types",
     "ReferenceBank": "types",
     "Regions": "types",
-    "Segmentation": "types",
+    "Segment": "results",
+    "Segmentation": "results",
     "Whitening": "types",
 }
 
