@@ -189,10 +189,10 @@ class Models:
 
 
 def name_source(model: object) -> str:
-    """Return where a model's weights come from: a name of the preset's; "" for your own model.
+    """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
 
-    Models that say so have the attribute `source`; `rimjax.weights.sources.describe_source` gives
-    its licence.
+    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` tells its
+    licence.
     """
     return getattr(model, "source", "")
 
