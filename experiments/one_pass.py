@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Int32
 
 from rimjax.datasets import Item
 from rimjax.datasets.dataset import IGNORED, read_ahead
@@ -23,7 +23,7 @@ from rimjax.settings import SegmentSettings
 from rimjax.steps.assemble import paint
 from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
-REGIONS_AT_A_TIME = 50_000
+BLOCK = 50_000  # regions that are matched at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,8 @@ class Pass:
     """All images' regions.
 
     Attributes:
-        features: of the images' valid regions, one image after the other.
+        features: of the images' valid regions, one image after the other, in blocks: a single
+            array would be in memory twice while it is put together.
         images: the image that each region belongs to.
         owned: pixels of each true class under each region on top; row P + i counts the pixels of
             image i that lie under no region.
@@ -40,9 +41,9 @@ class Pass:
         background: whether regions may be named background.
     """
 
-    features: Float32[np.ndarray, "P D"]
+    features: tuple[Float32[np.ndarray, "_ D"], ...]
     images: Int[np.ndarray, " P"]
-    owned: Int[np.ndarray, "rows C"]
+    owned: Int32[np.ndarray, "rows C"]
     truth: Int[np.ndarray, "n C"]
     names: tuple[str, ...]
     background: bool
@@ -57,12 +58,12 @@ class Pass:
             settings: how to match; regions are painted by area.
         """
         allowed = np.arange(len(bank.names)) >= (0 if self.background else 1)
-        labels = [np.zeros(0, np.int32)]
-        for start in range(0, len(self.features), REGIONS_AT_A_TIME):
-            rows = self.features[start : start + REGIONS_AT_A_TIME]
+        labels, start = [np.zeros(0, np.int32)], 0
+        for rows in self.features:
             result = match(rows, bank, allowed=allowed, **settings.as_keywords(start))
             labels.append(np.asarray(result.labels))
-        count, classes = len(self.owned) - len(self.features), len(self.names)
+            start += len(rows)
+        count, classes = len(self.truth), len(self.names)
         # Pixels under no region, the last rows, are background.
         named = np.concatenate([*labels, np.zeros(count, np.int32)]).clip(0)
         images = np.concatenate([self.images, np.arange(count)])
@@ -106,7 +107,7 @@ def collect(
         ValueError: an image can't be used.
     """
     names = (BACKGROUND, *classes)
-    features, images, owned, free, truths = [], [], [], [], []
+    blocks, features, images, owned, free, truths = [], [], [], [], [], []
     for number, (item, reading) in enumerate(read_ahead(items, Item.read)):
         try:
             image, truth = reading.result()
@@ -122,19 +123,22 @@ def collect(
             counts &= truth != 0
         pairs = owner[counts].astype(np.int64) * len(names) + truth[counts]
         table = np.bincount(pairs, minlength=(len(masks) + 1) * len(names))
-        table = table.reshape(-1, len(names))
-        features.append(np.asarray(regions.features)[: len(valid)][valid])
+        table = table.reshape(-1, len(names)).astype(np.int32)
+        features.append(np.asarray(regions.features, np.float32)[: len(valid)][valid])
+        if sum(map(len, features)) >= BLOCK:
+            rows = np.concatenate(features)
+            blocks.append(rows[:BLOCK])
+            features = [rows[BLOCK:]]
         images.append(np.full(len(masks), number))
         owned.append(table[1:])
         free.append(table[:1])
         truths.append(table.sum(0))
-    if not features:
+    if not truths:
         raise ValueError("dataset must hold at least one image, got none")
-    rows = np.concatenate([*owned, *free])
     return Pass(
-        np.concatenate(features).astype(np.float32),
+        (*blocks, np.concatenate(features)),
         np.concatenate(images),
-        rows,
+        np.concatenate([*owned, *free]),
         np.stack(truths),
         names,
         background,

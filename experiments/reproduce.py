@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from harness import RESULTS, Experiment
+from harness import Experiment
 from page import write_page
 from scripts import STEPS, Step
 
@@ -35,13 +35,14 @@ from rimjax.commands.console import keep_compilations, name_flag, progress, shor
 from rimjax.commands.main import CONFIG
 from rimjax.commands.options import (
     CACHE_DEFAULT,
+    DTYPE_DEFAULT,
     NO_DEFAULT,
     WEIGHTS_DEFAULT,
     Flag,
     default,
 )
 from rimjax.files import STEP_VERSIONS, digest, package_versions, sha256, write_json
-from rimjax.presets import locate_weights
+from rimjax.presets import Precision, locate_weights
 from rimjax.references.build import build_references
 from rimjax.references.one_class import references_key
 from rimjax.references.store import locate_references
@@ -63,6 +64,8 @@ class Reproduce:
         only: Only these steps.
         limit: Number of images of each data set, for a try.
         images: K, images drawn of each class, for a try.
+        dtype: Numbers that the generator computes in, as of `rimjax evaluate`.
+        encoder_dtype: Numbers that the encoder computes in.
         cache_dir: Folder that keeps banks and regions.
         weights_dir: Folder that holds the paper preset's weights.
         output: Folder for tables, pictures and the page.
@@ -75,6 +78,8 @@ class Reproduce:
     only: Annotated[tuple[str, ...], default("all")] = ()
     limit: Annotated[int | None, default("all")] = None
     images: Annotated[int | None, default("the preset's")] = None
+    dtype: Annotated[Precision | None, DTYPE_DEFAULT] = None
+    encoder_dtype: Precision = "float32"
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     output: Annotated[Path | None, default("experiments/results/PRESET")] = None
@@ -84,8 +89,7 @@ class Reproduce:
     @property
     def folder(self) -> Path:
         """Folder of the results."""
-        suffix = "" if self.limit is None and self.images is None else "-part"
-        return self.output or RESULTS / (self.preset + suffix)
+        return self.output or self.open_experiment(None).folder
 
     @property
     def steps(self) -> list[Step]:
@@ -103,9 +107,11 @@ class Reproduce:
             data=self.data,
             limit=self.limit,
             images=self.images,
+            dtype=self.dtype,
+            encoder_dtype=self.encoder_dtype,
             cache_dir=self.cache_dir,
             weights_dir=self.weights_dir,
-            out=self.folder,
+            out=self.output,
         )
 
     def name_datasets(self, step: Step) -> tuple[str, ...]:
@@ -176,6 +182,7 @@ def is_finished(step: Step, options: Reproduce, finished: Mapping[str, str]) -> 
 def digest_step(step: Step, options: Reproduce) -> str:
     """Digest what a step's results depend on; of the data sets only where they are."""
     chosen = [options.preset, options.limit, options.images, str(options.data)]
+    chosen += [options.dtype, options.encoder_dtype]
     scripts = {path.name: sha256(path) for path in sorted(FOLDER.glob("*.py"))}
     for name in ("reproduce.py", "page.py"):
         del scripts[name]
@@ -199,7 +206,9 @@ def read_finished(options: Reproduce) -> dict[str, str]:
 def run_step(step: Step, options: Reproduce) -> bool:
     """Run a step's script; return whether it succeeded."""
     words: list[object] = ["--preset", options.preset, "--out", options.folder]
+    words += ["--encoder-dtype", options.encoder_dtype]
     given = {
+        "--dtype": options.dtype,
         "--data": options.data,
         "--limit": options.limit,
         "--images": options.images,

@@ -178,17 +178,17 @@ def pack_proposals(proposals: Proposals, size: tuple[int, int]) -> Record:
 
 
 def unpack_proposals(record: Record, size: tuple[int, int]) -> Proposals:
-    """Unpack proposals of an image of a size."""
+    """Unpack proposals of an image of a size; masks lie in memory column by column."""
     from pycocotools import mask as coco
 
     ends = np.cumsum(record["lengths"])
-    runs = [
-        record["runs"][end - length : end].tobytes()
+    runs: list[Any] = [
+        {"size": size, "counts": record["runs"][end - length : end].tobytes()}
         for end, length in zip(ends, record["lengths"], strict=True)
     ]
-    masks: Bool[np.ndarray, "M H W"] = np.zeros((len(runs), *size), bool)
-    for mask, counts in zip(masks, runs, strict=True):
-        mask[:] = coco.decode({"size": list(size), "counts": counts})
+    masks: Bool[np.ndarray, "M H W"] = np.zeros((0, *size), bool)
+    if runs:
+        masks = np.moveaxis(coco.decode(runs), 2, 0).view(bool)
     scores, stability = (
         None if np.isnan(record[name]).any() else record[name] for name in ("scores", "stability")
     )

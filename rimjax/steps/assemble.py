@@ -64,19 +64,19 @@ def find_owners(
     if priorities.shape != included.shape or np.isnan(priorities).any():
         actual = f"{list(priorities.shape)} with {np.isnan(priorities).sum()} NaN"
         raise ValueError(f"priorities must have shape [P={len(masks)}] without NaN, got {actual}")
-    owners = np.full(shape, -1, np.int32)
-    areas = masks.sum(axis=(1, 2))
+    areas = [np.count_nonzero(mask) for mask in masks]
+    owners = np.full_like(masks[0] if len(masks) else np.empty(shape), -1, np.int32)
     for region in np.lexsort((areas, -priorities))[::-1]:
         if included[region]:
-            owners[masks[region]] = region
-    return owners
+            np.copyto(owners, np.int32(region), where=masks[region])
+    return np.ascontiguousarray(owners)  # masks from run lengths lie column by column
 
 
 def name_owners(
     owners: Int32[np.ndarray, "H W"], labels: Integer[np.ndarray, " P"]
 ) -> Int32[np.ndarray, "H W"]:
     """Return the class of each pixel by the region on top; background, 0, under no region."""
-    return np.append(labels, 0).astype(np.int32)[owners]  # -1 is the last
+    return np.append(labels, 0).astype(np.int32).take(owners, mode="wrap")  # -1 is the last
 
 
 def vote(masks: ArrayLike, scores: ArrayLike, shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:

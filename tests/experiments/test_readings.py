@@ -51,8 +51,13 @@ def read(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("background", [True, False])
 def test_one_pass_counts_as_the_loop_does(
-    readings: ModuleType, cache: Path, tmp_path: Path, background: bool
+    readings: ModuleType,
+    cache: Path,
+    tmp_path: Path,
+    background: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(importlib.import_module("one_pass"), "BLOCK", 4)  # several blocks
     experiment = readings.Readings(limit=3, images=3, cache_dir=cache, out=tmp_path)
     experiment.__dict__["dataset"] = replace(experiment.dataset, background=background)
     models = experiment.load_models()
