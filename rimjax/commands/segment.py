@@ -32,12 +32,13 @@ from rimjax.commands.options import (
 )
 from rimjax.commands.segment_files import Outputs, list_pictures, read_record
 from rimjax.datasets.dataset import read_ahead
+from rimjax.datasets.names import parse_names
 from rimjax.files import digest, fingerprint, sha256, write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, segment
 from rimjax.references import store
-from rimjax.references.build import build_bank, load_bank, parse_names
+from rimjax.references.build import build_bank, load_bank
 from rimjax.results import Segmentation
 from rimjax.settings import name_configuration
 from rimjax.show.draw import OPACITY
@@ -60,8 +61,8 @@ class Segment:
     Attributes:
         files: Image files, folders, or patterns such as "photos/*.jpg".
         classes: Class names, comma-separated. Leave them out with --bank.
-        bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank. It
-            keeps its configuration unless --configuration is given.
+        bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
+            building a bank. It keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix) for all files.
         format: What to write, comma-separated. Of each image: overlay (NAME_segmented.png), labels
             (NAME_labels.png, a palette PNG of class indices), ids (NAME_ids.png, a number for each

@@ -36,6 +36,7 @@ __all__ = [
     "cached_property",
     "check_image",
     "encode_in_batches",
+    "name_source",
 ]
 
 
@@ -185,6 +186,15 @@ class Models:
     def features(self) -> str:
         """Digest of what pooled features depend on; only features with the same are compared."""
         return self.encoder.fingerprint + ("" if self.antialias else "-bilinear")
+
+
+def name_source(model: object) -> str:
+    """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
+
+    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` tells its
+    licence.
+    """
+    return getattr(model, "source", "")
 
 
 def check_image(image: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
 from rimjax.images import ImageSource, read_image
-from rimjax.references.store import ClassReferences
+from rimjax.references.contents import ClassReferences
 from rimjax.results import Segmentation
 
 GAP, LEAST_SIDE = 4, 384

@@ -52,7 +52,7 @@ def test_every_format_says_the_same(folder: Path) -> None:
     assert {image["file_name"] for image in coco.loadImgs(coco.getImgIds())} == {
         *("a.png", "b.png", "c.png")
     }
-    info = coco.dataset["info"]
+    info = json.loads(Path("out/annotations.json").read_text())["info"]
     assert info["preset"] == fake_models().name and info["settings"]["segmentation"]
     for image in coco.loadImgs(coco.getImgIds()):
         name, expected = image["file_name"][0], read_truth(image["file_name"][0])
