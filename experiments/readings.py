@@ -36,7 +36,7 @@ from rimjax.commands.options import Flag
 from rimjax.evaluation.metrics import bootstrap_means
 from rimjax.match import match
 from rimjax.references.build import assemble_bank
-from rimjax.references.store import ClassReferences
+from rimjax.references.contents import ClassReferences
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import ReferenceBank
 

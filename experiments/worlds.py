@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rimjax.references.store import ClassReferences
+from rimjax.references.contents import ClassReferences
 
 DIM = 768  # of ViT-B
 IMAGES = 32  # drawn of each class

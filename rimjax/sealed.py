@@ -19,11 +19,16 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: digest(content)}
 
 
-def unseal(text: str | bytes) -> dict[str, Any]:
+def unseal(text: str | bytes, types: Mapping[str, type] | None = None) -> dict[str, Any]:
     """Return sealed JSON content without its digest.
 
+    Args:
+        text: the JSON.
+        types: entries that it must have, with their types.
+
     Raises:
-        ValueError: it isn't JSON, carries no digest, or differs from its digest.
+        ValueError: it isn't JSON, carries no digest, or differs from its digest; or an entry is
+            missing or has another type.
     """
     content = parse_json(text)
     if not isinstance(content, dict):
@@ -33,7 +38,17 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     expected = content.pop(SEAL)
     if digest(content) != expected:
         raise ValueError("its content differs from its own digest")
+    check_types(content, types or {})
     return content
+
+
+def check_types(content: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """Raise ValueError for an entry that is missing or has another type."""
+    for name, kind in types.items():
+        if name not in content:
+            raise ValueError(f"{name!r} isn't recorded")
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name!r} isn't a {kind.__name__}")
 
 
 def read_sealed(path: Path, types: Mapping[str, type] | None = None) -> dict[str, Any]:
@@ -45,12 +60,6 @@ def read_sealed(path: Path, types: Mapping[str, type] | None = None) -> dict[str
 
     Raises:
         OSError: it can't be read.
-        ValueError: as `unseal`; also where it isn't UTF-8 or an entry has another type.
+        ValueError: as `unseal`; also where it isn't UTF-8.
     """
-    content = unseal(path.read_text(encoding="utf-8"))
-    for name, kind in (types or {}).items():
-        if name not in content:
-            raise ValueError(f"{name!r} isn't recorded")
-        if not isinstance(content[name], kind):
-            raise ValueError(f"{name!r} isn't a {kind.__name__}")
-    return content
+    return unseal(path.read_text(encoding="utf-8"), types)

@@ -1,4 +1,4 @@
-"""`rimjax bank build | show | add`."""
+"""`rimjax bank build | show | add | pack`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from rimjax.commands.console import (
     show_class_progress,
     write_picture,
 )
-from rimjax.commands.options import CACHE_DEFAULT, NO_DEFAULT, Flag, ModelOptions, StageOptions
-from rimjax.datasets.names import clean_name
+from rimjax.commands.options import (
+    CACHE_DEFAULT,
+    NO_DEFAULT,
+    Flag,
+    ModelOptions,
+    StageOptions,
+    default,
+)
+from rimjax.datasets.names import clean_name, parse_names
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
-from rimjax.references.build import build_references, load_bank, parse_names
+from rimjax.references.build import build_references, load_bank
+from rimjax.references.packed import PackedBank
 from rimjax.settings import check_seed
 from rimjax.show import draw
 
@@ -69,29 +77,36 @@ class BankBuild:
 class BankShow:
     """List a bank's classes and draw a contact sheet of their references.
 
-    The sheet shows each image, its attention map, its prompt points and its mask.
+    The sheet shows each image, its attention map, its prompt points and its mask. A packed bank has
+    no pictures: its settings and licences are listed instead.
 
     Example: rimjax bank show ~/.cache/rimjax/banks/0123456789ab.json --output sheet.png
 
+    Example: rimjax bank show clothes.safetensors
+
     Attributes:
-        bank: The manifest's path.
+        bank: The manifest's path, or a packed bank.
         output: The contact sheet's file.
         overwrite: Replace a file that rimjax didn't write; its own are always replaced.
     """
 
     bank: tyro.conf.Positional[Path]
-    output: Path = Path("bank.png")
+    output: Annotated[Path | None, default("bank.png; none of a packed bank")] = None
     overwrite: Flag = False
 
     def run(self) -> None:
-        check_outputs(self.output, overwrite=self.overwrite)
         manifest = store.read_manifest(self.bank)
+        if isinstance(manifest, PackedBank) and self.output is None:
+            _describe_packed(manifest)
+            return
+        output = self.output or Path("bank.png")
+        check_outputs(output, overwrite=self.overwrite)
         references = store.read_all_references(manifest, pictures=True)
         sheets = [draw.contact_sheet(group) for group in references]
-        write_picture(self.output, draw.grid(sheets, 1))
+        write_picture(output, draw.grid(sheets, 1))
         for group in references:
             print(draw.describe_references(group))
-        print(f"preset {manifest.preset}, encoder {manifest.encoder}; drawn to {self.output}")
+        print(f"preset {manifest.preset}, encoder {manifest.encoder}; drawn to {output}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +131,11 @@ class BankAdd:
     def run(self) -> None:
         names, photos = _parse_classes(self.classes, self.photos)
         manifest = store.read_manifest(self.bank)
+        if isinstance(manifest, PackedBank):
+            raise ValueError(
+                f"{manifest.path}: a packed bank can't be extended; extend the bank that it was "
+                "packed from, and pack the new one"
+            )
         models = self.models.load_stages(manifest.preset.removesuffix(RANDOM_WEIGHTS))
         check_encoder(load_bank(manifest), models)
         keep_compilations(manifest.cache)
@@ -129,6 +149,45 @@ class BankAdd:
             extend=manifest,
         )
         print(extended.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankPack:
+    """Pack a bank's features into one file, to use it elsewhere or to share it.
+
+    The file stands wherever a bank's manifest does, and gives the same results to the last bit. It
+    holds no pictures; it names the models that made the features, and their licences.
+
+    Example: rimjax bank pack ~/.cache/rimjax/banks/0123456789ab.json clothes.safetensors
+
+    Example: rimjax segment photo.png --bank clothes.safetensors
+
+    Attributes:
+        bank: The manifest's path.
+        output: The packed bank, NAME.safetensors.
+        overwrite: Replace a file that rimjax didn't write; packed banks are always replaced.
+    """
+
+    bank: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Path]
+    overwrite: Flag = False
+
+    def run(self) -> None:
+        check_outputs(self.output, overwrite=self.overwrite)
+        _describe_packed(store.pack_bank(store.read_manifest(self.bank), self.output))
+
+
+def _describe_packed(bank: PackedBank) -> None:
+    """Print a packed bank's classes, settings, origin and licences."""
+    for group in bank.references:
+        print(draw.describe_references(group))
+    print(f"preset {bank.preset}, encoder {bank.encoder}, references {bank.digest}")
+    print("settings:", ", ".join(f"{name} {value}" for name, value in bank.settings.items()))
+    print("versions:", ", ".join(f"{name} {value}" for name, value in bank.versions.items()))
+    for line in bank.licences:
+        print(f"licence: {line}")
+    size = bank.path.stat().st_size
+    print(f"{bank.path}: a packed bank of {size / 1e6:.1f} MB; it holds no pictures to draw")
 
 
 def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -148,12 +207,13 @@ def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict
 
 @dataclass(frozen=True)
 class Bank:
-    """Build, show or extend a reference bank."""
+    """Build, show, extend or pack a reference bank."""
 
     command: Annotated[
         Annotated[BankBuild, tyro.conf.subcommand("build")]
         | Annotated[BankShow, tyro.conf.subcommand("show")]
-        | Annotated[BankAdd, tyro.conf.subcommand("add")],
+        | Annotated[BankAdd, tyro.conf.subcommand("add")]
+        | Annotated[BankPack, tyro.conf.subcommand("pack")],
         tyro.conf.arg(name=""),
     ]
 

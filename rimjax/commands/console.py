@@ -23,6 +23,7 @@ from rimjax.files import (
     parse_json,
 )
 from rimjax.models.protocols import Models
+from rimjax.references.packed import SUFFIX, is_packed
 from rimjax.sealed import SEAL
 from rimjax.settings import name_configuration
 
@@ -183,8 +184,10 @@ def _is_sealed(path: Path) -> bool:
 
 
 def _is_result(path: Path) -> bool:
-    """Return whether rimjax wrote a PNG, by its mark, or a JSON, by the versions in it."""
+    """Return whether rimjax wrote a PNG, by its mark, a JSON, by its versions, or a packed bank."""
     try:
+        if path.suffix == SUFFIX:
+            return is_packed(path)
         if path.suffix.lower() == ".png":
             with Image.open(path) as picture:
                 return picture.info.get("Software") == _SOFTWARE

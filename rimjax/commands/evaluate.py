@@ -115,9 +115,9 @@ class Evaluate:
             evaluate merge` combines the shards.
         save_labels: Write each label map to OUTPUT/labels/ID.png.
         limit: Number of images to evaluate, from the first on.
-        bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank; its
-            classes must be the data set's. It keeps its configuration unless --configuration is
-            given.
+        bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
+            building a bank; its classes must be the data set's. It keeps its configuration unless
+            --configuration is given.
         similarity: Rankings alone (relation, Eq. 9), plain cosine, their product (combined), or
             cosine plus a share of relation (weighted).
         candidates: Classes that may win: all (Eq. 9), or the region's agents.

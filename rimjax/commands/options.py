@@ -15,7 +15,7 @@ from rimjax.models.protocols import Models, Pixels
 from rimjax.models.sam import SamPrecision
 from rimjax.presets import Precision, Scheduler, load_preset
 from rimjax.references.build import read_settings
-from rimjax.references.store import Manifest
+from rimjax.references.contents import Manifest
 from rimjax.settings import CONFIGURATIONS
 
 

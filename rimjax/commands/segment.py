@@ -33,12 +33,13 @@ from rimjax.commands.options import (
     default,
     report_stage,
 )
+from rimjax.datasets.names import parse_names
 from rimjax.files import write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, segment
 from rimjax.references import store
-from rimjax.references.build import build_bank, load_bank, parse_names
+from rimjax.references.build import build_bank, load_bank
 from rimjax.settings import name_configuration
 from rimjax.show import draw
 from rimjax.types import ReferenceBank, Segmentation
@@ -56,8 +57,8 @@ class Segment:
     Attributes:
         files: Image files.
         classes: Class names, comma-separated. Leave them out with --bank.
-        bank: A bank's manifest, as `rimjax bank build` prints it, instead of building a bank. It
-            keeps its configuration unless --configuration is given.
+        bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
+            building a bank. It keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes
             beside it.
         json: File for regions, scores and timings; it grows with the images.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from rimjax.types import BACKGROUND
@@ -43,6 +43,31 @@ def clean_keys(argument: str, values: Mapping[str, T]) -> dict[str, T]:
             )
         cleaned[clean] = value
     return cleaned
+
+
+def parse_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Clean class names and check them.
+
+    Raises:
+        ValueError: no name, a blank name, a duplicate (ignoring case), a word for pixels without a
+            label, or the background, which every bank has anyway.
+    """
+    clean = tuple(clean_name(name) for name in names)
+    if not clean:
+        raise ValueError('classes must hold at least one class name, e.g. "sneaker,bag", got none')
+    if not all(clean):
+        raise ValueError(f"classes must not hold a blank name, got {list(clean)}")
+    lowered = [name.lower() for name in clean]
+    if repeated := sorted({name for name in lowered if lowered.count(name) > 1}):
+        raise ValueError(f"classes must differ, got more than once: {', '.join(repeated)}")
+    if spelled := [name for name in clean if is_background(name)]:
+        raise ValueError(f"classes must not hold {spelled[0]!r}: every bank has it; leave it out")
+    if unlabelled := [name for name in clean if is_no_class(name)]:
+        raise ValueError(
+            f"classes must not hold {unlabelled[0]!r}, which marks pixels without a label; "
+            "leave it out"
+        )
+    return clean
 
 
 def is_background(name: str) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "cached_property",
     "check_image",
     "encode_in_batches",
+    "name_source",
 ]
 
 
@@ -185,6 +186,15 @@ class Models:
     def features(self) -> str:
         """Digest of what pooled features depend on; only features with the same are compared."""
         return self.encoder.fingerprint + ("" if self.antialias else "-bilinear")
+
+
+def name_source(model: object) -> str:
+    """Return where a model's weights come from: a name of the preset's; "" for your own model.
+
+    Models that say so have the attribute `source`; `rimjax.weights.sources.describe_source` gives
+    its licence.
+    """
+    return getattr(model, "source", "")
 
 
 def check_image(image: np.ndarray) -> None:

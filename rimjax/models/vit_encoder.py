@@ -72,6 +72,7 @@ class ViTEncoder(CopiedByFields):
         batch_size: images encoded at once, fewer where memory runs out; the last batch is padded.
         resize: "square" resizes every image to SxS pixels, whatever its shape; "aspect" to about as
             many pixels in its own shape, see `choose_grid`.
+        source: name of the weights; see `name_source`.
 
     Raises:
         ValueError: S isn't a multiple of the patch size, batch_size < 1, or another `resize`.
@@ -84,6 +85,7 @@ class ViTEncoder(CopiedByFields):
     std: tuple[float, float, float] = IMAGENET_STD
     batch_size: int = 8
     resize: Literal["square", "aspect"] = "square"
+    source: str = ""
 
     def __post_init__(self) -> None:
         check_choices(self)

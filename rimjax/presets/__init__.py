@@ -23,11 +23,12 @@ from rimjax.presets.stages import (
     load_sam,
 )
 from rimjax.settings import CONFIGURATIONS
+from rimjax.weights.sources import RANDOM
 
 if TYPE_CHECKING:
     from rimjax.models.image_text import ImageTextMatcher
 
-RANDOM_WEIGHTS = " (random weights)"
+RANDOM_WEIGHTS = f" ({RANDOM})"
 """Follows the preset's name in results and banks of a self-test."""
 
 Scheduler = Literal["dpmsolver++", "ddim", "pndm"]
@@ -179,17 +180,23 @@ def load_preset(
         import jax
 
         dtype = "bfloat16" if name == "paper" and jax.default_backend() != "cpu" else "float32"
-    choices = {stage: choice for stage, (_, choice) in _choose(name, *names.values()).items()}
+    chosen = _choose(name, *names.values())
+    choices = {stage: choice for stage, (_, choice) in chosen.items()}
+    origins = {stage: RANDOM if random_weights else entry for stage, (entry, _) in chosen.items()}
     paths = {file.stage: None if random_weights else Path(file.path) for file in files}
     if steps is None:
         steps = PNDM_STEPS if scheduler == "pndm" else preset.diffusion.steps
     scheduler = scheduler or preset.diffusion.scheduler
     diffusion = replace(preset.diffusion, dtype=dtype, steps=steps, scheduler=scheduler)
-    deferred = DeferredGenerator(find_diffusion_weights(paths["generator"]), diffusion)
+    deferred = DeferredGenerator(
+        find_diffusion_weights(paths["generator"]), diffusion, origins["generator"]
+    )
     choice = choices["encoder"]
     if input_size is not None:
         choice = replace(choice, input_size=input_size)
-    features = load_encoder(paths.get("encoder"), choice, encoder_dtype, deferred)
+    features = load_encoder(
+        paths.get("encoder"), choice, encoder_dtype, deferred, origins["encoder"]
+    )
     sam, proposals = load_sam(
         paths["masker"], choices["masker"], preset.proposals, masker_dtype, compile_masker
     )
@@ -200,7 +207,7 @@ def load_preset(
     return Models(
         name=name + RANDOM_WEIGHTS if random_weights else name,
         generator=deferred,
-        masker=SamMasker(sam),
+        masker=SamMasker(sam, source=origins["masker"]),
         proposer=regions,
         encoder=features,
         references=CONFIGURATIONS[configuration].adjust(preset.references),

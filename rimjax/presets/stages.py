@@ -65,8 +65,9 @@ def load_encoder(
     choice: EncoderChoice | UNetChoice,
     dtype: Precision,
     generator: DeferredGenerator,
+    source: str,
 ) -> Encoder:
-    """Load an encoder, of random weights if there is no path.
+    """Load an encoder, of random weights if there is no path; `source` names its weights.
 
     The generator's UNet as an encoder has the encoder's dtype, whatever it draws in.
     """
@@ -90,7 +91,7 @@ def load_encoder(
         expected = config if choice.vit is None else ViTConfig(**choice.vit)
         _check_architecture(path, config, expected)
     config = replace(config, dtype=dtype)
-    return ViTEncoder(params, config, choice.input_size, choice.mean, choice.std)
+    return ViTEncoder(params, config, choice.input_size, choice.mean, choice.std, source=source)
 
 
 def _check_architecture(path: Path, config: Any, expected: Any) -> None:

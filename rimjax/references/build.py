@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from rimjax.datasets.names import clean_keys, clean_name, is_background, is_no_class
+from rimjax.datasets.names import clean_keys, parse_names
 from rimjax.files import WriteError, check_writable
 from rimjax.images import ImageSource, Photograph, read_photograph
 from rimjax.models.protocols import Models
 from rimjax.references import store
 from rimjax.references.arguments import check_call
+from rimjax.references.contents import ClassReferences, Manifest
 from rimjax.references.one_class import (
     Point,
     cut_photographs,
@@ -22,7 +23,6 @@ from rimjax.references.one_class import (
     drawing_key,
     references_key,
 )
-from rimjax.references.store import ClassReferences, Manifest
 from rimjax.references.stored_masks import StoredMasks
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.cluster import cluster_prototypes
@@ -30,31 +30,6 @@ from rimjax.steps.whiten import fit_whitening
 from rimjax.types import BACKGROUND, ReferenceBank
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
-
-
-def parse_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Clean class names and check them.
-
-    Raises:
-        ValueError: no name, a blank name, a duplicate (ignoring case), a word for pixels without a
-            label, or the background, which every bank has anyway.
-    """
-    clean = tuple(clean_name(name) for name in names)
-    if not clean:
-        raise ValueError('classes must hold at least one class name, e.g. "sneaker,bag", got none')
-    if not all(clean):
-        raise ValueError(f"classes must not hold a blank name, got {list(clean)}")
-    lowered = [name.lower() for name in clean]
-    if repeated := sorted({name for name in lowered if lowered.count(name) > 1}):
-        raise ValueError(f"classes must differ, got more than once: {', '.join(repeated)}")
-    if spelled := [name for name in clean if is_background(name)]:
-        raise ValueError(f"classes must not hold {spelled[0]!r}: every bank has it; leave it out")
-    if unlabelled := [name for name in clean if is_no_class(name)]:
-        raise ValueError(
-            f"classes must not hold {unlabelled[0]!r}, which marks pixels without a label; "
-            "leave it out"
-        )
-    return clean
 
 
 def assemble_bank(
@@ -199,7 +174,8 @@ def load_bank(
     """Load a stored bank.
 
     Args:
-        manifest: the manifest, or its path as printed by `rimjax bank build`.
+        manifest: the manifest, or its path as `rimjax bank build` prints it, or a packed bank's
+            path.
         settings: as of `assemble_bank`; default: the settings that the bank was built with.
 
     Raises:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rimjax.files import digest, step_versions
 from rimjax.images import Photograph
-from rimjax.models.protocols import Generated, Masker, Models
-from rimjax.references.store import ClassReferences
+from rimjax.models.protocols import Generated, Masker, Models, name_source
+from rimjax.references.contents import ClassReferences
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.localise import cut_foreground
 from rimjax.steps.pool import average_features, resize_masks
@@ -64,8 +64,12 @@ def draw_references(
         points,
         models,
     )
-    fallbacks = sum(foreground.is_fallback for foreground in foregrounds)
-    return replace(references, fallbacks=fallbacks, drawing=drawing_key(name, models, settings))
+    return replace(
+        references,
+        fallbacks=sum(foreground.is_fallback for foreground in foregrounds),
+        drawing=drawing_key(name, models, settings),
+        sources={"generator": name_source(models.generator), **references.sources},
+    )
 
 
 def cut_photographs(
@@ -203,4 +207,5 @@ def _pool_prototypes(
         foreground=foreground,
         background=background,
         whole=whole,
+        sources={stage: name_source(getattr(models, stage)) for stage in ("masker", "encoder")},
     )

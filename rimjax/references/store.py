@@ -4,6 +4,8 @@
                                           ..., references.json (sha256 of each file)
     <cache>/banks/<digest>.json           class names, their folders, settings, versions
 
+Or the features alone in one file, wherever it lies; see `rimjax.references.packed`.
+
 Folders never change once they are there. A killed run leaves whole folders or none. Both JSON files
 carry a digest of their own. Nothing is read that isn't recorded or lies behind a symbolic link.
 """
@@ -14,12 +16,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
@@ -34,68 +34,17 @@ from rimjax.files import (
     sha256,
 )
 from rimjax.models.protocols import Generated
+from rimjax.references.contents import FEATURES, ClassReferences, Manifest
+from rimjax.references.packed import SUFFIX, PackedBank, read_packed, write_packed
 from rimjax.references.recorded import find_inside, name_picture, read_pictures, read_recorded
 from rimjax.sealed import read_sealed, seal
 
-ARRAYS = ("foreground", "background", "whole", "attention", "points")
+ARRAYS = (*FEATURES, "attention", "points")
 _ARRAY_FILE, _RECORD_FILE = "prototypes.safetensors", "references.json"
 _RECORD_TYPES = {"name": str, "fallbacks": int, "drawing": str, "files": dict}
-_MANIFEST_TYPES = dict(names=list, folders=list, settings=dict, preset=str, encoder=str)
-
-
-@dataclass(frozen=True, eq=False)
-class ClassReferences:
-    """A class's images and their prototypes.
-
-    Attributes:
-        name: class name.
-        images: RGB images, or None where only the arrays were read.
-        masks: foreground masks, or None likewise.
-        attention: averaged cross-attention in 0..1 (zeros for photographs).
-        points: prompt points (x, y) in pixels; NaN where fewer were sampled.
-        fallbacks: number of masks that come from the attention map alone.
-        foreground: features pooled under the mask (Eq. 4); NaN where it covers nothing.
-        background: features pooled under the mask's complement; NaN likewise.
-        whole: features pooled over the whole image (Table 2, row 2).
-        drawing: digest of what images and attention depend on; "" for photographs.
-    """
-
-    name: str
-    images: UInt8[np.ndarray, "K H W 3"] | None
-    masks: Bool[np.ndarray, "K H W"] | None
-    attention: Float32[np.ndarray, "K h w"]
-    points: Float32[np.ndarray, "K n 2"]
-    fallbacks: int
-    foreground: Float32[np.ndarray, "K D"]
-    background: Float32[np.ndarray, "K D"]
-    whole: Float32[np.ndarray, "K D"]
-    drawing: str = ""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A bank's table of contents.
-
-    Attributes:
-        names: classes in order, without the background.
-        folders: folder name of each class's references.
-        settings: fields of `ReferenceSettings`.
-        preset: name of the preset that the models come from.
-        encoder: `Models.features` of the models that computed the features.
-        path: the manifest's file.
-    """
-
-    names: tuple[str, ...]
-    folders: tuple[str, ...]
-    settings: dict[str, Any]
-    preset: str
-    encoder: str
-    path: Path
-
-    @property
-    def cache(self) -> Path:
-        """The cache folder that holds this bank."""
-        return self.path.parent.parent
+_MANIFEST_TYPES = {
+    **dict(names=list, folders=list, settings=dict, preset=str, encoder=str, versions=dict),
+}
 
 
 def locate_cache(cache_dir: str | Path | None) -> Path:
@@ -135,6 +84,7 @@ def write_references(path: Path, references: ClassReferences) -> bool:
                 "name": references.name,
                 "fallbacks": references.fallbacks,
                 "drawing": references.drawing,
+                "sources": dict(references.sources),
                 "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
             }
             text = json.dumps(seal(record), indent=1)
@@ -174,6 +124,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
             masks=masks,
             fallbacks=record["fallbacks"],
             drawing=record["drawing"],
+            sources={stage: str(name) for stage, name in dict(record.get("sources", {})).items()},
             **{name: arrays[name] for name in ARRAYS},
         )
     except KeyError as error:
@@ -217,24 +168,27 @@ def write_manifest(
         "encoder": encoder,
     }
     path = cache / "banks" / f"{digest(contents)[:12]}.json"
+    versions = package_versions()
     with atomic_file(path) as temporary:
-        text = json.dumps(seal({**contents, "versions": package_versions()}), indent=1)
+        text = json.dumps(seal({**contents, "versions": versions}), indent=1)
         temporary.write_text(text, encoding="utf-8")
-    return Manifest(tuple(names), tuple(folders), settings, preset, encoder, path)
+    return Manifest(tuple(names), tuple(folders), settings, preset, encoder, versions, path)
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read a bank's manifest.
+    """Read a bank's manifest, or all of a packed bank (a `PackedBank`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it isn't a manifest, or it names a file outside its bank.
+        ValueError: it isn't a bank, or is damaged, or names a file outside its bank.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such bank; `rimjax bank build` prints the path of a bank"
         )
+    if path.suffix == SUFFIX:
+        return read_packed(path)
     remedy = "build the bank again"
     try:
         fields = read_sealed(path, _MANIFEST_TYPES)
@@ -249,15 +203,31 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     for folder in folders:
         check_plain_name(folder, path)
-    return Manifest(names, folders, fields["settings"], fields["preset"], fields["encoder"], path)
+    return Manifest(
+        names,
+        folders,
+        fields["settings"],
+        fields["preset"],
+        fields["encoder"],
+        fields["versions"],
+        path,
+    )
 
 
 def read_all_references(manifest: Manifest, pictures: bool = False) -> list[ClassReferences]:
     """Read the references of a bank in its class order.
 
     Raises:
-        ValueError: a folder is missing or damaged, or holds another class than the manifest says.
+        ValueError: a folder is missing or damaged, or holds another class than the manifest says;
+            or `pictures` are asked of a packed bank.
     """
+    if isinstance(manifest, PackedBank):
+        if pictures:
+            raise ValueError(
+                f"{manifest.path}: a packed bank holds no pictures; use the bank that it was "
+                "packed from"
+            )
+        return list(manifest.references)
     bank = [
         read_references(manifest.cache / "references" / folder, pictures)
         for folder in manifest.folders
@@ -274,9 +244,13 @@ def read_all_references(manifest: Manifest, pictures: bool = False) -> list[Clas
 def digest_references(manifest: Manifest) -> str:
     """Return a digest of a bank's class names and references, the same wherever the bank is kept.
 
+    A packed bank has the digest of the bank that it was packed from.
+
     Raises:
         ValueError: a folder is missing or damaged.
     """
+    if isinstance(manifest, PackedBank):
+        return manifest.digest
     arrays = []
     for folder in manifest.folders:
         path = manifest.cache / "references" / folder / _RECORD_FILE
@@ -288,3 +262,20 @@ def digest_references(manifest: Manifest) -> str:
                 f"{path}: incomplete or damaged ({error}); build the bank again"
             ) from error
     return digest([manifest.names, manifest.encoder, arrays])
+
+
+def pack_bank(manifest: Manifest, path: Path) -> PackedBank:
+    """Write a bank's features to one file that can be used like its manifest.
+
+    Args:
+        manifest: of the bank, which isn't a packed one.
+        path: the file, NAME.safetensors; it is replaced if it exists.
+
+    Raises:
+        ValueError: the bank is damaged or packed already, or the file has another suffix.
+        WriteError: the file can't be written.
+    """
+    if isinstance(manifest, PackedBank):
+        raise ValueError(f"{manifest.path}: is a packed bank already; copy the file")
+    references = read_all_references(manifest)
+    return write_packed(path, manifest, references, digest_references(manifest))

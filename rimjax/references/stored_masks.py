@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from rimjax.files import digest
-from rimjax.models.protocols import Masker, Proposals
+from rimjax.models.protocols import Masker, Proposals, name_source
 from rimjax.regions.archive import Archive
 from rimjax.regions.store import digest_image, pack_proposals, unpack_proposals
 
@@ -36,6 +36,11 @@ class StoredMasks:
     def fingerprint(self) -> str:
         """The masker's."""
         return self.masker.fingerprint
+
+    @property
+    def source(self) -> str:
+        """The masker's."""
+        return name_source(self.masker)
 
     @cached_property
     def archive(self) -> Archive:

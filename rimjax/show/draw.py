@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from rimjax.images import ImageSource, read_image
-from rimjax.references.store import ClassReferences
+from rimjax.references.contents import ClassReferences
 from rimjax.types import Segmentation
 
 GAP = 4

@@ -11,6 +11,9 @@ from pathlib import Path
 import ported_weights
 from rimjax.files import sha256
 
+RANDOM = "random weights"
+"""The source of a self-test's weights."""
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -70,6 +73,24 @@ def sources() -> Mapping[str, Source]:
         name: Source(name, files=tuple(SourceFile(**file) for file in entry.pop("files")), **entry)
         for name, entry in tomllib.loads(text).items()
     }
+
+
+def describe_source(name: str) -> str:
+    """Describe where a model's weights come from, and their licence, in a line.
+
+    Args:
+        name: of a published model, of one of the mini preset's, or `RANDOM`; "" for another model.
+    """
+    if name in sources():
+        return f"{name} ({sources()[name].origin}): {sources()[name].licence}"
+    if name.partition("-")[0] == "mini":
+        text = (Path(ported_weights.__file__).parent / "MANIFEST.toml").read_text(encoding="utf-8")
+        entries = tomllib.loads(text)["mini"].values()
+        licences = {entry["licence"] for entry in entries if "licence" in entry}
+        return f"{name} (trained in rimjax's experiments/mini): {'; '.join(sorted(licences))}"
+    if name == RANDOM:
+        return f"{name}: no licence applies"
+    return "not from rimjax's list of weights: ask whoever built the bank for the licence"
 
 
 def check_file(path: Path, expected: SourceFile) -> None:

@@ -20,8 +20,8 @@ from rimjax.commands.evaluate import Evaluate
 from rimjax.commands.options import WatchedModel
 
 COMMANDS = (
-    *("", "demo", "segment", "bank", "bank build", "bank show", "bank add", "evaluate"),
-    *("evaluate merge", "convert-coco", "weights", "weights list", "weights download"),
+    *("", "demo", "segment", "bank", "bank build", "bank show", "bank add", "bank pack"),
+    *("evaluate", "evaluate merge", "convert-coco", "weights", "weights list", "weights download"),
     *("weights port", "weights verify", "doctor", "bench"),
 )
 

@@ -166,13 +166,18 @@ def read_part(path: Path) -> Any:
     return [read_arrays(record) for record in records]
 
 
-def read_settings(path: Path) -> Any:
+def read_bank(path: Path) -> Any:
     bank = rimjax.load_bank(path)
     return [bank.names, bank.encoder, np.asarray(bank.prototypes), np.asarray(bank.classes)]
 
 
+def write_packed(folder: Path) -> Path:
+    return store.pack_bank(build(folder), folder / "packed.safetensors").path
+
+
 FORMATS = {
-    "manifest": Format(lambda folder: build(folder).path, read_settings),
+    "manifest": Format(lambda folder: build(folder).path, read_bank),
+    "packed bank": Format(write_packed, read_bank),
     "record of a class": Format(partial(find_in_class, name="references.json"), read_class),
     "prototypes": Format(partial(find_in_class, name="prototypes.safetensors"), read_class),
     "picture of a class": Format(partial(find_in_class, name="mask-00001.png"), read_class),

@@ -39,10 +39,12 @@ class SamMasker(CopiedByFields):
         sam: from `load`.
         multimask: choose the best of SAM's three masks; False takes its single mask, which
             segment-anything advises for several points.
+        source: name of the weights; see `name_source`.
     """
 
     sam: Sam
     multimask: bool = True
+    source: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -73,10 +73,12 @@ class DeferredGenerator(CopiedByFields):
     Attributes:
         weights: the checkpoint.
         config: how images are drawn.
+        source: name of the weights; see `name_source`.
     """
 
     weights: WeightSource
     config: DiffusionConfig
+    source: str = ""
 
     @cached_property
     def fingerprint(self) -> str:

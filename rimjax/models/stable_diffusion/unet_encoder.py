@@ -46,6 +46,11 @@ class UNetEncoder(CopiedByFields):
     up_block: int = 1
     batch_size: int = 4
 
+    @property
+    def source(self) -> str:
+        """The generator's."""
+        return self.generator.source
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the weights and of the settings that features depend on."""
