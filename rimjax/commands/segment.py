@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from rimjax.commands.class_options import Classes, ClassOptions
 from rimjax.commands.console import (
     check_outputs,
     describe_origin,
@@ -33,7 +34,6 @@ from rimjax.commands.options import (
     default,
     report_stage,
 )
-from rimjax.datasets.names import parse_names
 from rimjax.files import write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
@@ -56,7 +56,6 @@ class Segment:
 
     Attributes:
         files: Image files.
-        classes: Class names, comma-separated. Leave them out with --bank.
         bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
             building a bank. It keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes
@@ -69,7 +68,7 @@ class Segment:
     """
 
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
-    classes: Annotated[str | None, NO_DEFAULT] = None
+    own: ClassOptions = field(default_factory=ClassOptions)
     bank: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
     json: Annotated[Path | None, NO_DEFAULT] = None
@@ -81,9 +80,13 @@ class Segment:
     def run(self) -> None:
         if not self.files:
             raise ValueError("segment needs at least one image file, got none")
-        names = parse_names(self.classes.split(",")) if self.classes is not None else None
-        if names is None and self.bank is None:
+        if not self.own.is_given and self.bank is None:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
+        if self.bank is None:
+            classes = self.own.read(self.models.preset)
+            check_label_format(classes[0])
+        else:
+            classes = self.own.read_names(), {}
         outputs = self._plan_outputs()
         bad: dict[Path, str] = {}
         if not any(self._read(path, bad) is not None for path in self.files):
@@ -91,10 +94,10 @@ class Segment:
         models = self.models.load(with_bank=self.bank is not None)
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
-        check_label_format(names if manifest is None else manifest.names)
         if manifest is not None:
+            check_label_format(manifest.names)
             models = self.models.adopt_bank(manifest, models)
-        bank = _open_bank(manifest, names, models, self.cache_dir)
+        bank = _open_bank(manifest, classes, models, self.cache_dir)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
         report: dict[str, Any] = {
@@ -217,12 +220,12 @@ class Segment:
         return self.output
 
 
-def check_label_format(names: Sequence[str] | None) -> None:
+def check_label_format(names: Collection[str]) -> None:
     """Raise ValueError, before any work is done, for more classes than a label PNG can tell."""
-    if len(names or ()) > MOST_CLASSES:
+    if len(names) > MOST_CLASSES:
         raise ValueError(
             f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
-            f"apart, got {len(names or ())}; segment with several banks"
+            f"apart, got {len(names)}; segment with several banks"
         )
 
 
@@ -246,16 +249,22 @@ def describe_regions(seg: Segmentation) -> dict[str, Any]:
 
 def _open_bank(
     manifest: store.Manifest | None,
-    names: tuple[str, ...] | None,
+    classes: Classes,
     models: Models,
     cache_dir: Path | None,
 ) -> ReferenceBank:
+    names, references = classes
     if manifest is None:
-        assert names is not None
-        return build_bank(names, models, cache_dir=cache_dir, progress=show_class_progress)
+        return build_bank(
+            names,
+            models,
+            cache_dir=cache_dir,
+            references=references,
+            progress=show_class_progress,
+        )
     bank = load_bank(manifest, models.references)
     check_encoder(bank, models)
-    if names is not None and names != bank.names[1:]:
+    if names and (tuple(names) != bank.names[1:]):
         held = ", ".join(bank.names[1:])
         raise ValueError(
             f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
