@@ -46,10 +46,10 @@ def parse_prompt(text: str) -> str:
 
 
 def check_prompts(name: str, prompts: Any) -> tuple[str, ...]:
-    """Return a class's prompts, parsed; None means its name alone.
+    """Return a class's prompts, parsed; None or none at all means its name alone.
 
     Raises:
-        ValueError: they are no texts, none at all, or the same twice.
+        ValueError: they are no texts, or the same twice.
     """
     if prompts is None:
         return ()
@@ -59,10 +59,10 @@ def check_prompts(name: str, prompts: Any) -> tuple[str, ...]:
             f"names must map {name!r} to a list of prompts or None, got {describe(prompts)}"
         )
     listed = list(listed)
-    if not listed or not all(isinstance(text, str) for text in listed):
+    if not all(isinstance(text, str) for text in listed):
         raise ValueError(
             f"names must map {name!r} to prompts that are texts, got {listed[:3]}; pass None to "
-            "draw it from its name"
+            "draw it from its name alone"
         )
     parsed = tuple(parse_prompt(text) for text in listed)
     if len(set(parsed)) < len(parsed):

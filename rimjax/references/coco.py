@@ -172,10 +172,8 @@ def _read_instance(
         try:
             if isinstance(outlines, list):
                 encoded = tools.merge(tools.frPyObjects(outlines, *size))
-            elif isinstance(outlines["counts"], list):
-                encoded = tools.frPyObjects(outlines, *size)
             else:
-                encoded = {"size": list(size), "counts": outlines["counts"]}
+                encoded = _check_runs(outlines, size)
             area = int(tools.area(encoded))
         except Exception as error:  # pycocotools raises any exception on malformed outlines
             raise ValueError(
@@ -189,6 +187,29 @@ def _read_instance(
     elif mask is None and box is None:
         problem = "has no outline or box"
     return _Instance(name, image, mask, box, problem)
+
+
+def _check_runs(encoded: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
+    """Return run lengths as pycocotools takes them; raise ValueError unless they fill the picture.
+
+    pycocotools would show what happens to be in memory where they fill less.
+    """
+    counts = encoded["counts"]
+    runs: list[int] = list(counts) if isinstance(counts, list) else []
+    value = shift = 0
+    for letter in "" if isinstance(counts, list) else str(counts):  # 5 bits each, lowest first
+        bits = ord(letter) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)  # its sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if tuple(encoded["size"]) != size or min(runs) < 0 or sum(runs) != size[0] * size[1] or shift:
+        raise ValueError("its runs don't fill the picture")
+    if isinstance(counts, list):
+        return import_pycocotools().frPyObjects(dict(encoded), *size)
+    return {"size": list(size), "counts": counts}
 
 
 def _read_box(bbox: Any, size: tuple[int, int]) -> Box | None:

@@ -23,7 +23,7 @@ from rimjax.references.reference import Box, Point, Reference, ReferenceWarning
 PHOTO_SIZE = 512
 """Side in pixels at which photographs are kept; encoders resize to their own input anyway."""
 
-CROP_SHARE, CROP_MARGIN, CROP_SIDE = 0.1, 1.2, 128
+CROP_SHARE, CROP_MARGIN, CROP_SIDE = 0.25, 1.2, 128
 """An object on less than this share of its photograph is cropped to a square of this many times its
 longer side, and of at least this many pixels."""
 

@@ -277,7 +277,10 @@ PICTURE = np.zeros((4, 4, 3), np.uint8)
         ((["a", None], fake_models()), "names must be texts, got None"),
         ((7, fake_models()), "names must be a list of class names, got 7"),
         (("bag", fake_models()), "names must be a list of class names, got 'bag'"),
-        (({"bag": []}, fake_models()), r"names must map 'bag' to prompts that are texts, got \[\]"),
+        (
+            ({"bag": [3]}, fake_models()),
+            r"names must map 'bag' to prompts that are texts, got \[3\]",
+        ),
         (({"bag": 3}, fake_models()), "names must map 'bag' to a list of prompts or None, got 3"),
         (({"bag": ["a {b"]}, fake_models()), "prompts must mark the object by one pair of braces"),
         (({"bag": ["a", " a"]}, fake_models()), "prompts of 'bag' must differ"),
