@@ -56,12 +56,18 @@ class ClassOptions:
         """Whether any of these options is given."""
         return self != ClassOptions()
 
-    def read_names(self) -> dict[str, tuple[str, ...]]:
+    def read_names(self, with_bank: bool = False) -> dict[str, tuple[str, ...]]:
         """Return the classes of --classes to their prompts.
 
         Raises:
-            FileNotFoundError, ValueError: they are malformed, or a file of them is.
+            FileNotFoundError, ValueError: they are malformed, or a file of them is; or references
+                are given with a finished bank.
         """
+        for name in ("photos", "prompts", "coco") if with_bank else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} must be left out with --bank, which is finished; use `rimjax bank add`"
+                )
         if self.classes is None:
             return {}
         names = parse_classes(self.classes)

@@ -86,7 +86,7 @@ class Segment:
             classes = self.own.read(self.models.preset)
             check_label_format(classes[0])
         else:
-            classes = self.own.read_names(), {}
+            classes = self.own.read_names(with_bank=True), {}
         outputs = self._plan_outputs()
         bad: dict[Path, str] = {}
         if not any(self._read(path, bad) is not None for path in self.files):
@@ -269,4 +269,7 @@ def _open_bank(
         raise ValueError(
             f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
         )
+    kept = {name: prompts for name, prompts in names.items() if prompts}
+    if kept and kept != manifest.prompts:
+        raise ValueError("classes must have the bank's prompts or none; leave --classes out")
     return bank

@@ -85,8 +85,7 @@ def test_folders_and_patterns_are_sorted_and_a_file_counts_once(tmp_path: Path) 
         picture[5:15, 5:15] = [ord(name[0]), 40, 250]
         if not name.endswith("txt"):
             Image.fromarray(picture).save(tmp_path / name, lossless=True)
-    Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / "b.png")  # b.JPG's mask
-    Image.fromarray(np.eye(20, dtype=np.uint8)).save(tmp_path / "b.png")
+    Image.fromarray(np.eye(20, dtype=np.uint8)).save(tmp_path / "b.png")  # b.JPG's mask
     (tmp_path / "notes.txt").touch()
     listed = [tmp_path, tmp_path / "a.png", f"{tmp_path}/*.webp"]
     group = read(build(fake_models(), tmp_path / "cache", {"mug": listed}))["mug"]
