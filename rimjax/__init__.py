@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from rimjax.references.coco import read_coco_references as read_coco_references
     from rimjax.references.prompt_table import read_prompt_table as read_prompt_table
     from rimjax.references.reference import Reference as Reference
+    from rimjax.results import Segment as Segment
+    from rimjax.results import Segmentation as Segmentation
     from rimjax.settings import ReferenceSettings as ReferenceSettings
     from rimjax.settings import SegmentSettings as SegmentSettings
     from rimjax.show import draw as draw
     from rimjax.types import Match as Match
     from rimjax.types import ReferenceBank as ReferenceBank
     from rimjax.types import Regions as Regions
-    from rimjax.types import Segmentation as Segmentation
     from rimjax.types import Whitening as Whitening
 
 _MODULES = {"draw": "show.draw", "evaluate": "evaluate", "match": "match"}
@@ -47,7 +48,8 @@ _NAMES = {
     "Match": "types",
     "ReferenceBank": "types",
     "Regions": "types",
-    "Segmentation": "types",
+    "Segment": "results",
+    "Segmentation": "results",
     "Whitening": "types",
 }
 

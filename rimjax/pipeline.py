@@ -12,9 +12,10 @@ from rimjax.match import match
 from rimjax.match.checks import describe
 from rimjax.models.protocols import Models
 from rimjax.regions.extract import FeatureGrid, extract, measure_stage
+from rimjax.results import Segmentation
 from rimjax.settings import SegmentSettings
-from rimjax.steps.assemble import find_owners, label_pixels, name_owners, paint, vote
-from rimjax.types import ReferenceBank, Regions, Segmentation
+from rimjax.steps.assemble import find_owners, label_pixels, name_owners, vote
+from rimjax.types import ReferenceBank, Regions
 
 
 def segment(
@@ -56,7 +57,7 @@ def name_regions(
     image: UInt8[np.ndarray, "H W 3"] | None = None,
     background: bool = True,
     timings: dict[str, float] | None = None,
-    owners: dict[str, np.ndarray] | None = None,
+    kept: dict[str, np.ndarray] | None = None,
 ) -> Segmentation:
     """Match regions with a bank and assemble a label map (Eq. 6-10).
 
@@ -67,8 +68,8 @@ def name_regions(
         image: the image, which random agents depend on.
         background: whether a region may be named background; False for data sets without one.
         timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
-        owners: receives which region lies on top of each pixel, by area, and serves it to the
-            image's next call.
+        kept: receives which region lies on top of each pixel, by area, and serves it to the image's
+            next call.
 
     Raises:
         ValueError: the regions have no masks or lack the scores that `on_top` asks for, or `match`
@@ -95,18 +96,20 @@ def name_regions(
     with measure_stage(timings, "assemble"):
         if settings.assembly == "paint":
             if settings.on_top == "area":
-                owners = {} if owners is None else owners
+                kept = {} if kept is None else kept
                 key = np.packbits(labels >= 0).tobytes().hex()
-                if key not in owners:
-                    owners[key] = find_owners(masks, labels >= 0, shape)
-                canvas = name_owners(owners[key], labels)
+                if key not in kept:
+                    kept[key] = find_owners(masks, labels >= 0, shape)
+                owners = kept[key]
             else:
                 best = scores[np.arange(count), labels]
                 priorities = {"predicted_iou": regions.scores, "score": best}
-                canvas = paint(masks, labels, shape, priorities[settings.on_top])
+                owners = find_owners(masks, labels >= 0, shape, priorities[settings.on_top])
+            canvas = name_owners(owners, labels)
         else:
+            owners = None
             canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
-    return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings)
+    return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings, owners)
 
 
 def name_pixels(

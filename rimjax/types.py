@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 AnyArray = Array | np.ndarray
@@ -250,27 +250,6 @@ class Match:
     scores: Float[Array, "P columns"]
     agents: Int[Array, "P N"]
     classes: Int[Array, "P columns"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """The segmentation of one image, in NumPy.
-
-    Attributes:
-        labels: class of each pixel, in [0, C).
-        masks: the regions' pixels.
-        region_labels: the regions' classes; -1 for an invalid region.
-        scores: the regions' class scores.
-        names: the C class names.
-        timings: seconds spent in each stage, by the stage's name.
-    """
-
-    labels: Integer[np.ndarray, "H W"]
-    masks: Bool[np.ndarray, "P H W"]
-    region_labels: Int[np.ndarray, " P"]
-    scores: Float[np.ndarray, "P C"]
-    names: tuple[str, ...]
-    timings: dict[str, float] = field(default_factory=dict)
 
 
 def _check_rows(name: str, value: ArrayLike) -> Float[np.ndarray, "rows D"]:

@@ -25,6 +25,7 @@ ROOMS = (
     "rimjax.presets",
     "rimjax.regions",
     "rimjax.references",
+    "rimjax.results",
     "rimjax.pipeline",
     "rimjax.evaluation",
     "rimjax.evaluate",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,7 @@ from rimjax.commands.options import (
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
-from rimjax.references.build import build_references, load_bank
+from rimjax.references.build import build_references, load_bank, read_settings
 from rimjax.references.packed import PackedBank
 from rimjax.settings import check_seed
 from rimjax.show import draw
@@ -175,7 +175,8 @@ def _describe_packed(bank: PackedBank) -> None:
     for group in bank.references:
         print(draw.describe_references(group))
     print(f"preset {bank.preset}, encoder {bank.encoder}, references {bank.digest}")
-    print("settings:", ", ".join(f"{name} {value}" for name, value in bank.settings.items()))
+    settings = asdict(read_settings(bank))
+    print("settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
     print("versions:", ", ".join(f"{name} {value}" for name, value in bank.versions.items()))
     for line in bank.licences:
         print(f"licence: {line}")

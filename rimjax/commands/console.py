@@ -127,13 +127,27 @@ def write_picture(path: Path, picture: Image.Image) -> None:
     mark = PngInfo()
     mark.add_text("Software", _SOFTWARE)
     with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=mark)
+        picture.save(temporary, format="PNG", pnginfo=mark, bits=8)
 
 
-def write_labels(path: Path, labels: np.ndarray) -> None:
-    """Write a label map as a grey PNG: of 8 bits, or of 16 where there are more than 255 names."""
-    depth = np.uint8 if labels.dtype == np.uint8 else np.uint16
-    write_picture(path, Image.fromarray(labels.astype(depth)))
+def write_labels(path: Path, labels: np.ndarray, colours: np.ndarray | None = None) -> None:
+    """Write a label or id map as a PNG of 8 bits, or of 16 where the values need them.
+
+    Args:
+        path: the file.
+        labels: [H, W], from 0 on.
+        colours: uint8[C, 3], shown for the values 0 to C - 1 of an 8-bit PNG, which others show in
+            white; default: a grey PNG.
+    """
+    if labels.dtype != np.uint8:
+        write_picture(path, Image.fromarray(labels.astype(np.uint16)))
+        return
+    picture = Image.fromarray(labels)
+    if colours is not None:
+        palette = np.full((256, 3), 255, np.uint8)
+        palette[: len(colours)] = colours[:256]
+        picture.putpalette(palette.tobytes())
+    write_picture(path, picture)
 
 
 def check_outputs(*paths: Path | None, overwrite: bool | None = None) -> None:
@@ -184,14 +198,17 @@ def _is_sealed(path: Path) -> bool:
 
 
 def _is_result(path: Path) -> bool:
-    """Return whether rimjax wrote a PNG, by its mark, a JSON, by its versions, or a packed bank."""
+    """Return whether rimjax wrote a PNG or JSON, by its mark or versions, or a packed bank."""
     try:
         if path.suffix == SUFFIX:
             return is_packed(path)
         if path.suffix.lower() == ".png":
             with Image.open(path) as picture:
                 return picture.info.get("Software") == _SOFTWARE
-        return "rimjax" in parse_json(path.read_bytes())["versions"]
+        content = parse_json(path.read_bytes())
+        if isinstance(content, list):  # COCO results
+            return all(entry["source"] == _SOFTWARE for entry in content)
+        return "rimjax" in content["versions"]
     except Exception:  # another kind of file
         return False
 

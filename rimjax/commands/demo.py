@@ -21,8 +21,8 @@ from rimjax.evaluation import evaluate
 from rimjax.files import write_json
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import read_all_references
+from rimjax.results import Segmentation
 from rimjax.show import draw
-from rimjax.types import Segmentation
 
 PICTURES = 12
 """As many scenes are drawn, at most."""

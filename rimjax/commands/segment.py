@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +13,15 @@ from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from rimjax.commands.class_options import Classes, ClassOptions
 from rimjax.commands.console import (
-    check_outputs,
     describe_origin,
     keep_compilations,
     progress,
     shorten,
     show_class_progress,
     warn,
-    write_labels,
-    write_picture,
 )
 from rimjax.commands.options import (
     CACHE_DEFAULT,
@@ -34,15 +31,18 @@ from rimjax.commands.options import (
     default,
     report_stage,
 )
-from rimjax.files import write_json
+from rimjax.commands.segment_files import Outputs, list_pictures, read_record
+from rimjax.datasets.dataset import read_ahead
+from rimjax.files import digest, fingerprint, sha256, write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, segment
 from rimjax.references import store
 from rimjax.references.build import build_bank, load_bank
+from rimjax.results import Segmentation
 from rimjax.settings import name_configuration
-from rimjax.show import draw
-from rimjax.types import ReferenceBank, Segmentation
+from rimjax.show.draw import OPACITY
+from rimjax.types import ReferenceBank
 
 MOST_CLASSES = 65535
 """As many as a 16-bit PNG can tell apart, beside the background."""
@@ -52,15 +52,26 @@ MOST_CLASSES = 65535
 class Segment:
     """Segment images into classes that you name.
 
+    With a folder as --output, a stopped run goes on with the same command: images that are done
+    already, with the same content and settings, aren't segmented again.
+
     Example: rimjax segment photo.jpg --classes "sneaker,bag" --output out.png --json out.json
+    Example: rimjax segment photos --classes "sneaker,bag" --output out --format labels,coco
 
     Attributes:
-        files: Image files.
+        files: Image files, folders, or patterns such as "photos/*.jpg".
         bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
             building a bank. It keeps its configuration unless --configuration is given.
-        output: The overlay's PNG file, or a folder (a name without a suffix). NAME_labels.png goes
-            beside it.
-        json: File for regions, scores and timings; it grows with the images.
+        output: The overlay's PNG file, or a folder (a name without a suffix) for all files.
+        format: What to write, comma-separated. Of each image: overlay (NAME_segmented.png), labels
+            (NAME_labels.png, a palette PNG of class indices), ids (NAME_ids.png, a number for each
+            segment), yolo (NAME.txt, polygons). Of all images, in the folder: coco
+            (annotations.json) and coco-results (results.json, for COCOeval).
+        coco_ids: A COCO file of the same images, whose image and category ids coco and coco-results
+            take over.
+        opacity: Opacity of the overlay's colours, from 0 to 1.
+        json: File for segments, scores, settings and timings; it grows with the images.
+        jobs: Threads that read images, and that write results, while the models work.
         overwrite: Replace files that rimjax didn't write; its own are always replaced.
         stop_on_error: End at the first image that can't be used, with exit status 2. Otherwise the
             others are segmented, the bad ones listed at the end, and the exit status is 1.
@@ -71,7 +82,11 @@ class Segment:
     own: ClassOptions = field(default_factory=ClassOptions)
     bank: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
+    format: str = "overlay,labels"
+    coco_ids: Annotated[Path | None, NO_DEFAULT] = None
+    opacity: float = OPACITY
     json: Annotated[Path | None, NO_DEFAULT] = None
+    jobs: int = 2
     overwrite: Flag = False
     stop_on_error: Flag = False
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
@@ -87,10 +102,15 @@ class Segment:
             check_label_format(classes[0])
         else:
             classes = self.own.read_names(with_bank=True), {}
-        outputs = self._plan_outputs()
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+        files = list_pictures(self.files)
+        formats = [name.strip() for name in self.format.split(",")]
+        outputs = Outputs(files, self.output, formats, self.json, self.coco_ids, self.opacity)
+        outputs.check(self.overwrite)
         bad: dict[Path, str] = {}
-        if not any(self._read(path, bad) is not None for path in self.files):
-            self._end(bad)  # before the models are loaded and a bank is drawn
+        if not any(self._read(path, bad) is not None for path in files):
+            self._end(bad, len(files))  # before the models are loaded and a bank is drawn
         models = self.models.load(with_bank=self.bank is not None)
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
@@ -98,67 +118,82 @@ class Segment:
             check_label_format(manifest.names)
             models = self.models.adopt_bank(manifest, models)
         bank = _open_bank(manifest, classes, models, self.cache_dir)
+        outputs.check_ids(bank.names)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
-        report: dict[str, Any] = {
-            "results": [],
-            "bad_images": {},
-            "names": bank.names,
-            **describe_origin(models),
-        }
-        jobs = list(zip(self.files, outputs, strict=True))
         bad.clear()
+        origin = {"names": bank.names, **describe_origin(models)}
+        results: list[dict[str, Any]] = []
+        report: dict[str, Any] = {"results": results, "bad_images": {}, **origin}
         try:
-            for count, (path, (overlay, labels)) in enumerate(
-                progress(jobs, "segment", "image"), 1
-            ):
-                result = self._segment_file(path, overlay, labels, bank, models, bad)
-                report["results"] += [result] if result is not None else []
+            found = self._segment_files(outputs, bank, models, origin, bad, results)
+            for count, _ in enumerate(progress(found, "segment", "image", len(files)), 1):
                 report["bad_images"] = {str(path): reason for path, reason in bad.items()}
                 if self.json is not None and count % max(1, count // 20) == 0:
                     write_json(self.json, report)  # not for each of thousands: it grows with them
         except BaseException:
             with suppress(OSError):
-                if self.json is not None and report["results"]:
+                if self.json is not None and results:
                     write_json(self.json, report)
             raise
+        outputs.write_shared(results, origin)
         if self.json is not None:
             write_json(self.json, report)
         if bad:
-            self._end(bad)
+            self._end(bad, len(files))
 
-    def _segment_file(
+    def _segment_files(
         self,
-        path: Path,
-        overlay: Path,
-        labels: Path,
+        outputs: Outputs,
         bank: ReferenceBank,
         models: Models,
+        origin: Mapping[str, Any],
         bad: dict[Path, str],
-    ) -> dict[str, Any] | None:
-        """Segment an image and write its pictures; return None, and note why, if it is bad."""
-        image = self._read(path, bad)
-        if image is None:
-            warn(bad[path])
-            return None
-        try:
-            seg = segment(image, bank, models)
-        except ValueError as error:
-            self._note(path, f"{path}: {shorten(error)}", bad)
-            warn(bad[path])
-            return None
+        results: list[dict[str, Any]],
+    ) -> Iterator[Path]:
+        """Segment images and write their files; yield each image, and collect the results.
+
+        Images are read before their turn, and written after it, in threads.
+        """
+        key = digest([digest_bank(bank), origin["settings"], origin["weights"], outputs.settings])
+        digests, done = read_record(outputs.folder, key)
+        writing: deque[Future[dict[str, Any]]] = deque()
+
+        def read(path: Path) -> np.ndarray | None:
+            """Read an image; None where its results are there."""
+            if str(path) in done and path.is_file() and digests[str(path)] == sha256(path):
+                return None
+            return read_image(path)
+
+        with ThreadPoolExecutor(self.jobs) as writers:
+            try:
+                for path, reading in read_ahead(outputs.files, read, self.jobs):
+                    try:
+                        image = reading.result()
+                        seg = None if image is None else segment(image, bank, models)
+                    except (ValueError, OSError) as error:
+                        message = shorten(error)
+                        name = "" if message.startswith(str(path)) else f"{path}: "
+                        self._note(path, f"{name}{message}", bad)
+                        warn(bad[path])
+                    else:
+                        if image is None or seg is None:
+                            writing.append(writers.submit(done.__getitem__, str(path)))
+                        else:
+                            self._report_timings(path, seg)
+                            writing.append(writers.submit(outputs.write, path, image, seg, key))
+                    yield path
+                    while len(writing) > 2 * self.jobs:
+                        results.append(writing.popleft().result())
+            finally:
+                results += [future.result() for future in writing]
+
+    def _report_timings(self, path: Path, seg: Segmentation) -> None:
         if self.models.random_weights:
             stages = ", ".join(f"{stage} {sec:.1f} s" for stage, sec in seg.timings.items())
             report_stage(
                 f"{path}: {len(seg.masks)} regions; {stages}; in all", sum(seg.timings.values())
             )
-        write_picture(overlay, draw.overlay(image, seg))
-        write_labels(labels, seg.labels)
-        shares = {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
-        present = ", ".join(f"{name} {100 * s:.0f} %" for name, s in shares.items() if s)
-        tqdm.write(f"{path}: {present} -> {overlay}, {labels}")
-        files = {"image": str(path), "overlay": str(overlay), "labels": str(labels)}
-        return {**files, "shares": shares, **describe_regions(seg)}
 
     def _read(self, path: Path, bad: dict[Path, str]) -> np.ndarray | None:
         """Read an image; return None, and note why, if it is bad."""
@@ -173,51 +208,11 @@ class Segment:
             raise ValueError(reason)
         bad[path] = reason
 
-    def _end(self, bad: Mapping[Path, str]) -> NoReturn:
+    def _end(self, bad: Mapping[Path, str], count: int) -> NoReturn:
         """List the bad images and exit with status 1."""
-        count = f"{len(bad)} of {len(self.files)} images could not be used"
-        print(f"rimjax: {count}: {'; '.join(bad.values())}", file=sys.stderr)
+        unusable = f"{len(bad)} of {count} images could not be used"
+        print(f"rimjax: {unusable}: {'; '.join(bad.values())}", file=sys.stderr)
         sys.exit(1)
-
-    def _plan_outputs(self) -> list[tuple[Path, Path]]:
-        """Return each image's overlay and label map, refusing names that can't be written."""
-        stems = Counter(path.stem for path in self.files)
-        if repeated := [stem for stem, count in stems.items() if count > 1]:
-            raise ValueError(
-                "files must have different names, without folder and suffix, got "
-                f"{', '.join(repeated[:5])} more than once, whose results would overwrite each "
-                "other; segment them separately"
-            )
-        overlays = [self._locate_overlay(path) for path in self.files]
-        pairs = [
-            (path, path.with_name(f"{path.stem.removesuffix('_segmented')}_labels.png"))
-            for path in overlays
-        ]
-        outputs = [path for pair in pairs for path in pair]
-        inputs = {path.resolve() for path in self.files}
-        written = [path for path in (*outputs, self.json) if path is not None]
-        if overwritten := [str(path) for path in written if path.resolve() in inputs]:
-            raise ValueError(
-                f"output must not overwrite an image, got {', '.join(overwritten)}; choose another "
-                "name"
-            )
-        if len({path.resolve() for path in written}) < len(written):
-            raise ValueError(f"json must be a file of its own, got {self.json}; choose another")
-        check_outputs(*written, overwrite=self.overwrite)
-        return pairs
-
-    def _locate_overlay(self, image: Path) -> Path:
-        if self.output is None:
-            return Path(f"{image.stem}_segmented.png")
-        if self.output.is_dir() or not self.output.suffix:
-            return self.output / f"{image.stem}_segmented.png"
-        if len(self.files) > 1:
-            raise ValueError(
-                f"output must be a folder for {len(self.files)} images, got {self.output}"
-            )
-        if self.output.suffix.lower() != ".png":
-            raise ValueError(f"output must be a PNG file or a folder, got {self.output}")
-        return self.output
 
 
 def check_label_format(names: Collection[str]) -> None:
@@ -229,22 +224,12 @@ def check_label_format(names: Collection[str]) -> None:
         )
 
 
-def describe_regions(seg: Segmentation) -> dict[str, Any]:
-    """Return a segmentation's regions as JSON: class, score, area in pixels and box xyxy."""
-    regions = []
-    for mask, index, scores in zip(seg.masks, seg.region_labels, seg.scores, strict=True):
-        if index >= 0:
-            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            regions.append(
-                {
-                    "class": seg.names[index],
-                    "score": float(scores[index]),
-                    "area": int(mask.sum()),
-                    "box": [int(side) for side in box],
-                }
-            )
-    return {"regions": regions, "timings": seg.timings}
+def digest_bank(bank: ReferenceBank) -> str:
+    """Return a digest of what a bank's matching depends on."""
+    arrays = {"prototypes": bank.prototypes, "owners": bank.owners, "classes": bank.classes}
+    if bank.whitening is not None:
+        arrays |= {"mean": bank.whitening.mean, "matrix": bank.whitening.matrix}
+    return fingerprint([bank.names, bank.encoder], arrays)
 
 
 def _open_bank(

@@ -21,8 +21,9 @@ IGNORED = 255
 """Label of pixels that don't count."""
 
 READ_AHEAD = 2
-"""Images that are read before their turn; each is in memory meanwhile."""
+"""Images that a thread reads before their turn; each is in memory meanwhile."""
 
+Source = TypeVar("Source")
 Content = TypeVar("Content")
 
 
@@ -54,23 +55,24 @@ class Item:
 
 
 def read_ahead(
-    items: Iterable[Item], read: Callable[[Item], Content]
-) -> Iterator[tuple[Item, Future[Content]]]:
-    """Read images in a thread of their own, while the device works on those before.
+    items: Iterable[Source], read: Callable[[Source], Content], threads: int = 1
+) -> Iterator[tuple[Source, Future[Content]]]:
+    """Read images in threads of their own, while the device works on those before.
 
     Args:
         items: images.
         read: what is read of an image.
+        threads: number of threads.
 
     Yields:
         Each image, and what was read, whose `result()` raises what reading raised.
     """
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[tuple[Item, Future[Content]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[Source, Future[Content]]] = deque()
         try:
             for item in items:
                 waiting.append((item, pool.submit(read, item)))
-                if len(waiting) > READ_AHEAD:
+                if len(waiting) > READ_AHEAD * threads:
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()

@@ -18,8 +18,9 @@ from rimjax.match.checks import describe
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder, name_regions
 from rimjax.regions.store import LoadRegions, load_or_extract
+from rimjax.results import Segmentation
 from rimjax.settings import SegmentSettings
-from rimjax.types import BACKGROUND, ReferenceBank, Segmentation
+from rimjax.types import BACKGROUND, ReferenceBank
 
 Setup = tuple[ReferenceBank, SegmentSettings]
 
@@ -74,7 +75,7 @@ def evaluate_items(
             yield Outcome(item, error=error)
             continue
         segmentations, confusions = {}, {}
-        owners: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
         try:
             for name, (bank, settings) in rows.items():
                 seg = name_regions(
@@ -84,7 +85,7 @@ def evaluate_items(
                     image=image,
                     background=background,
                     timings=timings,
-                    owners=owners,
+                    kept=kept,
                 )
                 segmentations[name] = seg
                 confusions[name] = metrics.confusion_matrix(

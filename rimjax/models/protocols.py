@@ -193,9 +193,9 @@ class Models:
 
 
 def name_source(model: object) -> str:
-    """Return where a model's weights come from: a name of the preset's; "" for your own model.
+    """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
 
-    Models may have an attribute `source`; `rimjax.weights.sources.describe_source` has its licence.
+    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` has its licence.
     """
     return getattr(model, "source", "")
 

@@ -185,20 +185,20 @@ def load_preset(
         dtype = "bfloat16" if name == "paper" and jax.default_backend() != "cpu" else "float32"
     chosen = _choose(name, *names.values())
     choices = {stage: choice for stage, (_, choice) in chosen.items()}
-    origins = {stage: RANDOM if random_weights else entry for stage, (entry, _) in chosen.items()}
+    sources = {stage: RANDOM if random_weights else entry for stage, (entry, _) in chosen.items()}
     paths = {file.stage: None if random_weights else Path(file.path) for file in files}
     if steps is None:
         steps = PNDM_STEPS if scheduler == "pndm" else preset.diffusion.steps
     scheduler = scheduler or preset.diffusion.scheduler
     diffusion = replace(preset.diffusion, dtype=dtype, steps=steps, scheduler=scheduler)
     deferred = DeferredGenerator(
-        find_diffusion_weights(paths["generator"]), diffusion, origins["generator"]
+        find_diffusion_weights(paths["generator"]), diffusion, sources["generator"]
     )
     choice = choices["encoder"]
     if input_size is not None:
         choice = replace(choice, input_size=input_size)
     features = load_encoder(
-        paths.get("encoder"), choice, encoder_dtype, deferred, origins["encoder"]
+        paths.get("encoder"), choice, encoder_dtype, deferred, sources["encoder"]
     )
     sam, proposals = load_sam(
         paths["masker"], choices["masker"], preset.proposals, masker_dtype, compile_masker
@@ -210,7 +210,7 @@ def load_preset(
     return Models(
         name=name + RANDOM_WEIGHTS if random_weights else name,
         generator=deferred,
-        masker=SamMasker(sam, source=origins["masker"]),
+        masker=SamMasker(sam, source=sources["masker"]),
         proposer=regions,
         encoder=features,
         references=CONFIGURATIONS[configuration].adjust(preset.references),

@@ -30,10 +30,16 @@ FORMAT = 1
 
 SUFFIX = ".safetensors"
 _KEY = "rimjax bank"
-_TYPES = {
-    **dict(classes=list, settings=dict, preset=str, encoder=str, versions=dict),
-    **dict(references=str, features=str, licences=list),
-}
+_TYPES = dict(
+    classes=list,
+    settings=dict,
+    preset=str,
+    encoder=str,
+    versions=dict,
+    references=str,
+    features=str,
+    licences=list,
+)
 _CLASS_TYPES = dict(name=str, images=int, fallbacks=int, drawing=str)
 
 
@@ -155,7 +161,10 @@ def _unpack(path: Path, content: Mapping[str, Any], arrays: Mapping[str, np.ndar
         raise ValueError("a class name has needless blanks or marks")
     if not all(isinstance(line, str) for line in content["licences"]):
         raise ValueError("a licence isn't a text")
-    for text in (*names, *content["licences"], content["preset"], content["encoder"]):
+    shown = [content[name] for name in ("preset", "encoder", "references")]
+    for entry in content["versions"].items():
+        shown += map(str, entry)
+    for text in (*names, *content["licences"], *shown):  # a terminal obeys what isn't printable
         if not text.isprintable():
             raise ValueError(f"{text!r} isn't printable")
     counts = [entry["images"] for entry in content["classes"]]

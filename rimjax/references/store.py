@@ -42,9 +42,9 @@ from rimjax.sealed import read_sealed, seal
 ARRAYS = (*FEATURES, "attention", "points")
 _ARRAY_FILE, _RECORD_FILE = "prototypes.safetensors", "references.json"
 _RECORD_TYPES = {"name": str, "fallbacks": int, "drawing": str, "files": dict}
-_MANIFEST_TYPES = {
-    **dict(names=list, folders=list, settings=dict, preset=str, encoder=str, versions=dict),
-}
+_MANIFEST_TYPES = dict(
+    names=list, folders=list, settings=dict, preset=str, encoder=str, versions=dict
+)
 
 
 def locate_cache(cache_dir: str | Path | None) -> Path:

@@ -182,7 +182,7 @@ def unpack_proposals(record: Record, size: tuple[int, int]) -> Proposals:
     from pycocotools import mask as coco
 
     ends = np.cumsum(record["lengths"])
-    runs: list[Any] = [
+    runs: Any = [
         {"size": size, "counts": record["runs"][end - length : end].tobytes()}
         for end, length in zip(ends, record["lengths"], strict=True)
     ]

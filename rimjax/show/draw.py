@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from scipy import ndimage
 
 from rimjax.images import ImageSource, read_image
 from rimjax.references.contents import ClassReferences
-from rimjax.types import Segmentation
+from rimjax.results import Segmentation
 
-GAP = 4
+GAP, LEAST_SIDE = 4, 384
+OPACITY, DIMMED = 0.55, 0.35
 _COLOURS = (  # as different as colour names are
     *("#e6194b", "#3cb44b", "#ffe119", "#0082c8", "#f58230", "#911eb4", "#46f0f0", "#fabed4"),
     *("#aa6e28", "#d2f53c", "#f032e6", "#008080", "#800000", "#dcbeff", "#808000"),
@@ -41,21 +43,26 @@ def colour_labels(labels: np.ndarray, num_classes: int) -> UInt8[np.ndarray, "H 
     return colours[np.minimum(labels, num_classes)]
 
 
-def _draw_legend(names: tuple[str, ...], shown: Sequence[int], width: int) -> Image.Image:
-    """Draw colour squares with class names, wrapped to a width."""
-    font, colours = ImageFont.load_default(size=12), pick_colours(len(names))
-    x, y, places = GAP, GAP, []
+def _draw_legend(
+    names: tuple[str, ...], shown: Sequence[int], width: int, scale: float = 1
+) -> Image.Image:
+    """Draw colour squares with class names, wrapped to a width; `scale` 1 is 12 pixels high."""
+    side, gap, line = (round(scale * pixels) for pixels in (12, GAP, 18))
+    font, colours = ImageFont.load_default(size=12 * scale), pick_colours(len(names))
+    x, y, places = gap, gap, []
     for index in shown:
-        wide = 14 + GAP + int(font.getlength(names[index])) + 2 * GAP
-        if x + wide > width and x > GAP:
-            x, y = GAP, y + 18
+        wide = side + gap + int(font.getlength(names[index])) + 3 * gap
+        if x + wide > width and x > gap:
+            x, y = gap, y + line
         places.append((x, y, index))
         x += wide
-    sheet = Image.new("RGB", (width, y + 18), "white")
+    sheet = Image.new("RGB", (width, y + line), "white")
     pen = ImageDraw.Draw(sheet)
     for x, y, index in places:
-        pen.rectangle((x, y, x + 12, y + 12), fill=tuple(colours[index].tolist()), outline="black")
-        pen.text((x + 14 + GAP, y - 1), names[index], fill="black", font=font)
+        square = (x, y, x + side, y + side)
+        fill = tuple(colours[index].tolist())
+        pen.rectangle(square, fill=fill, outline="black", width=max(1, round(scale)))
+        pen.text((x + side + gap, y - round(scale)), names[index], fill="black", font=font)
     return sheet
 
 
@@ -82,33 +89,71 @@ def _stack(parts: Sequence[Image.Image], across: bool = False) -> Image.Image:
     return sheet
 
 
-def _blend(image: np.ndarray, labels: np.ndarray, num_classes: int, alpha: float) -> np.ndarray:
-    """Lay each class's colour over the image, opaque along its outline; darken the background."""
-    padded = np.pad(labels, 1, mode="edge")
-    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    edge = (labels > 0) & np.any([neighbour != labels for neighbour in around], axis=0)
-    share = np.where(edge, 1, np.where(labels > 0, alpha, alpha / 2))[..., None]
-    return (image * (1 - share) + colour_labels(labels, num_classes) * share).astype(np.uint8)
+def _blend(
+    picture: Image.Image,
+    labels: np.ndarray,
+    num_classes: int,
+    alpha: float,
+    ids: np.ndarray | None = None,
+) -> Image.Image:
+    """Lay the classes' colours over a picture without its own, opaque along each outline.
+
+    The background is dimmed, so every colour that is seen is a class's.
+
+    Args:
+        picture: a whole factor larger than `labels`.
+        labels: [H, W]; beyond the classes they are white.
+        num_classes: C.
+        alpha: opacity of the colours.
+        ids: [H, W], what is outlined; the labels by default.
+    """
+    size, factor = picture.size, picture.width // labels.shape[1]
+    shown, parts = (
+        np.minimum(values, most).astype(np.uint16).repeat(factor, 0).repeat(factor, 1)
+        for values, most in ((labels, num_classes), (labels if ids is None else ids, 65535))
+    )
+    width = 1 + 2 * round(_find_scale(picture))
+    lowest, highest = (
+        filter_1d(filter_1d(parts, width, axis=0), width, axis=1)
+        for filter_1d in (ndimage.minimum_filter1d, ndimage.maximum_filter1d)
+    )
+    colours = Image.fromarray(colour_labels(shown, num_classes))
+    grey = ImageOps.grayscale(picture).convert("RGB")
+    tinted = Image.blend(grey, colours, alpha)
+    dimmed = Image.blend(grey, Image.new("RGB", size), DIMMED)
+    result = Image.composite(tinted, dimmed, Image.fromarray(shown > 0))
+    result.paste(colours, mask=Image.fromarray((lowest != highest) & (shown > 0)))
+    return result
 
 
-def overlay(image: ImageSource, seg: Segmentation, alpha: float = 0.55) -> Image.Image:
-    """Draw an image under its segmentation, with a legend of its classes.
+def _find_scale(picture: Image.Image) -> float:
+    """Return the scale of lines and letters: 1 for a picture of 384 pixels on its short side."""
+    return max(1.0, min(picture.size) / LEAST_SIDE)
+
+
+def overlay(image: ImageSource, seg: Segmentation, alpha: float = OPACITY) -> Image.Image:
+    """Draw an image in grey under the colours of its segmentation, with a legend of its classes.
+
+    Lines and letters scale with the image; a small image is enlarged.
 
     Args:
         image: as of `rimjax.segment`.
         seg: from `rimjax.segment`.
-        alpha: opacity of the colours in 0..1.
+        alpha: opacity of the colours in 0..1; outlines are always opaque.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: the sizes differ, or `alpha` is out of range.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"opacity must be from 0 to 1, got {alpha}")
     pixels = read_image(image)
     if pixels.shape[:2] != seg.labels.shape:
         raise ValueError(
             f"image must have the segmentation's size {seg.labels.shape}, got {pixels.shape[:2]}"
         )
-    picture = _enlarge(_blend(pixels, seg.labels, len(seg.names), alpha), 384)
-    return _stack([picture, _draw_legend(seg.names, np.unique(seg.labels).tolist(), picture.width)])
+    picture = _blend(_enlarge(pixels, LEAST_SIDE), seg.labels, len(seg.names), alpha, seg.id_map)
+    present, scale = np.unique(seg.labels).tolist(), _find_scale(picture)
+    return _stack([picture, _draw_legend(seg.names, present, picture.width, scale)])
 
 
 def comparison(
@@ -123,13 +168,12 @@ def comparison(
     """
     names = next(iter(segs.values())).names
     maps = {**{title: seg.labels for title, seg in segs.items()}, "truth": truth}
+    picture = _enlarge(image, 256)
     views = {
-        "image": image,
-        **{title: _blend(image, labels, len(names), 0.55) for title, labels in maps.items()},
+        "image": picture,
+        **{title: _blend(picture, labels, len(names), OPACITY) for title, labels in maps.items()},
     }
-    row = _stack(
-        [_add_title(title, _enlarge(view, 256)) for title, view in views.items()], across=True
-    )
+    row = _stack([_add_title(title, view) for title, view in views.items()], across=True)
     shown = np.unique(
         np.concatenate([labels[labels < len(names)].ravel() for labels in maps.values()])
     )

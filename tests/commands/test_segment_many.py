@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from scenes import NAMES, make_scene
 
 from rimjax import files
 from rimjax.commands import options, segment
+from rimjax.datasets.dataset import READ_AHEAD
 from rimjax.models.memory import BatchLimit
 from rimjax.models.protocols import Models
 
@@ -88,26 +90,29 @@ def test_no_bank_is_drawn_where_no_image_is_good(
     assert "none.png: no such image file" in line and not list_drawn(models)
 
 
-def test_an_image_is_read_when_its_turn_comes_and_written_at_once(
+def test_few_images_are_read_ahead_and_results_are_written_meanwhile(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bool] = []
+    reads: list[Path] = []
+    from_read, from_segment, ahead, behind = segment.read_image, segment.segment, [], []
 
-    class Watching(FakeEncoder):
-        def encode(self, image: np.ndarray) -> np.ndarray:
-            if image.shape == make_scene()[0].shape:  # not a reference
-                report = Path("out.json")
-                written = report.exists() and len(json.loads(report.read_text())["results"])
-                seen.append(bool(written) and Path("a_labels.png").exists())
-                Path("a.png").rename("late.png") if len(seen) == 1 else None
-            return super().encode(image)
+    def read(path: Path) -> np.ndarray:
+        reads.append(path)
+        return from_read(path)
 
-    watching = fake_models()
-    object.__setattr__(watching, "encoder", Watching())
-    monkeypatch.setattr(options, "load_preset", lambda *args, **options: watching)
-    run("segment", "a.png", "late.png", *IMAGES[4:], "--json", "out.json")
-    assert seen == [False, True]
-    check_labels("late_labels.png")
+    def count(*args: Any) -> object:
+        ahead.append(len(reads) - 1 - len(ahead))  # the first image is read once more, before
+        behind.append(len(ahead) - 1 - len(list(folder.glob("many*_labels.png"))))
+        return from_segment(*args)
+
+    monkeypatch.setattr(segment, "read_image", read)
+    monkeypatch.setattr(segment, "segment", count)
+    for index in range(12):
+        shutil.copy("a.png", f"many{index:02}.png")
+    run("segment", "many*.png", *IMAGES[4:], "--jobs", "1")
+    assert len(ahead) == 12 and max(ahead) <= READ_AHEAD + 1 and max(behind) <= 3
+    for index in range(12):
+        check_labels(f"many{index:02}_labels.png")
 
 
 def test_what_was_done_before_a_stop_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from rimjax.evaluation import evaluate
 from rimjax.evaluation.loop import Outcome, evaluate_items, raise_errors
 from rimjax.images import read_image
 from rimjax.regions.extract import extract_regions
-from rimjax.types import Segmentation
+from rimjax.results import Segmentation
 
 GROUND = (128, 128, 140)
 """A colour whose feature is the background's."""

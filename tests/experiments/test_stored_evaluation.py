@@ -35,5 +35,4 @@ def test_rows_are_evaluated_as_by_the_loop_over_images(
     confusions = [o.confusions for o in evaluate_items(options.list_items(), load, rows)]
     for title in rows:
         expected = 100 * mean_iou(np.sum([each[title] for each in confusions], axis=0))
-        assert 0 < expected and lines[title][1].startswith(f"{expected:.1f} (")
-
+        assert expected > 0 and lines[title][1].startswith(f"{expected:.1f} (")

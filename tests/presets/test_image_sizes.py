@@ -19,7 +19,7 @@ from rimjax.types import ReferenceBank
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SIDES = (100, 400)
 BOUND = 60
-"""Pairs of padded side lengths from 128 to 512 (25), padded numbers of regions, and fixed kernels."""
+"""25 pairs of padded side lengths from 128 to 512, a few padded numbers of regions, the rest."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def count_compilations() -> Iterator[list[str]]:
     """Yield a list that receives an entry for each compilation."""
     compiled: list[str] = []
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILED:
             compiled.append(event)
 

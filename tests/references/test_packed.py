@@ -20,7 +20,7 @@ from rimjax.files import fingerprint
 from rimjax.references import store
 from rimjax.references.build import build_references
 from rimjax.references.contents import FEATURES, Manifest
-from rimjax.sealed import seal, unseal
+from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.settings import CONFIGURATIONS, ReferenceSettings
 from rimjax.types import ReferenceBank
 
@@ -151,6 +151,19 @@ def test_licences_are_those_of_what_made_the_features(tmp_path: Path) -> None:
     assert [line.split()[0] for line in licences] == ["masker", "encoder", "photographs"]
 
 
+def test_a_bank_of_an_earlier_version_says_that_its_models_are_unknown(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    for folder in manifest.folders:
+        record = tmp_path / "references" / folder / "references.json"
+        content = read_sealed(record)
+        del content["sources"]
+        record.write_text(json.dumps(seal(content)))
+    bank = store.pack_bank(manifest, tmp_path / "old.safetensors")
+    wanted = "models: not recorded when the bank was built; ask whoever built it"
+    assert bank.licences == (wanted,)
+
+
 def test_what_mini_made_names_the_photographs_that_it_learned_from() -> None:
     models = rimjax.load_preset("mini", encoder="mini-clip")
     assert models.encoder.source == "mini-clip" and models.masker.source == "mini"  # type: ignore
@@ -197,6 +210,7 @@ def _put(name: str, value: float) -> Callable[[dict[str, Any], dict[str, Any]], 
         (_change(classes=["apple", "plum"]), "a class isn't a dict"),
         (_change(licences=[5]), "a licence isn't a text"),
         (_change(licences=["\x1b[2J"]), "isn't printable"),
+        (_change(versions={"jax": "1\x1b"}), "isn't printable"),
         (_change(encoder=None), "'encoder' isn't a str"),
         (_change_class(name="Apple"), "more than once: apple"),
         (_change_class(name="background"), "must not hold 'background'"),

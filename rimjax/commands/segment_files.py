@@ -1,0 +1,253 @@
+"""The files that `rimjax segment` reads and writes, and the record by which a run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from rimjax.commands.console import check_outputs, write_labels, write_picture
+from rimjax.files import atomic_file, sha256
+from rimjax.results import Segmentation
+from rimjax.results.coco import CocoIds, read_ids, write_annotations
+from rimjax.sealed import seal, unseal
+from rimjax.show import draw
+
+SUFFIXES = tuple(sorted(Image.registered_extensions()))
+RECORD = "segmented.jsonl"
+IMAGE_FORMATS = {
+    "overlay": "_segmented.png",
+    "labels": "_labels.png",
+    "ids": "_ids.png",
+    "yolo": ".txt",
+}
+"""Files of each image, by what follows its name."""
+RUN_FORMATS = {"coco": "annotations.json", "coco-results": "results.json"}
+"""Files of all images together."""
+
+
+def list_pictures(words: Sequence[Path]) -> list[Path]:
+    """Return the image files that words stand for: files, folders and patterns such as "*.jpg".
+
+    Raises:
+        ValueError: a folder or pattern holds no image.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        matches = [word]
+        if word.is_dir():
+            matches = [path for path in sorted(word.iterdir()) if path.suffix.lower() in SUFFIXES]
+        elif not word.exists() and set("*?[") & set(str(word)):
+            root = Path(word.anchor)
+            pattern = str(word.relative_to(root) if word.is_absolute() else word)
+            matches = [path for path in sorted(root.glob(pattern)) if path.is_file()]
+        if not matches:
+            raise ValueError(f"{word}: holds no image; name image files, a folder or a pattern")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written for each image, and for all of them.
+
+    Attributes:
+        files: the images.
+        output: an overlay's PNG for a single image, or a folder; None for the working folder.
+        formats: names of `IMAGE_FORMATS` and `RUN_FORMATS`.
+        json: the report; None for none.
+        ids_from: a COCO file whose image and category ids are used; None numbers them.
+        opacity: of the overlay's colours.
+    """
+
+    files: Sequence[Path]
+    output: Path | None
+    formats: Sequence[str]
+    json: Path | None
+    ids_from: Path | None
+    opacity: float
+    ids: CocoIds | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", self.ids_from and read_ids(self.ids_from))
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder whose record lets a run go on; None without one."""
+        single = self.output is not None and self.output.suffix and not self.output.is_dir()
+        return None if single else self.output
+
+    def locate(self, image: Path) -> dict[str, Path]:
+        """Return the files of an image by format."""
+        folder = self.folder or Path()
+        names = {name: IMAGE_FORMATS[name] for name in self.formats if name in IMAGE_FORMATS}
+        if self.output is None or self.folder is not None:
+            return {name: folder / f"{image.stem}{end}" for name, end in names.items()}
+        stem = self.output.stem.removesuffix("_segmented")
+        places = {name: self.output.with_name(f"{stem}{end}") for name, end in names.items()}
+        return places | ({"overlay": self.output} if "overlay" in names else {})
+
+    def locate_shared(self) -> dict[str, Path]:
+        """Return the files of all images by format."""
+        folder = self.folder or (self.output.parent if self.output else Path())
+        return {name: folder / end for name, end in RUN_FORMATS.items() if name in self.formats}
+
+    @property
+    def settings(self) -> list[Any]:
+        """What an image's files depend on besides the segmentation."""
+        return [sorted(self.formats), self.opacity]
+
+    def check_ids(self, names: Sequence[str]) -> None:
+        """Raise ValueError, before any work is done, where an image or a class has no id."""
+        if self.ids is not None:
+            self.ids.number_classes(names)
+            for image in self.files:
+                self.ids.find_image(image)
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse what can't be written, before any work is done.
+
+        Raises:
+            ValueError: names repeat or would overwrite an image, or a file isn't rimjax's.
+        """
+        known = (*IMAGE_FORMATS, *RUN_FORMATS)
+        if wrong := [name for name in self.formats if name not in known]:
+            raise ValueError(f"format must be of {', '.join(known)}, got {wrong[0]!r}")
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"opacity must be from 0 to 1, got {self.opacity}")
+        stems = Counter(path.stem for path in self.files)
+        if repeated := [stem for stem, count in stems.items() if count > 1]:
+            raise ValueError(
+                "files must have different names, without folder and suffix, got "
+                f"{', '.join(repeated[:5])} more than once, whose results would overwrite each "
+                "other; segment them separately"
+            )
+        if self.output is not None and self.folder is None:
+            if len(self.files) > 1:
+                raise ValueError(
+                    f"output must be a folder for {len(self.files)} images, got {self.output}"
+                )
+            if self.output.suffix.lower() != ".png":
+                raise ValueError(f"output must be a PNG file or a folder, got {self.output}")
+        if self.folder is None and (shared := set(self.formats) & {*RUN_FORMATS, "yolo"}):
+            raise ValueError(f"output must be a folder for {', '.join(sorted(shared))}, got none")
+        outputs = [place for path in self.files for place in self.locate(path).values()]
+        written = [*outputs, *self.locate_shared().values()]
+        written += [] if self.json is None else [self.json]
+        inputs = {path.resolve() for path in self.files}
+        if overwritten := [str(path) for path in written if path.resolve() in inputs]:
+            raise ValueError(
+                f"output must not overwrite an image, got {', '.join(overwritten)}; choose another "
+                "name"
+            )
+        if len({path.resolve() for path in written}) < len(written):
+            raise ValueError(f"json must be a file of its own, got {self.json}; choose another")
+        ours = self._list_recorded()
+        check_outputs(*(path for path in written if path not in ours), overwrite=overwrite)
+
+    def _list_recorded(self) -> set[Path]:
+        """Return the files that the folder's record lists, and thereby knows to be rimjax's."""
+        listed: set[Path] = set()
+        for _, result in read_lines(self.folder):
+            listed |= {Path(result[name]) for name in IMAGE_FORMATS if name in result}
+        return listed
+
+    def write(self, image: Path, pixels: np.ndarray, seg: Segmentation, key: str) -> dict[str, Any]:
+        """Write an image's files, record them, and return what the report says of the image.
+
+        Args:
+            image: its path.
+            pixels: uint8[H, W, 3].
+            seg: its segmentation.
+            key: digest of everything that the files depend on besides the image.
+
+        Raises:
+            OSError: a file can't be written; the message names it.
+        """
+        places = self.locate(image)
+        if "overlay" in places:
+            write_picture(places["overlay"], draw.overlay(pixels, seg, self.opacity))
+        if "labels" in places:
+            write_labels(places["labels"], seg.labels, draw.pick_colours(len(seg.names)))
+        if "ids" in places:
+            write_labels(places["ids"], seg.id_map)
+        if "yolo" in places:
+            with atomic_file(places["yolo"]) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in seg.to_yolo()))
+        shares = {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
+        result = {
+            "image": str(image),
+            **{name: str(place) for name, place in places.items()},
+            "size": [pixels.shape[1], pixels.shape[0]],
+            "shares": shares,
+            "regions": describe_segments(seg),
+            "timings": seg.timings,
+        }
+        if any(name in RUN_FORMATS for name in self.formats):
+            result["annotations"] = seg.to_coco()
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            line = json.dumps(seal({"sha256": sha256(image), "key": key, "result": result}))
+            with (self.folder / RECORD).open("ab", buffering=0) as file:
+                file.write(f"\n{line}\n".encode())  # in one piece, and after a line cut short
+        present = ", ".join(
+            f"{name} {100 * share:.0f} %" for name, share in shares.items() if share
+        )
+        tqdm.write(f"{image}: {present} -> {', '.join(map(str, places.values()))}")
+        return result
+
+    def write_shared(self, results: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]) -> None:
+        """Write the files of all images.
+
+        Raises:
+            ValueError: an image or a class has no id in the COCO file that ids are taken from.
+            OSError: a file can't be written; the message names it.
+        """
+        for name, path in self.locate_shared().items():
+            write_annotations(path, results, origin, self.ids, results_only=name == "coco-results")
+
+
+def describe_segments(seg: Segmentation) -> list[dict[str, Any]]:
+    """Return the segments as JSON: id, class, score, area in pixels and box xyxy."""
+    return [
+        {
+            "id": segment.id,
+            "class": seg.names[segment.class_id],
+            "class_id": segment.class_id,
+            "score": segment.score,
+            "area": segment.area,
+            "box": list(segment.box),
+        }
+        for segment in seg.segments
+    ]
+
+
+def read_lines(folder: Path | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the whole lines of a folder's record, and the result in each of them."""
+    path = None if folder is None else folder / RECORD
+    for line in path.read_bytes().splitlines() if path is not None and path.is_file() else ():
+        with suppress(ValueError):  # a line that a kill cut short
+            entry = unseal(line)
+            yield entry, entry["result"]
+
+
+def read_record(folder: Path | None, key: str) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Return the digest and the result of each image that was finished under the same key.
+
+    Results of which a file is missing are left out.
+    """
+    digests: dict[str, str] = {}
+    results: dict[str, dict[str, Any]] = {}
+    for entry, result in read_lines(folder):
+        places = [Path(result[name]) for name in IMAGE_FORMATS if name in result]
+        if entry["key"] == key and all(place.is_file() for place in places):
+            digests[result["image"]], results[result["image"]] = entry["sha256"], result
+    return digests, results

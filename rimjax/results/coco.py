@@ -1,0 +1,116 @@
+"""COCO's files: annotations of a folder of images, results for COCOeval, ids of another file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rimjax.files import atomic_file, parse_json
+
+SOURCE = "rimjax"
+"""Marks annotations, so that a list of them is known as a file that may be replaced."""
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """The ids that a COCO file gives to images and categories.
+
+    Attributes:
+        path: the file.
+        images: id by the image's file name, without folders.
+        categories: id by name.
+    """
+
+    path: Path
+    images: Mapping[str, int]
+    categories: Mapping[str, int]
+
+    def number_classes(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the category id of each class but the background.
+
+        Raises:
+            ValueError: the file lacks a class.
+        """
+        if missing := [name for name in names[1:] if name not in self.categories]:
+            raise ValueError(
+                f"{self.path}: has no category {missing[0]!r}; name classes as the file does"
+            )
+        return {name: self.categories[name] for name in names[1:]}
+
+    def find_image(self, image: Path) -> int:
+        """Return an image's id.
+
+        Raises:
+            ValueError: the file doesn't list it.
+        """
+        if image.name not in self.images:
+            raise ValueError(f"{self.path}: lists no image {image.name!r}; segment its images only")
+        return self.images[image.name]
+
+
+def read_ids(path: Path) -> CocoIds:
+    """Read the ids of a COCO file's images and categories.
+
+    Raises:
+        ValueError: it can't be read or isn't a COCO file, or file names repeat.
+    """
+    try:
+        content = parse_json(path.read_bytes())
+        images = [(Path(entry["file_name"]).name, int(entry["id"])) for entry in content["images"]]
+        categories = {str(entry["name"]): int(entry["id"]) for entry in content["categories"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a COCO file ({error}); name an annotation file") from error
+    if len(dict(images)) < len(images):
+        raise ValueError(f"{path}: file names of images repeat, so ids can't be taken by name")
+    return CocoIds(path, dict(images), categories)
+
+
+def write_annotations(
+    path: Path,
+    results: Sequence[Mapping[str, Any]],
+    origin: Mapping[str, Any],
+    ids: CocoIds | None = None,
+    results_only: bool = False,
+) -> None:
+    """Write the segments of images as a COCO annotation file, or as a list of COCO results.
+
+    Args:
+        path: the file.
+        results: of each image "image" (its path), "size" (W, H) and "annotations", as
+            `Segmentation.to_coco` gives them.
+        origin: settings, weights and versions, with "names" of the classes; for "info".
+        ids: image and category ids; default: 1, 2, ... in order.
+        results_only: write the list of annotations that COCOeval takes, without images.
+
+    Raises:
+        ValueError: `ids` lacks an image or a class.
+        OSError: the file can't be written; the message names it.
+    """
+    names = origin["names"][1:]
+    categories = dict(zip(names, range(1, len(names) + 1), strict=True))
+    if ids is not None:
+        categories = ids.number_classes(origin["names"])
+    images, annotations = [], []
+    for number, result in enumerate(results, 1):
+        image = Path(result["image"])
+        image_id = number if ids is None else ids.find_image(image)
+        width, height = result["size"]
+        images.append({"id": image_id, "file_name": image.name, "width": width, "height": height})
+        for annotation in result["annotations"]:
+            category = categories[names[annotation["category_id"] - 1]]
+            fields = {**annotation, "image_id": image_id, "category_id": category}
+            annotations.append({"id": len(annotations) + 1, **fields, "source": SOURCE})
+    content: Any = annotations
+    if not results_only:
+        content = {
+            "info": {"description": "segmented by rimjax", **origin},
+            "images": images,
+            "categories": [{"id": index, "name": name} for name, index in categories.items()],
+            "annotations": annotations,
+            "versions": origin["versions"],
+        }
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
