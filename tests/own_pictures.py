@@ -62,5 +62,5 @@ def write_coco(
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """Return a mask as COCO's run lengths."""
-    encoded = tools.encode(np.asfortranarray(mask, np.uint8))
+    encoded: Any = tools.encode(np.asfortranarray(mask, np.uint8))
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}

@@ -238,7 +238,7 @@ def _prompt(
 
 
 def _check_object(mask: np.ndarray, photograph: Photograph, name: str) -> None:
-    """Raise ValueError for a mask of nothing or everything, or a picture of one colour."""
+    """Raise ValueError for a mask of nothing or everything; warn of an object of one colour."""
     pixels = photograph.pixels
     advice = "give its mask, a point or a box, or a clear ground"
     if mask.shape != pixels.shape[:2]:
@@ -249,10 +249,6 @@ def _check_object(mask: np.ndarray, photograph: Photograph, name: str) -> None:
         raise ValueError(
             f"{photograph.name}: no foreground of {name!r}, whose mask covers the whole picture; "
             f"{advice}"
-        )
-    if not np.ptp(pixels.reshape(-1, 3), axis=0).any():
-        raise ValueError(
-            f"{photograph.name}: the picture of {name!r} is of one colour; leave it out"
         )
     if not np.ptp(pixels[mask], axis=0).any():
         warnings.warn(

@@ -83,4 +83,4 @@ def _read_picture(source: Any) -> np.ndarray:
             pixels = np.asarray(picture.convert("RGBA"))
             return pixels[..., :3].any(-1) & (pixels[..., 3] > 0)
         pixels = np.asarray(picture)
-    return pixels.any(-1) if pixels.ndim == 3 else pixels != 0
+    return np.asarray(pixels.any(-1)) if pixels.ndim == 3 else pixels != 0

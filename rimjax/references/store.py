@@ -160,7 +160,7 @@ def write_manifest(
     settings: dict[str, Any],
     preset: str,
     encoder: str,
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> Manifest:
     """Write a bank's manifest under a name that digests its contents."""
     contents: dict[str, Any] = {
@@ -176,7 +176,7 @@ def write_manifest(
     with atomic_file(path) as temporary:
         text = json.dumps(seal({**contents, "versions": versions}), indent=1)
         temporary.write_text(text, encoding="utf-8")
-    kept = {name: tuple(listed) for name, listed in prompts.items()}
+    kept = {name: tuple(listed) for name, listed in (prompts or {}).items()}
     return Manifest(tuple(names), tuple(folders), settings, preset, encoder, versions, path, kept)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import fake_models, list_drawn
+from fakes import fake_models, list_drawn, pick_colour
 
 import rimjax
 from rimjax.models.protocols import Models
@@ -68,15 +68,15 @@ def test_classes_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def models() -> Models:
     models = rimjax.load_preset("mini", steps=2)
-    return replace(models, references=replace(models.references, num_images=5))
+    return replace(models, references=replace(models.references, num_images=4))
 
 
 def test_prompts_share_the_images_out_and_are_kept(models: Models, tmp_path: Path) -> None:
     prompts = ["a photo of a blue {bag}", "bag"]
     manifest, _ = build_references({"sack": prompts, "coat": None}, models, cache_dir=tmp_path)
     sack, coat = store.read_all_references(manifest, pictures=True)
-    assert sack.images is not None and len(sack.images) == len(sack.foreground) == 5
-    drawn = [models.generator.generate(prompts[0], 3, 0), models.generator.generate("bag", 2, 0)]
+    assert sack.images is not None and len(sack.images) == len(sack.foreground) == 4
+    drawn = [models.generator.generate(prompt, 2, 0) for prompt in prompts]
     np.testing.assert_allclose(
         sack.images.astype(int), np.concatenate([part.images for part in drawn]), atol=2
     )  # in batches of another size
@@ -90,6 +90,19 @@ def test_prompts_share_the_images_out_and_are_kept(models: Models, tmp_path: Pat
     assert coat.prompts == () and rimjax.load_bank(manifest).names[1:] == ("sack", "coat")
     packed = store.pack_bank(manifest, tmp_path / "sack.safetensors")
     assert store.read_manifest(packed.path).prompts == {"sack": tuple(prompts)}
+
+
+def test_images_are_shared_out_as_evenly_as_can_be(tmp_path: Path) -> None:
+    models = fake_models()
+    settings = replace(models.references, num_images=5)
+    names = {"tv": ["apple", "plum", "leaf"]}
+    manifest, _ = build_references(names, models, settings=settings, cache_dir=tmp_path)
+    (tv,) = store.read_all_references(manifest, pictures=True)
+    assert tv.images is not None
+    shares = [
+        int((tv.images == pick_colour(prompt)).all(-1).any((1, 2)).sum()) for prompt in names["tv"]
+    ]
+    assert shares == [2, 2, 1]
 
 
 def test_attention_is_that_of_the_words_in_braces(models: Models) -> None:
