@@ -46,13 +46,13 @@ class BankBuild:
         cache_dir: Folder that keeps banks.
     """
 
-    own: ClassOptions = field(default_factory=ClassOptions)
+    references: ClassOptions = field(default_factory=ClassOptions)
     seed: int = 0
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
-        names, references = self.own.read(self.models.preset)
+        names, references = self.references.read(self.models.preset)
         check_seed(self.seed)
         models = self.models.load()
         settings = replace(models.references, seed=self.seed)
@@ -117,7 +117,7 @@ class BankAdd:
     """
 
     bank: tyro.conf.Positional[Path]
-    own: ClassOptions = field(default_factory=ClassOptions)
+    references: ClassOptions = field(default_factory=ClassOptions)
     models: StageOptions = field(default_factory=StageOptions)
 
     def run(self) -> None:
@@ -128,7 +128,7 @@ class BankAdd:
                 "packed from, and pack the new one"
             )
         preset = manifest.preset.removesuffix(RANDOM_WEIGHTS)
-        names, references = self.own.read(preset)
+        names, references = self.references.read(preset)
         models = self.models.load_stages(preset)
         check_encoder(load_bank(manifest), models)
         keep_compilations(manifest.cache)

@@ -28,7 +28,7 @@ Classes = tuple[dict[str, tuple[str, ...]], dict[str, list[Reference]]]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassOptions:
-    """Classes.
+    """Classes, drawn or from references.
 
     Attributes:
         classes: Class names, comma-separated; they are drawn unless the options below have them. A
@@ -119,7 +119,7 @@ class ClassOptions:
 
 def _parse_photos(entries: Iterable[str]) -> dict[str, list[Reference]]:
     """Return the photographs of each class in "name=file,file@x,y,..."."""
-    photos: dict[str, list[Reference]] = {}
+    photos: dict[str, str] = {}
     for entry in entries:
         name, _, files = entry.partition("=")
         name = clean_name(name)
@@ -127,8 +127,8 @@ def _parse_photos(entries: Iterable[str]) -> dict[str, list[Reference]]:
             raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
         if name in photos:
             raise ValueError(f"photos must name each class once, got {name!r} twice")
-        photos[name] = expand(_split_files(files))
-    return photos
+        photos[name] = files
+    return {name: expand(_split_files(files)) for name, files in photos.items()}
 
 
 def _split_files(files: str) -> list[str | Reference]:

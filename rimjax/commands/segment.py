@@ -79,7 +79,7 @@ class Segment:
     """
 
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
-    own: ClassOptions = field(default_factory=ClassOptions)
+    references: ClassOptions = field(default_factory=ClassOptions)
     bank: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
     format: str = "overlay,labels"
@@ -95,13 +95,13 @@ class Segment:
     def run(self) -> None:
         if not self.files:
             raise ValueError("segment needs at least one image file, got none")
-        if not self.own.is_given and self.bank is None:
+        if not self.references.is_given and self.bank is None:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
         if self.bank is None:
-            classes = self.own.read(self.models.preset)
+            classes = self.references.read(self.models.preset)
             check_label_format(classes[0])
         else:
-            classes = self.own.read_names(with_bank=True), {}
+            classes = self.references.read_names(with_bank=True), {}
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
         files = list_pictures(self.files)
