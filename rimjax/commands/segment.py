@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 import tyro
 
+from rimjax.commands.class_options import Classes, ClassOptions
 from rimjax.commands.console import (
     describe_origin,
     keep_compilations,
@@ -32,7 +33,6 @@ from rimjax.commands.options import (
 )
 from rimjax.commands.segment_files import Outputs, list_pictures, read_record
 from rimjax.datasets.dataset import read_ahead
-from rimjax.datasets.names import parse_names
 from rimjax.files import digest, fingerprint, sha256, write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
@@ -60,7 +60,6 @@ class Segment:
 
     Attributes:
         files: Image files, folders, or patterns such as "photos/*.jpg".
-        classes: Class names, comma-separated. Leave them out with --bank.
         bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
             building a bank. It keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix) for all files.
@@ -80,7 +79,7 @@ class Segment:
     """
 
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
-    classes: Annotated[str | None, NO_DEFAULT] = None
+    references: ClassOptions = field(default_factory=ClassOptions)
     bank: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
     format: str = "overlay,labels"
@@ -96,9 +95,13 @@ class Segment:
     def run(self) -> None:
         if not self.files:
             raise ValueError("segment needs at least one image file, got none")
-        names = parse_names(self.classes.split(",")) if self.classes is not None else None
-        if names is None and self.bank is None:
+        if not self.references.is_given and self.bank is None:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
+        if self.bank is None:
+            classes = self.references.read(self.models.preset)
+            check_label_format(classes[0])
+        else:
+            classes = self.references.read_names(with_bank=True), {}
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
         files = list_pictures(self.files)
@@ -111,10 +114,10 @@ class Segment:
         models = self.models.load(with_bank=self.bank is not None)
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
-        check_label_format(names if manifest is None else manifest.names)
         if manifest is not None:
+            check_label_format(manifest.names)
             models = self.models.adopt_bank(manifest, models)
-        bank = _open_bank(manifest, names, models, self.cache_dir)
+        bank = _open_bank(manifest, classes, models, self.cache_dir)
         outputs.check_ids(bank.names)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
@@ -212,12 +215,12 @@ class Segment:
         sys.exit(1)
 
 
-def check_label_format(names: Sequence[str] | None) -> None:
+def check_label_format(names: Collection[str]) -> None:
     """Raise ValueError, before any work is done, for more classes than a label PNG can tell."""
-    if len(names or ()) > MOST_CLASSES:
+    if len(names) > MOST_CLASSES:
         raise ValueError(
             f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
-            f"apart, got {len(names or ())}; segment with several banks"
+            f"apart, got {len(names)}; segment with several banks"
         )
 
 
@@ -231,18 +234,27 @@ def digest_bank(bank: ReferenceBank) -> str:
 
 def _open_bank(
     manifest: store.Manifest | None,
-    names: tuple[str, ...] | None,
+    classes: Classes,
     models: Models,
     cache_dir: Path | None,
 ) -> ReferenceBank:
+    names, references = classes
     if manifest is None:
-        assert names is not None
-        return build_bank(names, models, cache_dir=cache_dir, progress=show_class_progress)
+        return build_bank(
+            names,
+            models,
+            cache_dir=cache_dir,
+            references=references,
+            progress=show_class_progress,
+        )
     bank = load_bank(manifest, models.references)
     check_encoder(bank, models)
-    if names is not None and names != bank.names[1:]:
+    if names and (tuple(names) != bank.names[1:]):
         held = ", ".join(bank.names[1:])
         raise ValueError(
             f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
         )
+    kept = {name: prompts for name, prompts in names.items() if prompts}
+    if kept and kept != manifest.prompts:
+        raise ValueError("classes must have the bank's prompts or none; leave --classes out")
     return bank

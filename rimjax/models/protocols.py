@@ -78,7 +78,7 @@ class Fingerprinted(Protocol):
 
 @runtime_checkable
 class Generator(Fingerprinted, Protocol):
-    """Text to images (Sec. 3.4)."""
+    """Text to images (Sec. 3.4); a class name may be a prompt with the object's words in braces."""
 
     def check(self, class_name: str) -> None:
         """Raise ValueError for a class name that `generate` would refuse."""
@@ -95,7 +95,11 @@ class Generator(Fingerprinted, Protocol):
 
 @runtime_checkable
 class Masker(Fingerprinted, Protocol):
-    """Points to a class-agnostic mask (Sec. 3.4)."""
+    """Points to a class-agnostic mask (Sec. 3.4).
+
+    One whose `takes_boxes` is true also gets `box=`, float32[4] (x0, y0, x1, y1 in pixels), then
+    perhaps without points; others get a box's centre as a point.
+    """
 
     def mask(
         self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]
@@ -191,8 +195,7 @@ class Models:
 def name_source(model: object) -> str:
     """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
 
-    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` tells its
-    licence.
+    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` has its licence.
     """
     return getattr(model, "source", "")
 
