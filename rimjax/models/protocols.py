@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from rimjax.models.calibration import Calibration
 from rimjax.models.memory import BatchLimit
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import AnyArray
@@ -171,6 +172,7 @@ class Models:
         segmentation: settings of flow 2.
         antialias: resize masks to the feature grid antialiased, in both flows; see
             `rimjax.steps.pool.resize_masks`.
+        calibration: what was measured of a preset's models; unused once its stages are replaced.
     """
 
     name: str
@@ -181,6 +183,7 @@ class Models:
     references: ReferenceSettings = field(default_factory=ReferenceSettings)
     segmentation: SegmentSettings = field(default_factory=SegmentSettings)
     antialias: bool = True
+    calibration: Calibration | None = None
 
     @property
     def features(self) -> str:

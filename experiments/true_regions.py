@@ -1,0 +1,73 @@
+"""Regions whose right names are known: proposals on labelled scenes, each with its true class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rimjax.datasets import Item
+from rimjax.match import match
+from rimjax.models.protocols import Models
+from rimjax.regions.store import LoadRegions
+from rimjax.results.segmentation import measure_margins
+from rimjax.types import ReferenceBank, Regions
+
+
+class Naming(NamedTuple):
+    """What a vocabulary makes of regions.
+
+    Attributes:
+        labels: the data set's label of the class that each region gets.
+        scores: of that class.
+        margins: distances to the runners-up.
+        right: whether the class is the true one.
+        known: whether the true class is in the vocabulary, or the background.
+    """
+
+    labels: Int[np.ndarray, " P"]
+    scores: Float[np.ndarray, " P"]
+    margins: Float[np.ndarray, " P"]
+    right: Bool[np.ndarray, " P"]
+    known: Bool[np.ndarray, " P"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrueRegions:
+    """Valid regions of scenes.
+
+    Attributes:
+        features: as the encoder gives them, pooled.
+        truths: the label that most pixels of each region have; 0 is the background.
+        classes: of the data set, in the order of the labels from 1 on.
+    """
+
+    features: Float[np.ndarray, "P D"]
+    truths: Int[np.ndarray, " P"]
+    classes: tuple[str, ...]
+
+    def name(self, bank: ReferenceBank, models: Models) -> Naming:
+        """Name the regions by a bank of some of the classes, under the models' settings."""
+        result = match(self.features, bank, **models.segmentation.as_keywords())
+        numbers = np.array([0, *(1 + self.classes.index(name) for name in bank.names[1:])])
+        labels, scores = numbers[np.asarray(result.labels)], np.asarray(result.scores)
+        right, known = labels == self.truths, np.isin(self.truths, numbers)
+        return Naming(labels, scores.max(1), measure_margins(scores), right, known)
+
+
+def collect_true_regions(
+    items: Iterable[Item], load: LoadRegions, classes: tuple[str, ...]
+) -> TrueRegions:
+    """Load or compute the regions of labelled scenes, and find each one's true class."""
+    features, truths = [], []
+    for item in items:
+        regions, labels = load(item.image(), {}), item.labels()
+        assert isinstance(regions, Regions) and regions.masks is not None
+        masks = np.asarray(regions.masks)
+        valid = np.asarray(regions.valid)[: len(masks)]
+        features.append(np.asarray(regions.features)[: len(masks)][valid])
+        truths += [np.bincount(labels[mask]).argmax() for mask in masks[valid]]
+    return TrueRegions(np.concatenate(features), np.array(truths), classes)
