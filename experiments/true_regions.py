@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+import rimjax
 from rimjax.datasets import Item
 from rimjax.match import match
 from rimjax.models.protocols import Models
@@ -56,6 +58,21 @@ class TrueRegions:
         labels, scores = numbers[np.asarray(result.labels)], np.asarray(result.scores)
         right, known = labels == self.truths, np.isin(self.truths, numbers)
         return Naming(labels, scores.max(1), measure_margins(scores), right, known)
+
+    def name_by_vocabularies(self, count: int, models: Models, cache: Path) -> list[Naming]:
+        """Name the regions by banks of `count` of the C classes each.
+
+        There are C vocabularies, or one where `count` is C; every class is in equally many.
+        """
+        spread = np.random.default_rng(0).permutation(len(self.classes))[:count]
+        starts = range(len(self.classes)) if count < len(self.classes) else (0,)
+        namings = []
+        for first in starts:
+            chosen = sorted((first + spread) % len(self.classes))
+            names = [self.classes[index] for index in chosen]
+            bank = rimjax.build_bank(names, models, cache_dir=cache)
+            namings.append(self.name(bank, models))
+        return namings
 
 
 def collect_true_regions(

@@ -26,17 +26,17 @@ from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 
 sys.path.append(str(Path(__file__).parents[1]))
-from true_regions import TrueRegions, collect_true_regions  # noqa: E402
-from validation import open_validation_scenes  # noqa: E402
+from true_regions import TrueRegions, collect_true_regions
+from validation import open_validation_scenes
 
-import rimjax  # noqa: E402
-from rimjax.commands.console import progress, show_class_progress  # noqa: E402
-from rimjax.datasets import fashion_mnist, fashion_scenes  # noqa: E402
-from rimjax.files import sha256, write_text  # noqa: E402
-from rimjax.models.calibration import Calibration, Confidence, summarise_grid  # noqa: E402
-from rimjax.models.protocols import Models  # noqa: E402
-from rimjax.presets import PRESETS, locate_weights  # noqa: E402
-from rimjax.regions.store import load_or_extract  # noqa: E402
+import rimjax
+from rimjax.commands.console import progress, show_class_progress
+from rimjax.datasets import fashion_mnist, fashion_scenes
+from rimjax.files import sha256, write_text
+from rimjax.models.calibration import Calibration, Confidence, summarise_grid
+from rimjax.models.protocols import Models
+from rimjax.presets import PRESETS, locate_weights
+from rimjax.regions.store import load_or_extract
 
 FITTED, FURTHER = 800, 400
 """Validation scenes that confidences are fitted to, and those after them."""
@@ -47,9 +47,7 @@ WITHIN = 0.99
 
 def fit_confidence(regions: TrueRegions, models: Models, cache: Path) -> Confidence:
     """Fit a configuration's confidence to regions named by a bank of all classes."""
-    bank = rimjax.build_bank(
-        regions.classes, models, cache_dir=cache, progress=show_class_progress
-    )
+    bank = rimjax.build_bank(regions.classes, models, cache_dir=cache, progress=show_class_progress)
     naming = regions.name(bank, models)
     named = naming.labels > 0
     numbers = np.stack([naming.scores, naming.margins], 1)[named]
@@ -68,7 +66,7 @@ def measure_world(models: Models, data: Path) -> tuple[np.ndarray, np.ndarray, f
         for index in progress(range(TRAINING_SCENES), "training scenes", "scene")
     ]
     summaries = np.stack([summarise_grid(grid) for grid in models.encoder.encode_batch(scenes)])
-    estimate = LedoitWolf().fit(summaries)
+    estimate: Any = LedoitWolf().fit(summaries)
     values, vectors = np.linalg.eigh(estimate.precision_)
     mean, matrix = estimate.location_, vectors * np.sqrt(values)
     further = open_validation_scenes(data, FITTED + FURTHER).items[FITTED:]
