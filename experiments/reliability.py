@@ -11,9 +11,10 @@ calibration error: the distance of a bin's confidence from its share, averaged o
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
-from harness import RESULTS, Experiment, start
+from harness import Experiment, start
 from plots import create_figure, render_figure
 from tables import write_chart, write_csv
 from true_regions import Naming, collect_true_regions
@@ -55,9 +56,9 @@ def main(experiment: Experiment) -> None:
         raise ValueError(f"preset must be mini, which is calibrated, got {experiment.preset}")
     scenes = open_validation_scenes(experiment.data or fashion_mnist.DEBIAN_ROOT, SCENES.stop)
     models = experiment.load_models("rimjax")
-    items = progress(scenes.items[SCENES], "regions", "scene")
+    items = progress(scenes.items[SCENES][: experiment.limit], "regions", "scene")
     regions = collect_true_regions(items, experiment.open_regions(models), scenes.classes)
-    folder = experiment.out or RESULTS / "mini-validation"
+    folder = replace(experiment, validation=True).folder
     rows: list[tuple[object, ...]] = []
     canvas, axes = create_figure(2, 4.2)
     for axis, configuration in zip(axes, ("rimjax", "printed"), strict=True):

@@ -28,6 +28,7 @@ class Naming(NamedTuple):
         margins: distances to the runners-up.
         right: whether the class is the true one.
         known: whether the true class is in the vocabulary, or the background.
+        vocabulary: the labels that there are: 0 and those of the bank's classes.
     """
 
     labels: Int[np.ndarray, " P"]
@@ -35,6 +36,7 @@ class Naming(NamedTuple):
     margins: Float[np.ndarray, " P"]
     right: Bool[np.ndarray, " P"]
     known: Bool[np.ndarray, " P"]
+    vocabulary: Int[np.ndarray, " C"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class TrueRegions:
         numbers = np.array([0, *(1 + self.classes.index(name) for name in bank.names[1:])])
         labels, scores = numbers[np.asarray(result.labels)], np.asarray(result.scores)
         right, known = labels == self.truths, np.isin(self.truths, numbers)
-        return Naming(labels, scores.max(1), measure_margins(scores), right, known)
+        return Naming(labels, scores.max(1), measure_margins(scores), right, known, numbers)
 
     def name_by_vocabularies(self, count: int, models: Models, cache: Path) -> list[Naming]:
         """Name the regions by banks of `count` of the C classes each.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from harness import RESULTS, Experiment, start
+from harness import Experiment, start
 from PIL import Image, ImageDraw
 from tables import write_csv
 
@@ -94,7 +94,8 @@ def main(experiment: Unfamiliar) -> None:
         raise ValueError(
             "models must be those that were calibrated; run experiments/mini/calibrate.py"
         )
-    scenes = [item.image() for item in datasets.load("fashion-scenes").items]
+    items = datasets.load("fashion-scenes").items[: experiment.limit]
+    scenes = [item.image() for item in items]
     portrait = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
     bundled = [*load_sample_images().images, read_image(portrait)]
     own = [] if experiment.photos is None else list_pictures([experiment.photos])
@@ -109,7 +110,7 @@ def main(experiment: Unfamiliar) -> None:
     groups = {
         "the benchmark's scenes": scenes,
         "the same, as JPEG of quality 50": list(map(compress, scenes)),
-        "scenes of 256 pixels": list(render_large(200)),
+        "scenes of 256 pixels": list(render_large(len(scenes))),
         **photographs,
         **squares,
         **make_pictures(rng),
@@ -128,7 +129,7 @@ def main(experiment: Unfamiliar) -> None:
     for _ in range(100):
         known.measure_distance(grid)
     print(f"limit {known.limit:.1f}; {10 * (time.perf_counter() - begin):.2f} ms an image")
-    write_csv(experiment.out or RESULTS / "mini", "unfamiliar", rows)
+    write_csv(experiment.folder, "unfamiliar", rows)
 
 
 if __name__ == "__main__":
