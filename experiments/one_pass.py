@@ -83,6 +83,7 @@ def can_evaluate(settings: SegmentSettings) -> bool:
     Random agents are numbered otherwise there.
     """
     painted = settings.assembly == "paint" and settings.on_top == "area"
+    painted &= not settings.has_thresholds
     return painted and settings.agent_policy != "random"
 
 

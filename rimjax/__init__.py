@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rimjax import match as match
     from rimjax.images import read_image as read_image
     from rimjax.models.protocols import Models as Models
+    from rimjax.pipeline import UnfamiliarImageWarning as UnfamiliarImageWarning
     from rimjax.pipeline import segment as segment
     from rimjax.presets import load_preset as load_preset
     from rimjax.references.build import build_bank as build_bank
@@ -36,6 +37,7 @@ _MODULES = {"draw": "show.draw", "evaluate": "evaluate", "match": "match"}
 _NAMES = {
     "read_image": "images",
     "Models": "models.protocols",
+    "UnfamiliarImageWarning": "pipeline",
     "segment": "pipeline",
     "load_preset": "presets",
     "build_bank": "references.build",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Int32, Integer, UInt8
+from jaxtyping import Bool, Float, Int, Int32, Integer, UInt8
 
 from rimjax.images import ImageSource, read_image
 from rimjax.match import match
 from rimjax.match.checks import describe
+from rimjax.models.calibration import Confidence
 from rimjax.models.protocols import Models
 from rimjax.regions.extract import FeatureGrid, extract, measure_stage
 from rimjax.results import Segmentation
-from rimjax.settings import SegmentSettings
+from rimjax.results.segmentation import measure_margins
+from rimjax.settings import THRESHOLDS, SegmentSettings, name_configuration
 from rimjax.steps.assemble import find_owners, label_pixels, name_owners, vote
 from rimjax.types import ReferenceBank, Regions
+
+
+class UnfamiliarImageWarning(UserWarning):
+    """An image is unlike the scenes that a preset's encoder was trained on."""
 
 
 def segment(
@@ -37,16 +46,69 @@ def segment(
         The label map at the upright image's size, the regions with their scores, and the seconds of
         each stage.
 
+    Warns:
+        UnfamiliarImageWarning: the image is unlike the scenes that the preset was trained on; only
+            where the preset is calibrated, as mini is.
+
     Raises:
-        FileNotFoundError, ValueError: the image can't be read, or the bank was built with another
-            encoder.
+        FileNotFoundError, ValueError: the image can't be read, the bank was built with another
+            encoder, or a least confidence is asked for where the models aren't calibrated.
     """
     check_encoder(bank, models)
     pixels = read_image(image)
     timings: dict[str, float] = {}
-    regions = extract(models, pixels, timings)
+    grids: list[np.ndarray] = []
     settings = settings or models.segmentation
-    return name_regions(regions, bank, settings, image=pixels, timings=timings)
+    calibration = find_confidence(models, settings)
+    regions = extract(models, pixels, timings, grids)
+    seg = name_regions(
+        regions, bank, settings, image=pixels, timings=timings, calibration=calibration
+    )
+    return replace(seg, familiar=_recognise(models, grids[0]))
+
+
+def _recognise(models: Models, features: Float[np.ndarray, "h w D"]) -> bool | None:
+    """Return whether an image's features are like the training scenes', and warn if they aren't."""
+    known = models.calibration
+    if known is None or known.encoder != models.features:
+        return None
+    distance = known.measure_distance(features)
+    if distance > known.limit:
+        warnings.warn(
+            f"the image is unlike the scenes that preset {models.name!r} was trained on (distance "
+            f"{distance:.1f}, limit {known.limit:.1f}), so its regions' names mean little; load "
+            "preset 'paper', or build the bank from photographs of your own",
+            UnfamiliarImageWarning,
+            stacklevel=3,
+        )
+    return distance <= known.limit
+
+
+def find_confidence(models: Models, settings: SegmentSettings) -> Confidence | None:
+    """Return what gives regions their confidence; None where models or settings aren't calibrated.
+
+    Args:
+        models: whose reference settings are the bank's.
+        settings: how to match.
+
+    Raises:
+        ValueError: there is none, but the settings ask for a least confidence.
+    """
+    known, name = models.calibration, name_configuration(models.references, settings)
+    measured_on = known and (known.encoder, known.proposer)
+    found = None
+    if known is not None and measured_on == (models.features, models.proposer.fingerprint):
+        found = known.confidences.get(name)
+    _check_calibrated(found, settings)
+    return found
+
+
+def _check_calibrated(calibration: Confidence | None, settings: SegmentSettings) -> None:
+    if settings.min_confidence is not None and calibration is None:
+        raise ValueError(
+            "min_confidence must be None with models and settings that no confidence was measured "
+            f"for, got {settings.min_confidence}; use min_margin or min_score"
+        )
 
 
 def name_regions(
@@ -58,6 +120,7 @@ def name_regions(
     background: bool = True,
     timings: dict[str, float] | None = None,
     kept: dict[str, np.ndarray] | None = None,
+    calibration: Confidence | None = None,
 ) -> Segmentation:
     """Match regions with a bank and assemble a label map (Eq. 6-10).
 
@@ -70,10 +133,11 @@ def name_regions(
         timings: seconds of the stages so far; "match" and "assemble" are added to a copy.
         kept: receives which region lies on top of each pixel, by area, and serves it to the image's
             next call.
+        calibration: gives the regions' confidence; from `find_confidence`.
 
     Raises:
-        ValueError: the regions have no masks or lack the scores that `on_top` asks for, or `match`
-            refuses them.
+        ValueError: the regions have no masks or lack the scores that `on_top` asks for, thresholds
+            are set that can't be applied, or `match` refuses the regions.
     """
     if isinstance(regions, FeatureGrid):
         return name_pixels(
@@ -86,13 +150,17 @@ def name_regions(
             'on_top must be "area" or "score" where the proposer gives no scores, got '
             '"predicted_iou"; or propose with SAM'
         )
+    _check_calibrated(calibration, settings)
+    names = settings.list_names(bank.names)
     timings, masks = dict(timings or {}), np.asarray(regions.masks)
     count, shape = len(masks), masks.shape[1:]
     with measure_stage(timings, "match"):
         allowed = _allow(bank, background)
         keywords = settings.as_keywords(_number_image(image, settings))
         result = match(regions, bank, allowed=allowed, **keywords)
-        labels, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
+        winners, scores = np.asarray(result.labels)[:count], np.asarray(result.scores)[:count]
+        confidence = _estimate_confidence(winners, scores, calibration)
+        labels = _doubt(winners, scores, confidence, settings)
     with measure_stage(timings, "assemble"):
         if settings.assembly == "paint":
             if settings.on_top == "area":
@@ -102,14 +170,43 @@ def name_regions(
                     kept[key] = find_owners(masks, labels >= 0, shape)
                 owners = kept[key]
             else:
-                best = scores[np.arange(count), labels]
+                best = scores[np.arange(count), winners]
                 priorities = {"predicted_iou": regions.scores, "score": best}
                 owners = find_owners(masks, labels >= 0, shape, priorities[settings.on_top])
             canvas = name_owners(owners, labels)
         else:
             owners = None
             canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
-    return Segmentation(_narrow(canvas, bank), masks, labels, scores, bank.names, timings, owners)
+    canvas = _narrow(canvas, names)
+    return Segmentation(canvas, masks, labels, scores, names, timings, owners, confidence)
+
+
+def _estimate_confidence(
+    labels: Int[np.ndarray, " P"],
+    scores: Float[np.ndarray, "P C"],
+    calibration: Confidence | None,
+) -> Float[np.ndarray, " P"] | None:
+    """Estimate the regions' confidence: 0 for invalid ones, None without a calibration."""
+    if calibration is None:
+        return None
+    confidence = calibration.estimate(scores.max(1), measure_margins(scores), labels == 0)
+    return np.where(labels < 0, 0, confidence).astype(np.float32)
+
+
+def _doubt(
+    labels: Int[np.ndarray, " P"],
+    scores: Float[np.ndarray, "P C"],
+    confidence: Float[np.ndarray, " P"] | None,
+    settings: SegmentSettings,
+) -> Int32[np.ndarray, " P"]:
+    """Replace the classes of regions below a threshold; what is background stays it."""
+    numbers = (scores.max(1), measure_margins(scores), confidence)
+    doubtful = np.zeros(len(labels), bool)
+    for name, values in zip(THRESHOLDS, numbers, strict=True):
+        if values is not None and (least := getattr(settings, name)) is not None:
+            doubtful |= values < least
+    instead = scores.shape[1] if settings.labels_unknown else 0
+    return np.where(doubtful & (labels > 0), instead, labels).astype(np.int32)
 
 
 def name_pixels(
@@ -137,6 +234,7 @@ def name_pixels(
     Raises:
         ValueError: `match` refuses the features.
     """
+    check_regions_named(settings)
     timings, (height, width, size) = dict(timings or {}), grid.features.shape
     with measure_stage(timings, "match"):
         allowed = _allow(bank, background)
@@ -147,13 +245,22 @@ def name_pixels(
     with measure_stage(timings, "assemble"):
         canvas = label_pixels(scores, grid.shape, allowed)
     return Segmentation(
-        labels=_narrow(canvas, bank),
+        labels=_narrow(canvas, bank.names),
         masks=np.zeros((0, *grid.shape), bool),
         region_labels=np.zeros(0, np.int32),
         scores=np.zeros((0, len(bank.names)), np.float32),
         names=bank.names,
         timings=timings,
     )
+
+
+def check_regions_named(settings: SegmentSettings) -> None:
+    """Raise ValueError for thresholds where pixels are named, which have no regions."""
+    if name := next((each for each in THRESHOLDS if getattr(settings, each) is not None), None):
+        raise ValueError(
+            f"{name} must be None where pixels are named without regions, got "
+            f"{getattr(settings, name)}; leave it out, or choose another proposer"
+        )
 
 
 def _allow(bank: ReferenceBank, background: bool) -> Bool[np.ndarray, " C"]:
@@ -167,8 +274,8 @@ def _number_image(image: UInt8[np.ndarray, "H W 3"] | None, settings: SegmentSet
     return zlib.crc32(image.tobytes())
 
 
-def _narrow(canvas: Int32[np.ndarray, "H W"], bank: ReferenceBank) -> Integer[np.ndarray, "H W"]:
-    return canvas.astype(np.uint8 if len(bank.names) <= 255 else np.int32)
+def _narrow(canvas: Int32[np.ndarray, "H W"], names: Sequence[str]) -> Integer[np.ndarray, "H W"]:
+    return canvas.astype(np.uint8 if len(names) <= 255 else np.int32)
 
 
 def check_encoder(bank: ReferenceBank, models: Models) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -11,8 +12,11 @@ import numpy as np
 from ported_weights.choices import check_choices
 from rimjax.match.checks import check_options, describe
 from rimjax.match.classify import MatchOptions, Scalars
+from rimjax.types import UNKNOWN
 
 MAX_SEED = 2**32
+THRESHOLDS = ("min_score", "min_margin", "min_confidence")
+"""Settings of `SegmentSettings` below which a region isn't named."""
 _KINDS = {
     "int": ("an integer", int),
     "int | None": ("an integer or None", int | None),
@@ -165,14 +169,59 @@ class SegmentSettings(MatchSettings):
         on_top: which region "paint" leaves on top: the one of the smallest "area", of the highest
             "predicted_iou" (the proposer's score: SAM's predicted IoU), or of the highest "score"
             of its class.
+        min_score: least score of its class for a region to get the class's name; None: any.
+        min_margin: least distance of the score to the runner-up's; None: any.
+        min_confidence: least confidence in 0..1, where models are calibrated; None: any.
+        unknown: what other regions become: a class "unknown" after all others ("label"), or
+            "background".
     """
 
     assembly: Literal["paint", "vote"] = "paint"
     on_top: Literal["area", "predicted_iou", "score"] = "area"
+    min_score: float | None = None
+    min_margin: float | None = None
+    min_confidence: float | None = None
+    unknown: Literal["label", "background"] = "label"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
+        for name in THRESHOLDS:
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and np.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number or None, got {describe(value)}")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must be from 0 to 1, got {self.min_confidence}")
+        if self.has_thresholds and self.assembly == "vote":
+            raise ValueError(
+                'assembly must be "paint" with min_score, min_margin or min_confidence, which '
+                'concern whole regions, got "vote"'
+            )
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether a region may be left without a class's name."""
+        return any(getattr(self, name) is not None for name in THRESHOLDS)
+
+    @property
+    def labels_unknown(self) -> bool:
+        """Whether there is a class "unknown" after all others."""
+        return self.has_thresholds and self.unknown == "label"
+
+    def list_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of a segmentation's labels: a bank's, and "unknown" where it is a label.
+
+        Raises:
+            ValueError: a class is called so.
+        """
+        if not self.labels_unknown:
+            return tuple(names)
+        if UNKNOWN in names:
+            raise ValueError(
+                f"unknown must be 'background' for a bank with a class {UNKNOWN!r}, got 'label'"
+            )
+        return (*names, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -213,7 +262,12 @@ within half a point of plain cosine on the same features or above (docs/reproduc
 
 
 def name_configuration(references: ReferenceSettings, segmentation: SegmentSettings) -> str:
-    """Return the name of the configuration that settings belong to; "custom" if there is none."""
+    """Return the name of the configuration that settings belong to; "custom" if there is none.
+
+    Thresholds for naming a region belong to none.
+    """
+    named = {**dict.fromkeys(THRESHOLDS), "unknown": "label"}
+    segmentation = replace(segmentation, **named)
     for name, configuration in CONFIGURATIONS.items():
         adjusted = configuration.adjust(references)
         if (adjusted, configuration.segmentation) == (references, segmentation):

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 AnyArray = Array | np.ndarray
-BACKGROUND = "background"
+BACKGROUND, UNKNOWN = "background", "unknown"
 _STATIC = {"static": True}  # a field that is part of the pytree's structure, not a leaf
 T = TypeVar("T")
 

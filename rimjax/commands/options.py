@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from rimjax.models.protocols import Models, Pixels
 from rimjax.models.sam import SamPrecision
+from rimjax.pipeline import check_regions_named, find_confidence
 from rimjax.presets import Precision, Scheduler, load_preset
 from rimjax.references.build import read_settings
 from rimjax.references.contents import Manifest
-from rimjax.settings import CONFIGURATIONS
+from rimjax.settings import CONFIGURATIONS, THRESHOLDS
 
 
 def default(text: str) -> object:
@@ -45,6 +46,44 @@ class PresetOptions:
 
     preset: Literal["mini", "paper"] = "mini"
     images: Annotated[int | None, PRESET_DEFAULT] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownOptions:
+    """Regions that no class fits.
+
+    A region's score says how like its class it is: by default cosine + 0.1 relation, at most 1.1.
+    Its margin is the distance to the score of the runner-up among the classes. Its confidence is
+    the share of such regions that was named rightly on mini's validation scenes, where every thing
+    was among the classes; other presets have none.
+
+    Attributes:
+        min_score: Least score for a region to get its class's name; 0.55 is a good start for mini
+            (docs/unknown.md).
+        min_margin: Least margin.
+        min_confidence: Least confidence, from 0 to 1; mini only.
+        unknown: What regions below become: a class "unknown" after the others (label), which every
+            output has, or background.
+    """
+
+    min_score: Annotated[float | None, default("any")] = None
+    min_margin: Annotated[float | None, default("any")] = None
+    min_confidence: Annotated[float | None, default("any")] = None
+    unknown: Literal["label", "background"] = "label"
+
+    def apply(self, models: Models) -> Models:
+        """Return models whose segmentation settings have these thresholds.
+
+        Raises:
+            ValueError: a threshold is out of range, or can't be applied with these models.
+        """
+        names = (*THRESHOLDS, "unknown")
+        changes: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings = replace(models.segmentation, **changes)
+        find_confidence(models, settings)
+        if isinstance(models.proposer, Pixels):
+            check_regions_named(settings)
+        return replace(models, segmentation=settings)
 
 
 @dataclass(frozen=True, kw_only=True)

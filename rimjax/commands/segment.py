@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from rimjax.commands.options import (
     NO_DEFAULT,
     Flag,
     ModelOptions,
+    UnknownOptions,
     default,
     report_stage,
 )
@@ -36,13 +38,13 @@ from rimjax.datasets.dataset import read_ahead
 from rimjax.files import digest, fingerprint, sha256, write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
-from rimjax.pipeline import check_encoder, segment
+from rimjax.pipeline import UnfamiliarImageWarning, check_encoder, segment
 from rimjax.references import store
 from rimjax.references.build import build_bank, load_bank
 from rimjax.results import Segmentation
 from rimjax.settings import name_configuration
 from rimjax.show.draw import OPACITY
-from rimjax.types import ReferenceBank
+from rimjax.types import BACKGROUND, ReferenceBank
 
 MOST_CLASSES = 65535
 """As many as a 16-bit PNG can tell apart, beside the background."""
@@ -90,6 +92,7 @@ class Segment:
     overwrite: Flag = False
     stop_on_error: Flag = False
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    naming: UnknownOptions = field(default_factory=UnknownOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
@@ -115,14 +118,16 @@ class Segment:
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
         if manifest is not None:
-            check_label_format(manifest.names)
             models = self.models.adopt_bank(manifest, models)
+        models = self.naming.apply(models)
+        shown = list_shown(tuple(classes[0]) if manifest is None else manifest.names, models)
         bank = _open_bank(manifest, classes, models, self.cache_dir)
-        outputs.check_ids(bank.names)
+        outputs.check_ids(shown)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
         bad.clear()
-        origin = {"names": bank.names, **describe_origin(models)}
+        warnings.simplefilter("ignore", UnfamiliarImageWarning)  # one for all images, at the end
+        origin = {"names": shown, **describe_origin(models)}
         results: list[dict[str, Any]] = []
         report: dict[str, Any] = {"results": results, "bad_images": {}, **origin}
         try:
@@ -136,6 +141,7 @@ class Segment:
                 if self.json is not None and results:
                     write_json(self.json, report)
             raise
+        _warn_of_unfamiliar(results, models)
         outputs.write_shared(results, origin)
         if self.json is not None:
             write_json(self.json, report)
@@ -155,7 +161,9 @@ class Segment:
 
         Images are read before their turn, and written after it, in threads.
         """
-        key = digest([digest_bank(bank), origin["settings"], origin["weights"], outputs.settings])
+        known = None if models.calibration is None else models.calibration.fingerprint
+        depends = [digest_bank(bank), origin["settings"], origin["weights"], outputs.settings]
+        key = digest([*depends, known])
         digests, done = read_record(outputs.folder, key)
         writing: deque[Future[dict[str, Any]]] = deque()
 
@@ -221,6 +229,28 @@ def check_label_format(names: Collection[str]) -> None:
         raise ValueError(
             f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
             f"apart, got {len(names)}; segment with several banks"
+        )
+
+
+def list_shown(names: tuple[str, ...], models: Models) -> tuple[str, ...]:
+    """Return the names that outputs have: the background, the classes, and "unknown" if asked for.
+
+    Raises:
+        ValueError: a class is called "unknown", or there are too many classes.
+    """
+    shown = models.segmentation.list_names((BACKGROUND, *names))
+    check_label_format(shown[1:])
+    return shown
+
+
+def _warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], models: Models) -> None:
+    """Print one warning for all images that are unlike the preset's training scenes."""
+    count = sum(result["familiar"] is False for result in results)
+    if count:
+        warn(
+            f"{count} of {len(results)} images are unlike the scenes that preset {models.name} was "
+            "trained on (clothing on plain grounds), so names in them mean little; segment with "
+            "--preset paper, or with references of your own (rimjax bank build --photos)"
         )
 
 

@@ -184,7 +184,7 @@ class Outputs:
         if "overlay" in places:
             write_picture(places["overlay"], draw.overlay(pixels, seg, self.opacity))
         if "labels" in places:
-            write_labels(places["labels"], seg.labels, draw.pick_colours(len(seg.names)))
+            write_labels(places["labels"], seg.labels, draw.colour_names(seg.names))
         if "ids" in places:
             write_labels(places["ids"], seg.id_map)
         if "yolo" in places:
@@ -195,6 +195,7 @@ class Outputs:
             "image": str(image),
             **{name: str(place) for name, place in places.items()},
             "size": [pixels.shape[1], pixels.shape[0]],
+            "familiar": seg.familiar,
             "shares": shares,
             "regions": describe_segments(seg),
             "timings": seg.timings,
@@ -224,13 +225,18 @@ class Outputs:
 
 
 def describe_segments(seg: Segmentation) -> list[dict[str, Any]]:
-    """Return the segments as JSON: id, class, score, area in pixels and box xyxy."""
+    """Return the segments as JSON: id, class, score, margin, confidence, area and box xyxy.
+
+    Areas and boxes are in pixels; score, margin and confidence are those of `Segment`.
+    """
     return [
         {
             "id": segment.id,
             "class": seg.names[segment.class_id],
             "class_id": segment.class_id,
             "score": segment.score,
+            "margin": segment.margin,
+            "confidence": segment.confidence,
             "area": segment.area,
             "box": list(segment.box),
         }

@@ -62,8 +62,14 @@ def evaluate_items(
         an error.
 
     Raises:
-        ValueError: a label outside the bank's classes, or regions that don't fit the bank.
+        ValueError: a label outside the bank's classes, regions that don't fit the bank, or settings
+            that label regions "unknown", which no truth does.
     """
+    if any(settings.labels_unknown for _, settings in rows.values()):
+        raise ValueError(
+            "unknown must be 'background' to evaluate with thresholds, got 'label', which no truth "
+            "holds"
+        )
     for item, reading in read_ahead(items, Item.read):
         timings: dict[str, float] = {}
         try:

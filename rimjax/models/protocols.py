@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from rimjax.models.calibration import Calibration
 from rimjax.models.memory import BatchLimit
 from rimjax.settings import ReferenceSettings, SegmentSettings
 from rimjax.types import AnyArray
@@ -36,7 +37,6 @@ __all__ = [
     "cached_property",
     "check_image",
     "encode_in_batches",
-    "name_source",
 ]
 
 
@@ -175,6 +175,7 @@ class Models:
         segmentation: settings of flow 2.
         antialias: resize masks to the feature grid antialiased, in both flows; see
             `rimjax.steps.pool.resize_masks`.
+        calibration: what was measured of a preset's models; unused once its stages are replaced.
     """
 
     name: str
@@ -185,19 +186,12 @@ class Models:
     references: ReferenceSettings = field(default_factory=ReferenceSettings)
     segmentation: SegmentSettings = field(default_factory=SegmentSettings)
     antialias: bool = True
+    calibration: Calibration | None = None
 
     @property
     def features(self) -> str:
         """Digest of what pooled features depend on; only features with the same are compared."""
         return self.encoder.fingerprint + ("" if self.antialias else "-bilinear")
-
-
-def name_source(model: object) -> str:
-    """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
-
-    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` has its licence.
-    """
-    return getattr(model, "source", "")
 
 
 def check_image(image: np.ndarray) -> None:

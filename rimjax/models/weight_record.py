@@ -191,3 +191,11 @@ def _list_files(path: Path) -> dict[str, Path]:
     walk = os.walk(path, followlinks=True)
     files = sorted(Path(folder, name) for folder, _, names in walk for name in names)
     return {file.relative_to(path).as_posix(): file for file in files if file.is_file()}
+
+
+def name_source(model: object) -> str:
+    """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
+
+    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` has its licence.
+    """
+    return getattr(model, "source", "")

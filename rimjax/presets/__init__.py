@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import ported_weights
+from rimjax.models.calibration import Calibration, load_calibration
 from rimjax.models.protocols import Models, Proposer
 from rimjax.models.sam import SamMasker, SamPrecision, SamProposer
 from rimjax.models.stable_diffusion import DeferredGenerator
@@ -215,6 +216,7 @@ def load_preset(
         encoder=features,
         references=CONFIGURATIONS[configuration].adjust(preset.references),
         segmentation=CONFIGURATIONS[configuration].segmentation,
+        calibration=_load_calibration(locate_weights(name, weights_dir), preset.calibration),
     )
 
 
@@ -243,6 +245,14 @@ def check_words(preset: str, prompts: Iterable[str]) -> None:
                 f"classes must use words that the preset {preset} knows, {', '.join(vocabulary)}, "
                 f"got {wrong[0]!r}; --preset paper draws others"
             )
+
+
+def _load_calibration(folder: Path, name: str | None) -> Calibration | None:
+    """Load a preset's calibration; None before experiments/mini/calibrate.py has measured it."""
+    if name is None or not (folder / name).exists():
+        return None
+    check_weights(folder / name)
+    return load_calibration(folder / name)
 
 
 def _check_present(preset: str, files: list[WeightFile]) -> None:

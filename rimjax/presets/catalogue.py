@@ -104,6 +104,8 @@ class Preset:
         diffusion: how images are drawn.
         proposals: SAM's grid of points and thresholds.
         references: reference settings; the configuration overrides T, whitening and centring.
+        calibration: what experiments/mini/calibrate.py measured, below the preset's folder; None
+            for a preset that nothing was measured of.
     """
 
     generators: Mapping[str, str]
@@ -114,6 +116,7 @@ class Preset:
     diffusion: DiffusionConfig
     proposals: ProposalConfig
     references: ReferenceSettings = field(default_factory=ReferenceSettings)
+    calibration: str | None = None
 
 
 _HALF = (0.5, 0.5, 0.5)
@@ -159,6 +162,7 @@ _MINI = Preset(
         min_area=30,
     ),
     references=ReferenceSettings(num_images=24),
+    calibration="calibration.safetensors",
 )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from rimjax.files import digest, step_versions
-from rimjax.models.protocols import Generated, Models, name_source
+from rimjax.models.protocols import Generated, Models
+from rimjax.models.weight_record import name_source
 from rimjax.references.contents import ClassReferences
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.localise import cut_foreground

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from rimjax.files import digest
-from rimjax.models.protocols import Masker, Proposals, name_source
+from rimjax.models.protocols import Masker, Proposals
+from rimjax.models.weight_record import name_source
 from rimjax.regions.archive import Archive
 from rimjax.regions.store import digest_image, pack_proposals, unpack_proposals
 

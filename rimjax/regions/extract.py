@@ -42,6 +42,7 @@ def extract_regions(
     image: UInt8[np.ndarray, "H W 3"],
     timings: dict[str, float] | None = None,
     antialias: bool = True,
+    grids: list[np.ndarray] | None = None,
 ) -> Regions:
     """Propose regions and pool their features (Eq. 5).
 
@@ -51,6 +52,7 @@ def extract_regions(
         image: RGB.
         timings: receives the seconds of "propose", "encode" and "pool".
         antialias: see `Models`.
+        grids: receives the encoder's feature map, float32[h, w, D].
 
     Returns:
         Regions with masks bool[M, H, W], M >= 0, and the proposer's scores; features are padded to
@@ -59,7 +61,9 @@ def extract_regions(
     timings = {} if timings is None else timings
     with measure_stage(timings, "propose"):
         proposals = proposer.propose(image)
-    regions = encode_regions(encoder, image, proposals.masks, timings, antialias=antialias)
+    regions = encode_regions(
+        encoder, image, proposals.masks, timings, antialias=antialias, grids=grids
+    )
     return replace(regions, scores=proposals.scores)
 
 
@@ -70,16 +74,22 @@ def encode_regions(
     timings: dict[str, float],
     *,
     antialias: bool = True,
+    grids: list[np.ndarray] | None = None,
 ) -> Regions:
     """Encode an image and pool its features under masks (Eq. 5); arguments and result as above."""
     with measure_stage(timings, "encode"):
         features = encoder.encode(image)
+    if grids is not None:
+        grids.append(features)
     with measure_stage(timings, "pool"):
         return pool_regions(features, masks, antialias)
 
 
 def extract(
-    models: Models, image: UInt8[np.ndarray, "H W 3"], timings: dict[str, float] | None = None
+    models: Models,
+    image: UInt8[np.ndarray, "H W 3"],
+    timings: dict[str, float] | None = None,
+    grids: list[np.ndarray] | None = None,
 ) -> Regions | FeatureGrid:
     """Extract an image's regions with the models, or its feature grid under `Pixels`.
 
@@ -87,11 +97,15 @@ def extract(
         models: proposer, encoder and `antialias` are used.
         image: RGB.
         timings: receives the seconds of "propose", "encode" and "pool"; of a grid of "encode" only.
+        grids: receives the encoder's feature map, float32[h, w, D].
     """
     timings = {} if timings is None else timings
     if not isinstance(models.proposer, Pixels):
         return extract_regions(
-            models.proposer, models.encoder, image, timings, antialias=models.antialias
+            models.proposer, models.encoder, image, timings, models.antialias, grids
         )
     with measure_stage(timings, "encode"):
-        return FeatureGrid(models.encoder.encode(image), (image.shape[0], image.shape[1]))
+        features = models.encoder.encode(image)
+    if grids is not None:
+        grids.append(features)
+    return FeatureGrid(features, (image.shape[0], image.shape[1]))

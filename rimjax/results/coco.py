@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rimjax.files import atomic_file, parse_json
+from rimjax.types import UNKNOWN
 
 SOURCE = "rimjax"
 """Marks annotations, so that a list of them is known as a file that may be replaced."""
@@ -35,9 +36,10 @@ class CocoIds:
             ValueError: the file lacks a class.
         """
         if missing := [name for name in names[1:] if name not in self.categories]:
-            raise ValueError(
-                f"{self.path}: has no category {missing[0]!r}; name classes as the file does"
-            )
+            way_out = "name classes as the file does"
+            if missing[0] == UNKNOWN:
+                way_out = "give --unknown background"
+            raise ValueError(f"{self.path}: has no category {missing[0]!r}; {way_out}")
         return {name: self.categories[name] for name in names[1:]}
 
     def find_image(self, image: Path) -> int:

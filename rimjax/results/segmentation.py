@@ -24,7 +24,11 @@ class Segment:
         class_id: index of its class in `Segmentation.names`, from 1 on.
         area: its pixels.
         box: (x0, y0, x1, y1) in pixels; x1 and y1 lie just outside.
-        score: its region's score of its class; None for a connected part.
+        score: its region's score of its class, or of the best class where it is unknown; None for a
+            connected part.
+        margin: how far that score stands above the runner-up's; None for a connected part.
+        confidence: share of such regions that is named rightly, in 0..1; None without a
+            calibration.
     """
 
     id: int
@@ -32,6 +36,8 @@ class Segment:
     area: int
     box: tuple[int, int, int, int]
     score: float | None = None
+    margin: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +48,17 @@ class Segmentation:
         labels: class of each pixel, in [0, C).
         masks: the regions' pixels, before they were painted over each other.
         region_labels: the regions' classes; -1 for an invalid region.
-        scores: the regions' class scores.
-        names: the C class names; names[0] is the background.
+        scores: the regions' class scores: similarities, whose range depends on the configuration.
+        names: the C class names, of which names[0] is the background; with a class "unknown", label
+            C, which has no score, its name follows as the last.
         timings: seconds spent in each stage, by the stage's name.
         owners: the region on top of each pixel, -1 under no region; None where no single region
             decides, because regions voted or pixels were named one by one.
+        confidence: share of the regions with such scores and margins that was named rightly on
+            validation scenes of the preset, all of whose things were among the classes, in 0..1; 0
+            for an invalid region. None for models or settings that aren't calibrated.
+        familiar: whether the image is like the scenes that the preset's encoder was trained on;
+            None where that isn't known.
     """
 
     labels: Integer[np.ndarray, "H W"]
@@ -56,6 +68,16 @@ class Segmentation:
     names: tuple[str, ...]
     timings: dict[str, float] = field(default_factory=dict)
     owners: Int32[np.ndarray, "H W"] | None = None
+    confidence: Float[np.ndarray, " P"] | None = None
+    familiar: bool | None = None
+
+    @cached_property
+    def margins(self) -> Float[np.ndarray, " P"]:
+        """How far each region's best score stands above the runner-up's; 0 for an invalid one.
+
+        Classes that may not win count as well, with the least score.
+        """
+        return measure_margins(self.scores)
 
     @cached_property
     def id_map(self) -> Int32[np.ndarray, "H W"]:
@@ -87,10 +109,17 @@ class Segmentation:
             rows, columns = window
             mine = self.id_map[window] == index + 1
             class_id = int(self.labels[window][mine][0])
-            score = None if self.owners is None else float(self.scores[index, class_id])
             box = (columns.start, rows.start, columns.stop, rows.stop)
-            segments.append(Segment(index + 1, class_id, int(areas[index + 1]), box, score))
+            numbers = () if self.owners is None else self._score_region(index, class_id)
+            segments.append(Segment(index + 1, class_id, int(areas[index + 1]), box, *numbers))
         return tuple(segments)
+
+    def _score_region(self, index: int, class_id: int) -> tuple[float, float, float | None]:
+        """Return a region's score, margin and confidence."""
+        scores = self.scores[index]
+        score = scores[class_id] if class_id < len(scores) else scores.max()
+        confidence = None if self.confidence is None else float(self.confidence[index])
+        return float(score), float(self.margins[index]), confidence
 
     def to_coco(
         self, image_id: int = 1, categories: Mapping[str, int] | None = None
@@ -174,6 +203,14 @@ class Segmentation:
         detections.class_id = np.asarray(detections.class_id) - 1
         shape = (self.labels.shape[0], self.labels.shape[1])
         return detections_to_yolo_annotations(detections, shape, approximation_percentage=0)
+
+
+def measure_margins(scores: Float[np.ndarray, "P C"]) -> Float[np.ndarray, " P"]:
+    """Return how far each row's best score stands above the second best."""
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores), scores.dtype)
+    top = np.partition(scores, -2, axis=1)[:, -2:]
+    return top[:, 1] - top[:, 0]
 
 
 def _label(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "H W"], int]:

@@ -13,6 +13,7 @@ from scipy import ndimage
 from rimjax.images import ImageSource, read_image
 from rimjax.references.contents import ClassReferences
 from rimjax.results import Segmentation
+from rimjax.types import UNKNOWN
 
 GAP, LEAST_SIDE = 4, 384
 OPACITY, DIMMED = 0.55, 0.35
@@ -37,10 +38,24 @@ def pick_colours(count: int) -> UInt8[np.ndarray, "C 3"]:
     return np.concatenate([colours, more])[:count].astype(np.uint8)
 
 
-def colour_labels(labels: np.ndarray, num_classes: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Colour a label map; labels beyond the classes (255: ignored) are white."""
-    colours = np.concatenate([pick_colours(num_classes), np.full((1, 3), 255, np.uint8)])
-    return colours[np.minimum(labels, num_classes)]
+def colour_names(names: Sequence[str]) -> UInt8[np.ndarray, "C 3"]:
+    """Return `pick_colours` for a segmentation's names; a last name "unknown" is light grey."""
+    colours = pick_colours(len(names))
+    if names[-1] == UNKNOWN:
+        colours[-1] = ImageColor.getrgb("#d0d0d0")
+    return colours
+
+
+def colour_labels(labels: np.ndarray, names: int | Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """Colour a label map; labels beyond the classes (255: ignored) are white.
+
+    Args:
+        labels: [H, W].
+        names: a segmentation's names, or C, their number.
+    """
+    colours = pick_colours(names) if isinstance(names, int) else colour_names(names)
+    colours = np.concatenate([colours, np.full((1, 3), 255, np.uint8)])
+    return colours[np.minimum(labels, len(colours) - 1)]
 
 
 def _draw_legend(
@@ -48,7 +63,7 @@ def _draw_legend(
 ) -> Image.Image:
     """Draw colour squares with class names, wrapped to a width; `scale` 1 is 12 pixels high."""
     side, gap, line = (round(scale * pixels) for pixels in (12, GAP, 18))
-    font, colours = ImageFont.load_default(size=12 * scale), pick_colours(len(names))
+    font, colours = ImageFont.load_default(size=12 * scale), colour_names(names)
     x, y, places = gap, gap, []
     for index in shown:
         wide = side + gap + int(font.getlength(names[index])) + 3 * gap
@@ -92,7 +107,7 @@ def _stack(parts: Sequence[Image.Image], across: bool = False) -> Image.Image:
 def _blend(
     picture: Image.Image,
     labels: np.ndarray,
-    num_classes: int,
+    names: Sequence[str],
     alpha: float,
     ids: np.ndarray | None = None,
 ) -> Image.Image:
@@ -103,7 +118,7 @@ def _blend(
     Args:
         picture: a whole factor larger than `labels`.
         labels: [H, W]; beyond the classes they are white.
-        num_classes: C.
+        names: of the C classes.
         alpha: opacity of the colours.
         ids: [H, W], what is outlined; the labels by default.
     """
@@ -113,14 +128,14 @@ def _blend(
         .astype(np.uint16)
         .repeat(factor, 0)
         .repeat(factor, 1)
-        for values, most in ((labels, num_classes), (labels if ids is None else ids, 65535))
+        for values, most in ((labels, len(names)), (labels if ids is None else ids, 65535))
     )
     width = 1 + 2 * round(_find_scale(picture))
     lowest, highest = (
         filter_1d(filter_1d(parts, width, axis=0), width, axis=1)
         for filter_1d in (ndimage.minimum_filter1d, ndimage.maximum_filter1d)
     )
-    colours = Image.fromarray(colour_labels(shown, num_classes))
+    colours = Image.fromarray(colour_labels(shown, names))
     grey = ImageOps.grayscale(picture).convert("RGB")
     tinted = Image.blend(grey, colours, alpha)
     dimmed = Image.blend(grey, Image.new("RGB", size), DIMMED)
@@ -154,7 +169,7 @@ def overlay(image: ImageSource, seg: Segmentation, alpha: float = OPACITY) -> Im
         raise ValueError(
             f"image must have the segmentation's size {seg.labels.shape}, got {pixels.shape[:2]}"
         )
-    picture = _blend(_enlarge(pixels, LEAST_SIDE), seg.labels, len(seg.names), alpha, seg.id_map)
+    picture = _blend(_enlarge(pixels, LEAST_SIDE), seg.labels, seg.names, alpha, seg.id_map)
     present, scale = np.unique(seg.labels).tolist(), _find_scale(picture)
     return _stack([picture, _draw_legend(seg.names, present, picture.width, scale)])
 
@@ -174,7 +189,7 @@ def comparison(
     picture = _enlarge(image, 256)
     views = {
         "image": picture,
-        **{title: _blend(picture, labels, len(names), OPACITY) for title, labels in maps.items()},
+        **{title: _blend(picture, labels, names, OPACITY) for title, labels in maps.items()},
     }
     row = _stack([_add_title(title, view) for title, view in views.items()], across=True)
     shown = np.unique(

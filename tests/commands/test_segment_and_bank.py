@@ -51,9 +51,51 @@ def test_segment_writes_overlay_labels_and_json(
     assert contents["preset"] == "mini" and contents["versions"]["jax"]
     assert sum(result["shares"].values()) == pytest.approx(1)
     assert result["regions"] and result["size"] == [128, 128]
-    assert {"id", "class", "class_id", "score", "area", "box"} == set(result["regions"][0])
+    keys = {"id", "class", "class_id", "score", "margin", "confidence", "area", "box"}
+    assert keys == set(result["regions"][0]) and result["familiar"] is True
+    for region in result["regions"]:
+        assert region["margin"] >= 0 and 0 <= region["confidence"] <= 1
     for name, share in result["shares"].items():
         assert share == pytest.approx((labels == names.index(name)).mean())
+
+
+def test_pictures_unlike_minis_world_are_warned_of_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        noise = rng.integers(0, 256, (100, 150, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    shutil.copy(folder / "scene.png", tmp_path / "c.png")
+    words = ("segment", tmp_path, "--bank", find_bank(folder), "--output", tmp_path / "out")
+    for _ in range(2):  # the second takes the results from the record
+        run(*words, "--json", tmp_path / "out.json")
+        lines = capsys.readouterr().err.splitlines()
+        (line,) = [line for line in lines if "rimjax: warning" in line]
+        assert "2 of 3 images are unlike" in line and "--preset paper" in line
+        results = json.loads((tmp_path / "out.json").read_text())["results"]
+        assert [result["familiar"] for result in results] == [False, False, True]
+    run("segment", folder / "scene.png", *words[2:])
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_thresholds_on_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("segment", folder / "scene.png", "--bank", find_bank(folder))
+    report, maps = tmp_path / "out.json", {}
+    for unknown in ("label", "background"):
+        options = ("--min-confidence", "1", "--unknown", unknown, "--overwrite")
+        out = tmp_path / f"{unknown}.png"
+        printed = run(*words, *options, "--output", out, "--json", report, capsys=capsys)
+        assert "configuration: rimjax" in printed
+        content = json.loads(report.read_text())
+        assert content["settings"]["segmentation"]["min_confidence"] == 1
+        maps[unknown] = np.asarray(Image.open(tmp_path / f"{unknown}_labels.png"))
+        names = ["background", "sneaker", "bag", *(["unknown"] if unknown == "label" else [])]
+        assert content["names"] == names == list(content["results"][0]["shares"])
+        assert all(each["class"] == "unknown" for each in content["results"][0]["regions"])
+    assert set(np.unique(maps["label"])) == {0, 3} and not maps["background"].any()
 
 
 def test_a_configuration_changes_a_finished_bank_only_if_given(
@@ -145,6 +187,22 @@ def test_bank_show_and_add(
         (["evaluate", "--data", "SCENE"], "--data must be given with voc, context,"),
         (["segment", "SCENE", "--classes", "bag", "--preset", "paper"], "sam_vit_b_01ec64.pth"),
         (["segment"], "at least one image"),
+        (["segment", "SCENE", "--bank", "BANK", "--min-score", "nan"], "--min-score must be a fi"),
+        (
+            ["segment", "SCENE", "--bank", "BANK", "--min-confidence", "90"],
+            "--min-confidence must be from 0 to 1",
+        ),
+        (
+            [
+                *("segment", "SCENE", "--bank", "BANK", "--min-confidence", "0.5"),
+                *("--proposer", "mini-maskformer"),
+            ],
+            "--min-confidence must be None",
+        ),
+        (
+            ["segment", "SCENE", "--bank", "BANK", "--min-margin", "1", "--proposer", "pixels"],
+            "--min-margin must be None where pixels are named",
+        ),
         (["segment", "SCENE", "--classes", "bag", "--images", "0"], "--images must be at least 1"),
         (["bank", "build"], "at least one class name"),
         (["bank", "build", "--classes", "bag", "--photos", "mug"], "name=file1,file2"),

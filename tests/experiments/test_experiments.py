@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rimjax.datasets import fashion_mnist
 from rimjax.evaluation import Evaluation, evaluate
 from rimjax.evaluation.metrics import Counts, mean_iou
 from rimjax.models.protocols import Models
@@ -38,6 +39,32 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_experiment(harness: ModuleType, cache: Path, out: Path) -> Any:
     return harness.Experiment(limit=2, images=3, cache_dir=cache, out=out)
+
+
+@pytest.mark.parametrize("name", ["reliability", "unknown", "unfamiliar"])
+def test_the_scripts_about_calibration_write_their_results(
+    name: str, harness: ModuleType, cache: Path, tmp_path: Path
+) -> None:
+    if not fashion_mnist.DEBIAN_ROOT.exists():
+        pytest.skip(f"{fashion_mnist.DEBIAN_ROOT}: no photographs; install dataset-fashion-mnist")
+    options: Any = importlib.import_module(name)
+    options = getattr(options, "Unfamiliar", harness.Experiment)
+    experiment = options(limit=3, images=3, cache_dir=cache, out=tmp_path)
+    importlib.import_module(name).main(experiment)
+    rows = list(csv.DictReader((tmp_path / f"{name}.csv").open()))
+    if name == "unfamiliar":
+        counts = {row["images"]: (int(row["unfamiliar"]), int(row["number"])) for row in rows}
+        assert counts["the benchmark's scenes"] == (0, 3) and counts["noise"] == (3, 3)
+        return
+    assert min(Image.open(tmp_path / f"{name}.png").size) > 100
+    if name == "reliability":
+        assert all(0 <= float(row["named rightly"]) <= 1 for row in rows)
+        return
+    for row in rows:
+        shares = [float(row[key]) for key in ("caught", "lost", "lost of the rightly named")]
+        assert min(shares) >= 0 and max(shares) <= 1
+    curve = [float(row["caught"]) for row in rows if row["measure"] == "score"][:10]
+    assert curve == sorted(curve)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

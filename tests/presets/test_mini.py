@@ -48,6 +48,7 @@ def test_files_are_those_of_the_manifest() -> None:
 LOADS: dict[str, Callable[[], object]] = {
     "mini/vit.safetensors": lambda: rimjax.load_preset("mini"),
     "mini/sam.safetensors": lambda: rimjax.load_preset("mini"),
+    "mini/calibration.safetensors": lambda: rimjax.load_preset("mini"),
     "mini/mae-vit.safetensors": lambda: rimjax.load_preset("mini", encoder="mini-mae"),
     "mini/clip-vit.safetensors": lambda: rimjax.load_preset("mini", encoder="mini-clip"),
     "mini/maskformer/model.safetensors": lambda: rimjax.load_preset(
