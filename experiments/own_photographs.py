@@ -1,7 +1,7 @@
 """Small objects in photographs of one's own: pool the whole photograph, or a crop?
 
 Command:  python experiments/own_photographs.py
-              mini; 2 CPU cores, MINUTES
+              mini; 14 minutes of one CPU core
 
 References are photographs of single training-split items with their masks, test images are scenes
 of other training-split items, none of which the ViT or SAM has seen; the benchmark isn't touched.
