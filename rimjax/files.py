@@ -140,6 +140,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file in one piece, and after a line that was cut short.
+
+    Raises:
+        WriteError: it can't be written; the message names it.
+    """
+    content = f"\n{line}\n".encode()
+    with _name_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; rename it to `path` when the block succeeds.

@@ -13,7 +13,7 @@ from PIL import Image
 from scenes import NAMES, make_scene
 
 import rimjax
-from rimjax.commands import options
+from rimjax.commands import class_options, options
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -25,6 +25,7 @@ def list_snippets(path: Path, language: str) -> list[str]:
 def test_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models, image = fake_models(), make_scene()[0]
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
+    monkeypatch.setattr(class_options, "check_words", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Image.fromarray(image).save("photos/a.png")

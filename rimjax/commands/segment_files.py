@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rimjax.commands.console import check_outputs, write_labels, write_picture
-from rimjax.files import atomic_file, sha256
+from rimjax.files import append_line, atomic_file, sha256
 from rimjax.results import Segmentation
 from rimjax.results.coco import CocoIds, read_ids, write_annotations
 from rimjax.sealed import seal, unseal
@@ -203,10 +203,8 @@ class Outputs:
         if any(name in RUN_FORMATS for name in self.formats):
             result["annotations"] = seg.to_coco()
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             line = json.dumps(seal({"sha256": sha256(image), "key": key, "result": result}))
-            with (self.folder / RECORD).open("ab", buffering=0) as file:
-                file.write(f"\n{line}\n".encode())  # in one piece, and after a line cut short
+            append_line(self.folder / RECORD, line)
         present = ", ".join(
             f"{name} {100 * share:.0f} %" for name, share in shares.items() if share
         )
