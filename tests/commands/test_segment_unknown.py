@@ -72,7 +72,7 @@ def test_the_unknown_may_be_background_instead(truth: np.ndarray) -> None:
 
 def test_results_with_another_threshold_are_not_taken_from_the_record(truth: np.ndarray) -> None:
     run(*WORDS)
-    assert set(np.unique(Image.open("out/a_labels.png"))) == {0, 1, 2, 3}
+    assert set(np.unique(np.asarray(Image.open("out/a_labels.png")))) == {0, 1, 2, 3}
     run(*WORDS, "--min-margin", "0.1")
     np.testing.assert_array_equal(np.asarray(Image.open("out/a_labels.png")), truth)
 
