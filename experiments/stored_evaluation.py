@@ -33,7 +33,7 @@ from tables import print_lines, write_csv
 
 from rimjax.commands.console import progress
 from rimjax.commands.main import CONFIG
-from rimjax.commands.options import default
+from rimjax.commands.options import Flag, default
 from rimjax.datasets import Item
 from rimjax.models.protocols import Proposals
 from rimjax.regions.store import RegionStore
@@ -56,7 +56,8 @@ class StoredEvaluation:
         classes: Classes with the background.
         size: Width and height of the images.
         output: Folder for the table; by default it is only printed.
-        fill: Fill the store in this folder, and nothing else.
+        store: Folder of the store, which is kept; what it holds isn't made again.
+        fill: Fill the store, and nothing else.
     """
 
     count: int = 5000
@@ -64,7 +65,8 @@ class StoredEvaluation:
     classes: int = 81
     size: tuple[int, int] = (640, 480)
     output: Annotated[Path | None, default("none")] = None
-    fill: Annotated[Path | None, default("none")] = None
+    store: Annotated[Path | None, default("a temporary folder")] = None
+    fill: Flag = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,10 +113,9 @@ class StoredEvaluation:
     def encode(
         self, kind: str, image: np.ndarray, masks: np.ndarray, timings: dict[str, float]
     ) -> Regions:
-        """Make each region's features, near those of the class under most of its pixels."""
+        """Make each region's features, near those of the class at its first pixel."""
         index = read_index(image)
-        labels = self.make_labels(index)
-        found = [np.bincount(labels[mask], minlength=self.classes).argmax() for mask in masks]
+        found = self.make_labels(index).ravel()[masks.reshape(len(masks), -1).argmax(1)]
         rng = np.random.default_rng((3, DIMS[kind], index))
         noise = 8 * rng.standard_normal((len(masks), DIMS[kind]), np.float32)
         return Regions(self.make_centres(kind)[found] + noise, masks, np.ones(len(masks), bool))
@@ -206,13 +207,14 @@ def fill(options: StoredEvaluation, folder: Path) -> None:
 
 def main() -> None:
     options = tyro.cli(StoredEvaluation, description=__doc__, config=CONFIG)
-    if options.fill is not None:
-        fill(options, options.fill)
+    if options.fill and options.store is not None:
+        fill(options, options.store)
         return
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *sys.argv, "--fill", folder]
-        subprocess.run(command, check=True)
-        lines = measure(options, Path(folder))
+        store = options.store or Path(folder)
+        words = () if options.store else ("--store", folder)
+        subprocess.run([sys.executable, *sys.argv, *words, "--fill"], check=True)
+        lines = measure(options, store)
     print_lines(lines)
     if options.output is not None:
         write_csv(options.output, "stored-evaluation", lines)

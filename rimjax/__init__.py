@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rimjax.presets import load_preset as load_preset
     from rimjax.references.build import build_bank as build_bank
     from rimjax.references.build import load_bank as load_bank
+    from rimjax.references.coco import read_coco_references as read_coco_references
+    from rimjax.references.prompt_table import read_prompt_table as read_prompt_table
+    from rimjax.references.reference import Reference as Reference
     from rimjax.results import Segment as Segment
     from rimjax.results import Segmentation as Segmentation
     from rimjax.settings import ReferenceSettings as ReferenceSettings
@@ -39,6 +42,9 @@ _NAMES = {
     "load_preset": "presets",
     "build_bank": "references.build",
     "load_bank": "references.build",
+    "read_coco_references": "references.coco",
+    "read_prompt_table": "references.prompt_table",
+    "Reference": "references.reference",
     "ReferenceSettings": "settings",
     "SegmentSettings": "settings",
     "Match": "types",

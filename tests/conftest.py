@@ -19,6 +19,7 @@ install_import_hook(["rimjax", "ported_weights"], "typecheck.check")
 TESTS = Path(__file__).parent
 DRAWS = (
     *("commands/", "experiments/", "presets/", "weights/", "test_step_versions"),
+    "references/test_class_prompts",
     *("models/test_stable_diffusion", "models/test_unet_encoder", "models/test_lowering"),
 )
 """Tests that run Stable Diffusion, whose Flax modules in diffusers promote dtypes and ranks."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from rimjax.commands.class_options import ClassOptions
 from rimjax.commands.console import (
     check_outputs,
     keep_compilations,
@@ -17,13 +17,11 @@ from rimjax.commands.console import (
 )
 from rimjax.commands.options import (
     CACHE_DEFAULT,
-    NO_DEFAULT,
     Flag,
     ModelOptions,
     StageOptions,
     default,
 )
-from rimjax.datasets.names import clean_name, parse_names
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
@@ -39,25 +37,22 @@ class BankBuild:
 
     Classes are drawn, or taken from your own photographs.
 
-    Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mug1.jpg,mug2.jpg"
+    Example: rimjax bank build --classes "sneaker,bag" --photos "my mug=mugs/*.jpg"
+
+    Example: rimjax bank build --coco annotations.json
 
     Attributes:
-        classes: Class names to draw, comma-separated.
-        photos: A further class from photographs, as "name=file1,file2"; may be repeated. The object
-            is where the photograph is opaque; in a photograph without transparency, SAM's mask at
-            its centre.
         seed: Random seed, from 0 to 2^32 - 1.
         cache_dir: Folder that keeps banks.
     """
 
-    classes: Annotated[str, NO_DEFAULT] = ""
-    photos: Annotated[tuple[str, ...], NO_DEFAULT, tyro.conf.UseAppendAction] = ()
+    references: ClassOptions = field(default_factory=ClassOptions)
     seed: int = 0
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
-        names, photos = _parse_classes(self.classes, self.photos)
+        names, references = self.references.read(self.models.preset)
         check_seed(self.seed)
         models = self.models.load()
         settings = replace(models.references, seed=self.seed)
@@ -67,7 +62,7 @@ class BankBuild:
             models,
             settings=settings,
             cache_dir=self.cache_dir,
-            references=photos,
+            references=references,
             progress=show_class_progress,
         )
         print(manifest.path)
@@ -119,24 +114,22 @@ class BankAdd:
 
     Attributes:
         bank: The old bank's manifest.
-        classes: Class names to draw, comma-separated.
-        photos: A further class from photographs, as "name=file1,file2"; may be repeated.
     """
 
     bank: tyro.conf.Positional[Path]
-    classes: Annotated[str, NO_DEFAULT] = ""
-    photos: Annotated[tuple[str, ...], NO_DEFAULT, tyro.conf.UseAppendAction] = ()
+    references: ClassOptions = field(default_factory=ClassOptions)
     models: StageOptions = field(default_factory=StageOptions)
 
     def run(self) -> None:
-        names, photos = _parse_classes(self.classes, self.photos)
         manifest = store.read_manifest(self.bank)
         if isinstance(manifest, PackedBank):
             raise ValueError(
                 f"{manifest.path}: a packed bank can't be extended; extend the bank that it was "
                 "packed from, and pack the new one"
             )
-        models = self.models.load_stages(manifest.preset.removesuffix(RANDOM_WEIGHTS))
+        preset = manifest.preset.removesuffix(RANDOM_WEIGHTS)
+        names, references = self.references.read(preset)
+        models = self.models.load_stages(preset)
         check_encoder(load_bank(manifest), models)
         keep_compilations(manifest.cache)
         extended, _ = build_references(
@@ -144,7 +137,7 @@ class BankAdd:
             models,
             settings=self.models.adopt_bank(manifest, models).references,
             cache_dir=manifest.cache,
-            references=photos,
+            references=references,
             progress=show_class_progress,
             extend=manifest,
         )
@@ -189,21 +182,6 @@ def _describe_packed(bank: PackedBank) -> None:
         print(f"licence: {line}")
     size = bank.path.stat().st_size
     print(f"{bank.path}: a packed bank of {size / 1e6:.1f} MB; it holds no pictures to draw")
-
-
-def _parse_classes(classes: str, photos: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names to draw, and photographs by class name."""
-    names, files = classes.split(",") if classes else [], {}
-    for entry in photos:
-        name, _, paths = entry.partition("=")
-        if not name.strip() or not all(path.strip() for path in paths.split(",")):
-            raise ValueError(f'photos must be given as "name=file1,file2", got {entry!r}')
-        name = clean_name(name)
-        if name in files:
-            raise ValueError(f"photos must name each class once, got {name!r} twice")
-        files[name] = [path.strip() for path in paths.split(",")]
-    parse_names([*names, *files])
-    return names, files
 
 
 @dataclass(frozen=True)

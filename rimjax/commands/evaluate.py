@@ -105,7 +105,7 @@ class Evaluate:
         dataset: fashion-scenes, voc, context (59 classes and background), context59 (without),
             coco-object, or a folder with images/NAME.jpg, labels/NAME.png (0 the background, i the
             class on line i, 255 ignored) and names.txt (a class per line; a first line
-            "background" isn't counted).
+            "background" isn't counted). LabelMe's VOC export is such a folder too.
         data: Folder that holds a published data set in mmsegmentation's layout: VOCdevkit/VOC2012,
             VOCdevkit/VOC2010 or coco_stuff164k.
         output: Folder of the run, which gets each image's result when it is there. The same
@@ -118,6 +118,8 @@ class Evaluate:
         bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
             building a bank; its classes must be the data set's. It keeps its configuration unless
             --configuration is given.
+        only_bank_classes: Evaluate the classes of --bank alone; pixels of the data set's other
+            classes don't count.
         similarity: Rankings alone (relation, Eq. 9), plain cosine, their product (combined), or
             cosine plus a share of relation (weighted).
         candidates: Classes that may win: all (Eq. 9), or the region's agents.
@@ -136,6 +138,7 @@ class Evaluate:
     save_labels: Flag = False
     limit: Annotated[int | None, default("all")] = None
     bank: Annotated[Path | None, NO_DEFAULT] = None
+    only_bank_classes: Flag = False
     similarity: Annotated[Similarity | None, PRESET_DEFAULT] = None
     candidates: Annotated[Literal["all", "agents"] | None, PRESET_DEFAULT] = None
     assembly: Annotated[Literal["paint", "vote"] | None, PRESET_DEFAULT] = None
@@ -166,7 +169,10 @@ class Evaluate:
         if dataset.published_size not in (None, count):
             warn(f"{dataset.name} has {dataset.published_size} images in papers, {count} here")
         manifest = None if self.bank is None else store.read_manifest(self.bank)
+        if self.only_bank_classes and manifest is None:
+            raise ValueError("bank must be given with --only-bank-classes, got none")
         if manifest is not None:
+            dataset = dataset.restrict(manifest.names) if self.only_bank_classes else dataset
             check_classes(manifest.names, dataset)
         items = dataset.items[: self.limit]
         finished = run_folder.read_finished(self.output) if self.output else set()

@@ -25,6 +25,7 @@ from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
 from rimjax.images import PictureWarning
 from rimjax.models.memory import MemoryRunsOut
+from rimjax.references.reference import ReferenceWarning
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -45,7 +46,7 @@ CONFIG = (
     tyro.conf.HelptextFromCommentsOff,
 )
 
-_IN_ONE_LINE = (PictureWarning, MemoryRunsOut)
+_IN_ONE_LINE = (PictureWarning, ReferenceWarning, MemoryRunsOut)
 
 
 def main() -> None:

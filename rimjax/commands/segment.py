@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 import tyro
 
+from rimjax.commands.class_options import Classes, ClassOptions
 from rimjax.commands.console import (
     describe_origin,
     keep_compilations,
@@ -32,9 +33,13 @@ from rimjax.commands.options import (
     default,
     report_stage,
 )
-from rimjax.commands.segment_files import Outputs, list_pictures, read_record
+from rimjax.commands.segment_files import (
+    Outputs,
+    list_pictures,
+    read_record,
+    warn_of_unfamiliar,
+)
 from rimjax.datasets.dataset import read_ahead
-from rimjax.datasets.names import parse_names
 from rimjax.files import digest, fingerprint, sha256, write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
@@ -46,8 +51,8 @@ from rimjax.settings import name_configuration
 from rimjax.show.draw import OPACITY
 from rimjax.types import BACKGROUND, ReferenceBank
 
-MOST_CLASSES = 65535
-"""As many as a 16-bit PNG can tell apart, beside the background."""
+MOST_CLASSES = 65534
+"""As many as a 16-bit PNG can tell apart, beside the background and "unknown"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,6 @@ class Segment:
 
     Attributes:
         files: Image files, folders, or patterns such as "photos/*.jpg".
-        classes: Class names, comma-separated. Leave them out with --bank.
         bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
             building a bank. It keeps its configuration unless --configuration is given.
         output: The overlay's PNG file, or a folder (a name without a suffix) for all files.
@@ -82,7 +86,7 @@ class Segment:
     """
 
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
-    classes: Annotated[str | None, NO_DEFAULT] = None
+    references: ClassOptions = field(default_factory=ClassOptions)
     bank: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, default("NAME_segmented.png here")] = None
     format: str = "overlay,labels"
@@ -99,9 +103,13 @@ class Segment:
     def run(self) -> None:
         if not self.files:
             raise ValueError("segment needs at least one image file, got none")
-        names = parse_names(self.classes.split(",")) if self.classes is not None else None
-        if names is None and self.bank is None:
+        if not self.references.is_given and self.bank is None:
             raise ValueError('classes must be given, e.g. --classes "sneaker,bag"; or give --bank')
+        if self.bank is None:
+            classes = self.references.read(self.models.preset)
+            check_label_format(classes[0])
+        else:
+            classes = self.references.read_names(with_bank=True), {}
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
         files = list_pictures(self.files)
@@ -115,10 +123,13 @@ class Segment:
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
         if manifest is not None:
+            check_label_format(manifest.names)
             models = self.models.adopt_bank(manifest, models)
         models = self.naming.apply(models)
-        shown = list_shown(names if manifest is None else manifest.names, models)
-        bank = _open_bank(manifest, names, models, self.cache_dir)
+        named = classes[0] if manifest is None else manifest.names
+        models.segmentation.list_names((BACKGROUND, *named))  # before a bank is drawn
+        bank = _open_bank(manifest, classes, models, self.cache_dir)
+        shown = models.segmentation.list_names(bank.names)
         outputs.check_ids(shown)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
@@ -138,7 +149,7 @@ class Segment:
                 if self.json is not None and results:
                     write_json(self.json, report)
             raise
-        _warn_of_unfamiliar(results, models)
+        warn_of_unfamiliar(results, models.name)
         outputs.write_shared(results, origin)
         if self.json is not None:
             write_json(self.json, report)
@@ -220,30 +231,12 @@ class Segment:
         sys.exit(1)
 
 
-def list_shown(names: Sequence[str] | None, models: Models) -> tuple[str, ...]:
-    """Return the names that outputs have: the background, the classes, and "unknown" if asked for.
-
-    Raises:
-        ValueError: a class is called "unknown", or there are more classes than a label PNG can tell
-            apart.
-    """
-    shown = models.segmentation.list_names((BACKGROUND, *(names or ())))
-    if len(shown) - 1 > MOST_CLASSES:
+def check_label_format(names: Collection[str]) -> None:
+    """Raise ValueError, before any work is done, for more classes than a label PNG can tell."""
+    if len(names) > MOST_CLASSES:
         raise ValueError(
             f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
-            f"apart, got {len(shown) - 1}; segment with several banks"
-        )
-    return shown
-
-
-def _warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], models: Models) -> None:
-    """Print one warning for all images that are unlike the preset's training scenes."""
-    count = sum(result["familiar"] is False for result in results)
-    if count:
-        warn(
-            f"{count} of {len(results)} images are unlike the scenes that preset {models.name} was "
-            "trained on (clothing on plain grounds), so names in them mean little; segment with "
-            "--preset paper, or with references of your own (rimjax bank build --photos)"
+            f"apart, got {len(names)}; segment with several banks"
         )
 
 
@@ -257,18 +250,27 @@ def digest_bank(bank: ReferenceBank) -> str:
 
 def _open_bank(
     manifest: store.Manifest | None,
-    names: tuple[str, ...] | None,
+    classes: Classes,
     models: Models,
     cache_dir: Path | None,
 ) -> ReferenceBank:
+    names, references = classes
     if manifest is None:
-        assert names is not None
-        return build_bank(names, models, cache_dir=cache_dir, progress=show_class_progress)
+        return build_bank(
+            names,
+            models,
+            cache_dir=cache_dir,
+            references=references,
+            progress=show_class_progress,
+        )
     bank = load_bank(manifest, models.references)
     check_encoder(bank, models)
-    if names is not None and names != bank.names[1:]:
+    if names and (tuple(names) != bank.names[1:]):
         held = ", ".join(bank.names[1:])
         raise ValueError(
             f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
         )
+    kept = {name: prompts for name, prompts in names.items() if prompts}
+    if kept and kept != manifest.prompts:
+        raise ValueError("classes must have the bank's prompts or none; leave --classes out")
     return bank

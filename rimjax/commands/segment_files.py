@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rimjax.commands.console import check_outputs, write_labels, write_picture
+from rimjax.commands.console import check_outputs, warn, write_labels, write_picture
 from rimjax.files import atomic_file, sha256
 from rimjax.results import Segmentation
 from rimjax.results.coco import CocoIds, read_ids, write_annotations
@@ -74,10 +75,15 @@ class Outputs:
     json: Path | None
     ids_from: Path | None
     opacity: float
-    ids: CocoIds | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", self.ids_from and read_ids(self.ids_from))
+    @cached_property
+    def ids(self) -> CocoIds | None:
+        """The ids of the COCO file.
+
+        Raises:
+            ValueError: it can't be read, or isn't a COCO file.
+        """
+        return None if self.ids_from is None else read_ids(self.ids_from)
 
     @property
     def folder(self) -> Path | None:
@@ -123,6 +129,8 @@ class Outputs:
             raise ValueError(f"format must be of {', '.join(known)}, got {wrong[0]!r}")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"opacity must be from 0 to 1, got {self.opacity}")
+        if self.ids is not None and not set(self.formats) & RUN_FORMATS.keys():
+            raise ValueError("coco_ids must be given with --format coco or coco-results")
         stems = Counter(path.stem for path in self.files)
         if repeated := [stem for stem, count in stems.items() if count > 1]:
             raise ValueError(
@@ -257,3 +265,14 @@ def read_record(folder: Path | None, key: str) -> tuple[dict[str, str], dict[str
         if entry["key"] == key and all(place.is_file() for place in places):
             digests[result["image"]], results[result["image"]] = entry["sha256"], result
     return digests, results
+
+
+def warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], preset: str) -> None:
+    """Print one warning for all images that are unlike the preset's training scenes."""
+    count = sum(result["familiar"] is False for result in results)
+    if count:
+        warn(
+            f"{count} of {len(results)} images are unlike the scenes that preset {preset} was "
+            "trained on (clothing on plain grounds), so names in them mean little; segment with "
+            "--preset paper, or with references of your own (--photos)"
+        )

@@ -114,11 +114,8 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
             or, when an image is drawn, an outline is malformed.
         ImportError: the `coco` extra is missing.
     """
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        remedy = 'pip install "rimjax[pipeline]"'
-        raise ImportError(f"instances needs pycocotools ({error}): {remedy}") from error
+    import_pycocotools()
+    from pycocotools.coco import COCO
 
     if not instances.is_file():
         remedy = "COCO's is annotations/instances_val2017.json"
@@ -134,7 +131,7 @@ def list_outline_maps(instances: Path) -> tuple[dict[str, Callable[[], np.ndarra
             thing_ids = [thing["id"] for thing in things]
             image_of = [thing["image_id"] for thing in things]
             used = [thing["category_id"] for thing in things]
-            skipped = sum(_drop_outlines(thing) for thing in things)
+            skipped = sum(drop_outlines(thing) for thing in things)
             categories = [(entry["id"], entry["name"]) for entry in index.dataset["categories"]]
         except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
             raise ValueError(f"{instances}: not COCO's instance JSON ({error!r})") from error
@@ -214,7 +211,7 @@ def _number_categories(
     return {number: 1 + THINGS.index(thing) for number, thing in things.items()}
 
 
-def _drop_outlines(thing: dict[str, Any]) -> int:
+def drop_outlines(thing: dict[str, Any]) -> int:
     """Drop an annotation's outlines of fewer than three points; return the number of those missing.
 
     pycocotools would draw an outline of two points as a box.
@@ -224,3 +221,13 @@ def _drop_outlines(thing: dict[str, Any]) -> int:
         thing["segmentation"] = [outline for outline in outlines if len(outline) >= 6]
         return max(len(outlines), 1) - len(thing["segmentation"])
     return 0
+
+
+def import_pycocotools() -> Any:
+    """Import pycocotools.mask; raise ImportError with the remedy where it is missing."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        remedy = 'pip install "rimjax[pipeline]"'
+        raise ImportError(f"COCO annotations need pycocotools ({error}): {remedy}") from error
+    return mask

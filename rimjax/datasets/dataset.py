@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -106,6 +106,32 @@ class Dataset:
     def prompts(self) -> tuple[str, ...]:
         """Each class's words for the prompt, which are the bank's names."""
         return tuple(clean_name(self.aliases.get(name, name)) for name in self.classes)
+
+    def restrict(self, prompts: Sequence[str]) -> Dataset:
+        """Return the same images with some of the classes only; the others' pixels are ignored.
+
+        Args:
+            prompts: of the classes to keep, in the order that they shall have.
+
+        Raises:
+            ValueError: none of the classes has one of these prompts.
+        """
+        if missing := [prompt for prompt in prompts if prompt not in self.prompts]:
+            raise ValueError(
+                f"bank must hold classes of {self.name} only, got {missing[0]!r} too; its classes "
+                f"are {', '.join(self.prompts)}"
+            )
+        kept = [self.prompts.index(prompt) for prompt in prompts]
+        table = np.full(256, IGNORED, np.uint8)
+        table[0] = 0
+        table[[1 + index for index in kept]] = np.arange(1, 1 + len(kept))
+
+        def read_kept(item: Item) -> UInt8[np.ndarray, "H W"]:
+            return table[item.labels()]
+
+        items = [replace(item, labels=partial(read_kept, item)) for item in self.items]
+        classes = tuple(self.classes[index] for index in kept)
+        return replace(self, classes=classes, items=items, published_size=None)
 
 
 def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]:

@@ -251,7 +251,8 @@ def check_classes(names: Sequence[str], dataset: Dataset) -> None:
         ]
         raise ValueError(
             f"bank must hold the classes of {dataset.name}, got a bank "
-            f"{' and '.join(parts) or 'in another order'}; build the bank for this data set"
+            f"{' and '.join(parts) or 'in another order'}; build the bank for this data set, "
+            "or evaluate its classes only (--only-bank-classes, Dataset.restrict)"
         )
 
 

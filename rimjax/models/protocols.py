@@ -79,7 +79,7 @@ class Fingerprinted(Protocol):
 
 @runtime_checkable
 class Generator(Fingerprinted, Protocol):
-    """Text to images (Sec. 3.4)."""
+    """Text to images (Sec. 3.4); a class name may be a prompt with the object's words in braces."""
 
     def check(self, class_name: str) -> None:
         """Raise ValueError for a class name that `generate` would refuse."""
@@ -96,7 +96,11 @@ class Generator(Fingerprinted, Protocol):
 
 @runtime_checkable
 class Masker(Fingerprinted, Protocol):
-    """Points to a class-agnostic mask (Sec. 3.4)."""
+    """Points to a class-agnostic mask (Sec. 3.4).
+
+    One whose `takes_boxes` is true also gets `box=`, float32[4] (x0, y0, x1, y1 in pixels), then
+    perhaps without points; others get a box's centre as a point.
+    """
 
     def mask(
         self, image: UInt8[np.ndarray, "H W 3"], points: Float32[np.ndarray, "n 2"]
@@ -130,9 +134,7 @@ class Proposer(Fingerprinted, Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """No proposals: flow 2 names pixels by the encoder's features themselves (Table 4, "none").
-
-    It stands in the place of a `Proposer`.
+    """No `Proposer`: flow 2 names pixels by the encoder's features themselves (Table 4, "none").
 
     Attributes:
         fingerprint: always the same.
@@ -170,8 +172,7 @@ class Models:
         encoder: computes the features of both.
         references: settings of flow 1.
         segmentation: settings of flow 2.
-        antialias: resize masks to the feature grid antialiased, in both flows; see
-            `rimjax.steps.pool.resize_masks`.
+        antialias: of `rimjax.steps.pool.resize_masks`, by which both flows pool features.
         calibration: what was measured of a preset's models; unused once its stages are replaced.
     """
 
@@ -194,8 +195,7 @@ class Models:
 def name_source(model: object) -> str:
     """Return the name by which a preset chose a model, e.g. "sam-vit-b"; "" for your own model.
 
-    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` tells its
-    licence.
+    It is the model's attribute `source`; `rimjax.weights.sources.describe_source` has its licence.
     """
     return getattr(model, "source", "")
 

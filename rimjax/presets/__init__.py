@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -12,6 +14,7 @@ from rimjax.models.calibration import Calibration, load_calibration
 from rimjax.models.protocols import Models, Proposer
 from rimjax.models.sam import SamMasker, SamPrecision, SamProposer
 from rimjax.models.stable_diffusion import DeferredGenerator
+from rimjax.models.stable_diffusion.prompts import split_prompt
 from rimjax.models.weight_record import check_weights
 from rimjax.presets.catalogue import (
     PRESETS,
@@ -223,6 +226,33 @@ def _load_calibration(folder: Path, name: str | None) -> Calibration | None:
         return None
     check_weights(folder / name)
     return load_calibration(folder / name)
+
+
+def check_words(preset: str, prompts: Iterable[str]) -> None:
+    """Refuse class names and prompts with words that a preset doesn't know, without loading it.
+
+    Args:
+        preset: its name.
+        prompts: as of `Generator.generate`.
+
+    Raises:
+        ValueError: a preset of few words doesn't know one; the message lists its class names.
+    """
+    choice = PRESETS.get(preset)
+    if choice is None or (vocabulary := choice.diffusion.vocabulary) is None:
+        return
+    file = locate_weights(preset) / next(iter(choice.generators.values())) / "tokenizer"
+    known = json.loads((file / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    for text in prompts:
+        prompt, (start, stop) = split_prompt(text, "{}")
+        wrong = [word for word in prompt.lower().split() if word not in known]
+        if prompt[start:stop].strip().lower() not in vocabulary:
+            wrong = [prompt[start:stop]]
+        if wrong:
+            raise ValueError(
+                f"classes must use words that the preset {preset} knows, {', '.join(vocabulary)}, "
+                f"got {wrong[0]!r}; --preset paper draws others"
+            )
 
 
 def _check_present(preset: str, files: list[WeightFile]) -> None:

@@ -131,6 +131,7 @@ MINI_SAM = SamConfig(
     out_chans=64,
     decoder_heads=4,
     decoder_mlp_dim=256,
+    box_prompts=False,
 )
 _MINI = Preset(
     generators={"mini": "stable-diffusion"},

@@ -9,20 +9,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from rimjax.datasets.names import clean_keys, parse_names
+from rimjax.datasets.names import parse_names
 from rimjax.files import WriteError, check_writable
-from rimjax.images import ImageSource, Photograph, read_photograph
+from rimjax.images import ImageSource
 from rimjax.models.protocols import Models
 from rimjax.references import store
 from rimjax.references.arguments import check_call
 from rimjax.references.contents import ClassReferences, Manifest
-from rimjax.references.one_class import (
-    Point,
-    cut_photographs,
-    draw_references,
-    drawing_key,
-    references_key,
-)
+from rimjax.references.cut import cut_references, describe_references, open_references
+from rimjax.references.one_class import draw_references, drawing_key, references_key
+from rimjax.references.reference import Point, Reference
 from rimjax.references.stored_masks import StoredMasks
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.cluster import cluster_prototypes
@@ -30,6 +26,7 @@ from rimjax.steps.whiten import fit_whitening
 from rimjax.types import BACKGROUND, ReferenceBank
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
+Names = Sequence[str] | Mapping[str, str | Sequence[str] | None]
 
 
 def assemble_bank(
@@ -84,12 +81,12 @@ def assemble_bank(
 
 
 def build_references(
-    names: Sequence[str],
+    names: Names,
     models: Models,
     *,
     settings: ReferenceSettings | None = None,
     cache_dir: str | Path | None = None,
-    references: Mapping[str, Sequence[ImageSource]] | None = None,
+    references: Mapping[str, Sequence[ImageSource | Reference]] | None = None,
     points: Mapping[str, Sequence[Point]] | None = None,
     progress: Progress = iter,
     extend: Manifest | None = None,
@@ -102,31 +99,30 @@ def build_references(
     Returns:
         The manifest, and every class's references without their pictures.
     """
-    names, pictures, prompts = check_call(names, models, settings, references, points)
+    classes, given = check_call(names, models, settings, references, points)
     settings, cache = settings or models.references, store.locate_cache(cache_dir)
-    photographs = clean_keys("references", pictures)
-    prompts = clean_keys("points", prompts)
-    if unknown := sorted(prompts.keys() - photographs.keys()):
-        raise ValueError(f"points must name classes of references, got {', '.join(unknown)}")
     old = extend.names if extend else ()
-    order = parse_names([*old, *names, *photographs])
+    order = parse_names([*old, *classes])
     for folder in ("references", "banks"):  # before hours of drawing
         check_writable(cache / folder)
-    drawn = [name for name in order[len(old) :] if name not in photographs]
+    drawn = [name for name in classes if name not in given]
     for name in drawn:
-        key = references_key(name, models, settings)
+        key = references_key(name, models, settings, classes[name])
         if not store.locate_references(cache, name, key).exists():
-            models.generator.check(name)
+            for words in classes[name] or (name,):
+                models.generator.check(words)
 
     built: dict[str, tuple[str, ClassReferences]] = {}
     if extend is not None:
         stored = zip(extend.folders, store.read_all_references(extend), strict=True)
         built |= zip(old, stored, strict=True)
+    models = replace(models, masker=StoredMasks(models.masker, cache))
     try:
-        for name in progress([*photographs, *drawn]):  # photographs first: they fail fastest
-            sources = photographs.get(name)
-            photos = None if sources is None else [read_photograph(source) for source in sources]
-            built[name] = _provide_class(name, models, settings, cache, photos, prompts.get(name))
+        for name in progress([*given, *drawn]):  # photographs first: they fail fastest
+            if name in given:
+                built[name] = _cut_class(name, models, settings, cache, given[name])
+            else:
+                built[name] = _draw_class(name, models, settings, cache, classes[name])
         folders, groups = zip(*(built[name] for name in order), strict=True)
         manifest = store.write_manifest(
             cache,
@@ -135,6 +131,7 @@ def build_references(
             settings=asdict(settings),
             preset=models.name,
             encoder=models.features,
+            prompts={group.name: group.prompts for group in groups if group.prompts},
         )
     except WriteError as error:
         raise WriteError(
@@ -144,25 +141,38 @@ def build_references(
     return manifest, list(groups)
 
 
-def _provide_class(
+def _draw_class(
+    name: str, models: Models, settings: ReferenceSettings, cache: Path, prompts: Sequence[str]
+) -> tuple[str, ClassReferences]:
+    """Return a drawn class's folder name and references: stored, or drawn now and stored."""
+    key = references_key(name, models, settings, prompts)
+    path = store.locate_references(cache, name, key)
+    if path.exists():
+        return path.name, store.read_references(path)
+    key = drawing_key(name, models, settings, prompts)
+    drawing = store.find_drawing(cache, name, key)
+    return _keep(path, draw_references(name, models, settings, drawing, prompts))
+
+
+def _cut_class(
     name: str,
     models: Models,
     settings: ReferenceSettings,
     cache: Path,
-    photographs: Sequence[Photograph] | None,
-    points: Sequence[Point] | None,
+    references: Sequence[Reference],
 ) -> tuple[str, ClassReferences]:
-    """Return a class's folder name and references: stored, or computed now and stored."""
-    models = replace(models, masker=StoredMasks(models.masker, cache))
-    key = references_key(name, models, settings, photographs, points)
+    """Return the same of a class from photographs: stored, or cut out now and stored."""
+    opened = open_references(references)
+    photographs = describe_references(opened)
+    key = references_key(name, models, settings, photographs=photographs)
     path = store.locate_references(cache, name, key)
     if path.exists():
         return path.name, store.read_references(path)
-    if photographs is None:
-        drawing = store.find_drawing(cache, name, drawing_key(name, models, settings))
-        references = draw_references(name, models, settings, drawing)
-    else:
-        references = cut_photographs(name, photographs, models, points)
+    return _keep(path, cut_references(name, opened, models))
+
+
+def _keep(path: Path, references: ClassReferences) -> tuple[str, ClassReferences]:
+    """Store a class's references; return its folder's name and them without their pictures."""
     if not store.write_references(path, references):  # another process was faster
         return path.name, store.read_references(path)
     return path.name, replace(references, images=None, masks=None)
@@ -206,23 +216,28 @@ def read_settings(manifest: Manifest) -> ReferenceSettings:
 
 
 def build_bank(
-    names: Sequence[str],
+    names: Names,
     models: Models,
     *,
     settings: ReferenceSettings | None = None,
     cache_dir: str | Path | None = None,
-    references: Mapping[str, Sequence[ImageSource]] | None = None,
+    references: Mapping[str, Sequence[ImageSource | Reference]] | None = None,
     points: Mapping[str, Sequence[Point]] | None = None,
     progress: Progress = iter,
 ) -> ReferenceBank:
     """Build the reference bank of some classes, drawing only what the cache lacks (Sec. 3.4).
 
     Args:
-        names: classes to draw; they come first in the bank, then the classes of `references`.
+        names: classes to draw; they come first in the bank, then the other classes of `references`.
+            A class of `references` among them isn't drawn. A mapping gives a class prompts, which
+            share its images out: name -> prompts, or None for its name alone; see
+            `rimjax.references.class_prompts`.
         models: from `load_preset`; replace any stage with `dataclasses.replace`.
         settings: settings of flow 1; default: the preset's.
         cache_dir: folder that keeps references and manifests; default: the user's cache folder.
-        references: further classes from photographs: name -> paths, files, PIL images or arrays.
+        references: classes from photographs: name -> `Reference`s, or paths, files, PIL images or
+            arrays. A folder or a pattern such as "mugs/*.jpg" stands for its pictures, sorted, and
+            `mug.png` beside `mug.jpg` is its mask.
         points: for some of those classes, a point (x, y) on the object in each photograph.
         progress: wraps the class names while they are built, e.g. `tqdm.tqdm`.
 
@@ -232,7 +247,8 @@ def build_bank(
     Raises:
         ValueError: names are blank, repeated or unknown to the model, or a class has no usable
             foreground, or an argument is of another type.
-        OSError: the cache folder can't be written; finished classes are kept.
+        OSError: a photograph isn't there, or the cache folder can't be written; finished classes
+            are kept.
     """
     _, groups = build_references(
         names,

@@ -23,7 +23,8 @@ class ClassReferences:
         images: RGB images, or None where only the arrays were read.
         masks: foreground masks, or None likewise.
         attention: averaged cross-attention in 0..1 (zeros for photographs); 0x0 in a packed bank.
-        points: prompt points (x, y) in pixels; NaN where fewer were sampled; none in a packed bank.
+        points: prompt points (x, y) in pixels, or a photograph's point and its box's corners; NaN
+            where there are fewer; none in a packed bank.
         fallbacks: number of masks that come from the attention map alone.
         foreground: features pooled under the mask (Eq. 4); NaN where it covers nothing.
         background: features pooled under the mask's complement; NaN likewise.
@@ -32,6 +33,7 @@ class ClassReferences:
         sources: the models behind the features: generator, masker and encoder (no generator for
             photographs) -> a name that `describe_source` knows; "" is a model of one's own. Empty
             where nothing is recorded.
+        prompts: the prompts that it was drawn from; none: its name, or photographs.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ClassReferences:
     whole: Float32[np.ndarray, "K D"]
     drawing: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Manifest:
         encoder: `Models.features` of the models that computed the features.
         versions: of the packages that the bank was built with.
         path: the manifest's file.
+        prompts: prompts of the classes that weren't drawn from their names alone.
     """
 
     names: tuple[str, ...]
@@ -68,8 +72,16 @@ class Manifest:
     encoder: str
     versions: dict[str, Any]
     path: Path
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def cache(self) -> Path:
         """The cache folder that holds this bank."""
         return self.path.parent.parent
+
+
+def read_prompts(value: object) -> tuple[str, ...]:
+    """Return recorded prompts; raise ValueError unless they are a list of texts."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError("prompts aren't texts")
+    return tuple(value)

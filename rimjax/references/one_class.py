@@ -1,26 +1,22 @@
-"""A class's references (Sec. 3.4): generate, localise, mask, pool; or the same from photographs."""
+"""A class's drawn references (Sec. 3.4): generate, localise, mask, pool."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Bool, Float32, UInt8
 
 from rimjax.files import digest, step_versions
-from rimjax.images import Photograph
-from rimjax.models.protocols import Generated, Masker, Models, name_source
+from rimjax.models.protocols import Generated, Models, name_source
 from rimjax.references.contents import ClassReferences
 from rimjax.settings import ReferenceSettings
 from rimjax.steps.localise import cut_foreground
 from rimjax.steps.pool import average_features, resize_masks
 
-PHOTO_SIZE = 512
-"""Side in pixels at which photographs are kept; encoders resize to their own input anyway."""
-
-Point = tuple[float, float]
 _SUMMARY = (  # settings of the bank, not of images
     *("num_subcategories", "foreground_mask", "background_subcategories", "background_mask"),
     *("centre", "whiten"),
@@ -28,7 +24,11 @@ _SUMMARY = (  # settings of the bank, not of images
 
 
 def draw_references(
-    name: str, models: Models, settings: ReferenceSettings, drawing: Generated | None = None
+    name: str,
+    models: Models,
+    settings: ReferenceSettings,
+    drawing: Generated | None = None,
+    prompts: Sequence[str] = (),
 ) -> ClassReferences:
     """Draw a class, cut out its foregrounds and pool their features (Sec. 3.4, Eq. 1-4).
 
@@ -37,8 +37,9 @@ def draw_references(
         models: generator, masker and encoder are used.
         settings: settings of flow 1.
         drawing: images drawn earlier; None draws them.
+        prompts: the class's prompts, which share the images out; none: the class's name.
     """
-    drawing = drawing or models.generator.generate(name, settings.num_images, settings.seed)
+    drawing = drawing or _draw(name, models, settings, prompts)
     seed = int(hashlib.sha256(f"{settings.seed}/{name}".encode()).hexdigest()[:8], 16)
     foregrounds = [
         cut_foreground(
@@ -56,74 +57,47 @@ def draw_references(
     points = np.full((len(foregrounds), settings.num_points, 2), np.nan, np.float32)
     for row, foreground in zip(points, foregrounds, strict=True):
         row[: len(foreground.points)] = foreground.points
-    references = _pool_prototypes(
-        name,
-        drawing.images,
-        np.stack([foreground.mask for foreground in foregrounds]),
-        drawing.attention,
-        points,
-        models,
-    )
-    return replace(
-        references,
+    masks = np.stack([foreground.mask for foreground in foregrounds])
+    pooled = pool_prototypes(drawing.images, masks, ~masks, models)
+    return ClassReferences(
+        name=name,
+        images=drawing.images,
+        masks=masks,
+        attention=drawing.attention,
+        points=points,
         fallbacks=sum(foreground.is_fallback for foreground in foregrounds),
-        drawing=drawing_key(name, models, settings),
-        sources={"generator": name_source(models.generator), **references.sources},
+        foreground=pooled.foreground,
+        background=pooled.background,
+        whole=pooled.whole,
+        drawing=drawing_key(name, models, settings, prompts),
+        sources=name_sources(models, "generator", "masker", "encoder"),
+        prompts=tuple(prompts),
     )
 
 
-def cut_photographs(
-    name: str,
-    photographs: Sequence[Photograph],
-    models: Models,
-    points: Sequence[Point] | None = None,
-) -> ClassReferences:
-    """Cut a class out of photographs, kept at PHOTO_SIZE pixels a side, and pool its features.
-
-    Args:
-        name: class name.
-        photographs: at least one.
-        models: masker and encoder are used.
-        points: a point (x, y) on the object in each photograph; default: its alpha, or its centre.
-
-    Raises:
-        ValueError: no photographs, another number of points, or a photograph without a foreground.
-    """
-    if not photographs:
-        raise ValueError(f"references must hold at least one photograph of {name!r}, got none")
-    if points is not None and len(points) != len(photographs):
-        raise ValueError(
-            f"points must hold one point for each of the {len(photographs)} photographs of "
-            f"{name!r}, got {len(points)}"
-        )
-    size = (PHOTO_SIZE, PHOTO_SIZE)
-    images, masks, prompts = [], [], []
-    for photograph, point in zip(photographs, points or [None] * len(photographs), strict=True):
-        mask = _cut_photograph(photograph, models.masker, point)
-        if not mask.any() or mask.all():
-            raise ValueError(
-                f"{photograph.name}: no foreground of {name!r}; give points or a clear ground"
-            )
-        image = Image.fromarray(photograph.pixels).resize(size, Image.Resampling.BICUBIC)
-        images.append(np.asarray(image))
-        masks.append(np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)))
-        width_height = np.array(photograph.pixels.shape[1::-1], np.float32)
-        prompt = width_height / 2 if point is None else np.array(point, np.float32)
-        if point is None and photograph.alpha is not None:
-            prompt = np.full(2, np.nan, np.float32)  # its alpha is the mask
-        prompts.append(prompt * PHOTO_SIZE / width_height)
-    attention = np.zeros((len(images), 1, 1), np.float32)
-    return _pool_prototypes(
-        name,
-        np.stack(images),
-        np.stack(masks),
-        attention,
-        np.stack(prompts)[:, None],
-        models,
+def _draw(
+    name: str, models: Models, settings: ReferenceSettings, prompts: Sequence[str]
+) -> Generated:
+    """Draw a class from its name, or from its prompts, which share the images out evenly."""
+    count, seed, draw = settings.num_images, settings.seed, models.generator.generate
+    if not prompts:
+        return draw(name, count, seed)
+    shares = [count // len(prompts) + (i < count % len(prompts)) for i in range(len(prompts))]
+    drawn = [draw(prompt, share, seed) for prompt, share in zip(prompts, shares, strict=True)]
+    images, attention = (
+        [getattr(part, kind) for part in drawn] for kind in ("images", "attention")
     )
+    return Generated(np.concatenate(images), np.concatenate(attention))
 
 
-def drawing_key(name: str, models: Models, settings: ReferenceSettings) -> str:
+def name_sources(models: Models, *stages: str) -> dict[str, str]:
+    """Return the source of each stage's model, as `ClassReferences.sources` records it."""
+    return {stage: name_source(getattr(models, stage)) for stage in stages}
+
+
+def drawing_key(
+    name: str, models: Models, settings: ReferenceSettings, prompts: Sequence[str] = ()
+) -> str:
     """Digest what a class's drawn images depend on; masker and encoder are left out."""
     return digest(
         {
@@ -131,6 +105,7 @@ def drawing_key(name: str, models: Models, settings: ReferenceSettings) -> str:
             "generator": models.generator.fingerprint,
             "images": settings.num_images,
             "seed": settings.seed,
+            **({"prompts": list(prompts)} if prompts else {}),
             **step_versions("draw"),
         }
     )
@@ -140,13 +115,20 @@ def references_key(
     name: str,
     models: Models,
     settings: ReferenceSettings,
-    photographs: Sequence[Photograph] | None = None,
-    points: Sequence[Point] | None = None,
+    prompts: Sequence[str] = (),
+    photographs: Mapping[str, Any] | None = None,
 ) -> str:
     """Digest everything that a class's references depend on.
 
     That is its name, the models' weights, the steps' versions, and the drawing settings or the
-    photographs' pixels.
+    photographs.
+
+    Args:
+        name: class name.
+        models: generator, masker and encoder are used.
+        settings: settings of flow 1.
+        prompts: the class's prompts; none: its name.
+        photographs: JSON content that stands for the class's photographs; None: it is drawn.
     """
     depends: dict[str, object] = {
         "name": name,
@@ -156,56 +138,41 @@ def references_key(
     }
     if photographs is None:
         fields = {key: value for key, value in asdict(settings).items() if key not in _SUMMARY}
-        depends |= {"drawing": drawing_key(name, models, settings), "settings": fields}
-    else:
-        pixels = [[photo.pixels.shape, _digest_array(photo.pixels)] for photo in photographs]
-        alphas = [photo.alpha is not None and _digest_array(photo.alpha) for photo in photographs]
-        depends |= {"photographs": pixels, "alphas": alphas, "points": points, "size": PHOTO_SIZE}
-    return digest(depends)
+        drawing = drawing_key(name, models, settings, prompts)
+        return digest({**depends, "drawing": drawing, "settings": fields})
+    return digest({**depends, **photographs})
 
 
-def _digest_array(array: np.ndarray) -> str:
-    return hashlib.sha256(array.tobytes()).hexdigest()
+class Pooled(NamedTuple):
+    """Prototypes of K images.
+
+    Attributes:
+        foreground: features pooled under the mask (Eq. 4); NaN where it covers nothing.
+        background: features pooled under the background's mask; NaN likewise.
+        whole: features pooled over the whole image (Table 2, row 2).
+        cells: of the encoder's grid that the mask covers.
+    """
+
+    foreground: Float32[np.ndarray, "K D"]
+    background: Float32[np.ndarray, "K D"]
+    whole: Float32[np.ndarray, "K D"]
+    cells: Float32[np.ndarray, " K"]
 
 
-def _cut_photograph(photograph: Photograph, masker: Masker, point: Point | None) -> np.ndarray:
-    if photograph.alpha is not None and point is None:
-        return photograph.alpha
-    height, width = photograph.pixels.shape[:2]
-    xy = np.array([(width / 2, height / 2) if point is None else point], np.float32)
-    if not (0 <= xy[0, 0] < width and 0 <= xy[0, 1] < height):
-        raise ValueError(
-            f"points must lie in the {width}x{height} image {photograph.name}, "
-            f"got {tuple(xy[0].tolist())}"
-        )
-    return masker.mask(photograph.pixels, xy)
-
-
-def _pool_prototypes(
-    name: str,
-    images: np.ndarray,
-    masks: np.ndarray,
-    attention: np.ndarray,
-    points: np.ndarray,
+def pool_prototypes(
+    images: UInt8[np.ndarray, "K H W 3"],
+    masks: Bool[np.ndarray, "K H W"],
+    backgrounds: Bool[np.ndarray, "K H W"],
     models: Models,
-) -> ClassReferences:
-    """Pool each image under its mask, under the complement (Eq. 4), and as a whole."""
-    rows = []
-    for features, mask in zip(models.encoder.encode_batch(list(images)), masks, strict=True):
-        stack = np.stack([mask, ~mask, np.ones_like(mask)])
+) -> Pooled:
+    """Pool each image under its mask, under its background's mask (Eq. 4), and as a whole."""
+    rows, cells = [], []
+    encoded = models.encoder.encode_batch(list(images))
+    for features, mask, background in zip(encoded, masks, backgrounds, strict=True):
+        stack = np.stack([mask, background, np.ones_like(mask)])
         weights = resize_masks(stack, features.shape[:2], models.antialias)
         pooled, valid = (np.asarray(part) for part in average_features(features, weights))
         rows.append(np.where(valid[:, None], pooled, np.nan))
+        cells.append(weights[0].sum())
     foreground, background, whole = np.stack(rows, axis=1).astype(np.float32)
-    return ClassReferences(
-        name=name,
-        images=images,
-        masks=masks,
-        attention=attention,
-        points=points,
-        fallbacks=0,
-        foreground=foreground,
-        background=background,
-        whole=whole,
-        sources={stage: name_source(getattr(models, stage)) for stage in ("masker", "encoder")},
-    )
+    return Pooled(foreground, background, whole, np.array(cells, np.float32))

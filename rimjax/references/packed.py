@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from rimjax.datasets.names import parse_names
 from rimjax.files import atomic_file, fingerprint
-from rimjax.references.contents import FEATURES, ClassReferences, Manifest
+from rimjax.references.contents import FEATURES, ClassReferences, Manifest, read_prompts
 from rimjax.sealed import check_types, seal, unseal
 from rimjax.weights.sources import describe_source
 
@@ -43,7 +43,7 @@ _TYPES = dict(
 _CLASS_TYPES = dict(name=str, images=int, fallbacks=int, drawing=str)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedBank(Manifest):
     """A bank from one file; it has no folders.
 
@@ -86,6 +86,7 @@ def write_packed(
                 "images": len(group.foreground),
                 "fallbacks": group.fallbacks,
                 "drawing": group.drawing,
+                **({"prompts": list(group.prompts)} if group.prompts else {}),
             }
             for group in references
         ],
@@ -189,6 +190,7 @@ def _unpack(path: Path, content: Mapping[str, Any], arrays: Mapping[str, np.ndar
                 background=arrays["background"][rows],
                 whole=arrays["whole"][rows],
                 drawing=entry["drawing"],
+                prompts=read_prompts(entry.get("prompts", [])),
             )
         )
     return PackedBank(
@@ -199,6 +201,7 @@ def _unpack(path: Path, content: Mapping[str, Any], arrays: Mapping[str, np.ndar
         encoder=content["encoder"],
         versions=content["versions"],
         path=path,
+        prompts={group.name: group.prompts for group in references if group.prompts},
         references=tuple(references),
         digest=content["references"],
         licences=tuple(content["licences"]),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from rimjax.files import (
     sha256,
 )
 from rimjax.models.protocols import Generated
-from rimjax.references.contents import FEATURES, ClassReferences, Manifest
+from rimjax.references.contents import FEATURES, ClassReferences, Manifest, read_prompts
 from rimjax.references.packed import SUFFIX, PackedBank, read_packed, write_packed
 from rimjax.references.recorded import find_inside, name_picture, read_pictures, read_recorded
 from rimjax.sealed import read_sealed, seal
@@ -85,6 +85,7 @@ def write_references(path: Path, references: ClassReferences) -> bool:
                 "fallbacks": references.fallbacks,
                 "drawing": references.drawing,
                 "sources": dict(references.sources),
+                **({"prompts": list(references.prompts)} if references.prompts else {}),
                 "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
             }
             text = json.dumps(seal(record), indent=1)
@@ -125,6 +126,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
             fallbacks=record["fallbacks"],
             drawing=record["drawing"],
             sources={stage: str(name) for stage, name in dict(record.get("sources", {})).items()},
+            prompts=read_prompts(record.get("prompts", [])),
             **{name: arrays[name] for name in ARRAYS},
         )
     except KeyError as error:
@@ -158,21 +160,24 @@ def write_manifest(
     settings: dict[str, Any],
     preset: str,
     encoder: str,
+    prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> Manifest:
     """Write a bank's manifest under a name that digests its contents."""
-    contents = {
+    contents: dict[str, Any] = {
         "names": list(names),
         "folders": list(folders),
         "settings": settings,
         "preset": preset,
         "encoder": encoder,
+        **({"prompts": {name: list(prompts[name]) for name in prompts}} if prompts else {}),
     }
     path = cache / "banks" / f"{digest(contents)[:12]}.json"
     versions = package_versions()
     with atomic_file(path) as temporary:
         text = json.dumps(seal({**contents, "versions": versions}), indent=1)
         temporary.write_text(text, encoding="utf-8")
-    return Manifest(tuple(names), tuple(folders), settings, preset, encoder, versions, path)
+    kept = {name: tuple(listed) for name, listed in (prompts or {}).items()}
+    return Manifest(tuple(names), tuple(folders), settings, preset, encoder, versions, path, kept)
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -192,7 +197,10 @@ def read_manifest(path: str | Path) -> Manifest:
     remedy = "build the bank again"
     try:
         fields = read_sealed(path, _MANIFEST_TYPES)
-    except ValueError as error:
+        prompts = {
+            key: read_prompts(texts) for key, texts in dict(fields.get("prompts", {})).items()
+        }
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a bank manifest, or damaged ({error}); {remedy}") from error
     names, folders = tuple(fields["names"]), tuple(fields["folders"])
     if not all(isinstance(text, str) for text in (*names, *folders)) or not names:
@@ -211,6 +219,7 @@ def read_manifest(path: str | Path) -> Manifest:
         fields["encoder"],
         fields["versions"],
         path,
+        prompts,
     )
 
 

@@ -1,6 +1,6 @@
 """Keep the masks of references, so that another encoder doesn't cut the images out again.
 
-CACHE/masks/DIGEST/    an `Archive`: a mask by the digest of its image and points; DIGEST stands
+CACHE/masks/DIGEST/    an `Archive`: a mask by the digest of its image and prompt; DIGEST stands
                        for the masker
 """
 
@@ -47,14 +47,25 @@ class StoredMasks:
         """Where the masks are kept."""
         return Archive(self.cache / "masks" / digest(self.masker.fingerprint))
 
-    def mask(self, image: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
-        """Return the mask of the object under the points; see `Masker.mask`."""
-        prompt = hashlib.sha256(np.asarray(points, np.float32).tobytes()).hexdigest()[:16]
-        key = f"{digest_image(image)}-{prompt}"
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether the masker takes boxes."""
+        return getattr(self.masker, "takes_boxes", False)
+
+    def mask(
+        self, image: np.ndarray, points: np.ndarray, box: np.ndarray | None = None
+    ) -> Bool[np.ndarray, "H W"]:
+        """Return the mask of the object under the points, in the box; see `Masker.mask`."""
+        numbers = np.asarray(points, np.float32).tobytes()
+        prompt: dict[str, np.ndarray] = {}
+        if box is not None:
+            prompt = {"box": box}
+            numbers += b"box" + np.asarray(box, np.float32).tobytes()
+        key = f"{digest_image(image)}-{hashlib.sha256(numbers).hexdigest()[:16]}"
         archive, size = self.archive, image.shape[:2]
         record = archive.get(key)
         if record is not None:
             return unpack_proposals(record, size).masks[0]
-        mask = np.asarray(self.masker.mask(image, points), bool)
+        mask = np.asarray(self.masker.mask(image, points, **prompt), bool)
         archive.put(key, pack_proposals(Proposals(mask[None]), size))
         return mask

@@ -124,7 +124,10 @@ def _blend(
     """
     size, factor = picture.size, picture.width // labels.shape[1]
     shown, parts = (
-        np.minimum(values, most).astype(np.uint16).repeat(factor, 0).repeat(factor, 1)
+        np.minimum(values.astype(np.int32), most)
+        .astype(np.uint16)
+        .repeat(factor, 0)
+        .repeat(factor, 1)
         for values, most in ((labels, len(names)), (labels if ids is None else ids, 65535))
     )
     width = 1 + 2 * round(_find_scale(picture))

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scenes import NAMES, make_scene
 
-from rimjax.commands import options, segment
+from rimjax.commands import class_options, options, segment
 from rimjax.show import draw
 
 WORDS = ("--classes", ",".join(NAMES), "--cache-dir", "k")
@@ -29,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with three scenes in photos/, one of them turned."""
     models = fake_models()
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
+    monkeypatch.setattr(class_options, "check_words", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     image = Image.fromarray(make_scene()[0])

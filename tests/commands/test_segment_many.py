@@ -21,7 +21,7 @@ from PIL import Image
 from scenes import NAMES, make_scene
 
 from rimjax import files
-from rimjax.commands import options, segment
+from rimjax.commands import class_options, options, segment
 from rimjax.datasets.dataset import READ_AHEAD
 from rimjax.models.memory import BatchLimit
 from rimjax.models.protocols import Models
@@ -33,6 +33,7 @@ TESTS = Path(__file__).parents[1]
 def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     models = fake_models()
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
+    monkeypatch.setattr(class_options, "check_words", lambda *args: None)
     return models
 
 
@@ -265,7 +266,8 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]  # tests/ported_weights would hide the package
 from cli import run
 from fakes import fake_models
-from rimjax.commands import options
+from rimjax.commands import class_options, options
+class_options.check_words = lambda *args: None
 options.load_preset = lambda *args, **options: fake_models()
 run("segment", "a.png", "--classes", "\\u82f9\\u679c,apple", "--cache-dir", "k", "--json", "o.json")
 """

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scenes import NAMES, make_scene
 
-from rimjax.commands import options
+from rimjax.commands import class_options, options
 from rimjax.show import draw
 
 WORDS = ("segment", "photos", "--classes", ",".join(NAMES), "--cache-dir", "k", "--output", "out")
@@ -24,6 +24,7 @@ SHOWN = ("background", *NAMES, "unknown")
 def truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The labels of a scene with a patch that fits no class, which lies in photos/a.png."""
     monkeypatch.setattr(options, "load_preset", lambda *args, **stages: fake_models())
+    monkeypatch.setattr(class_options, "check_words", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     image, truth = make_scene()
     image[32:38, 10:50], truth[32:38, 10:50] = pick_colour("mug"), 4

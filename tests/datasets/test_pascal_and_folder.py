@@ -303,3 +303,34 @@ def test_names_must_be_utf_8(tmp_path: Path) -> None:
     path.write_bytes("caf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"names\.txt: isn't UTF-8"):
         read_lines(path, "")
+
+
+def test_labelmes_export_is_read_as_it_is(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for ours, theirs in (("images", "JPEGImages"), ("labels", "SegmentationClass")):
+        (tmp_path / ours).rename(tmp_path / theirs)
+    first = datasets.load(str(tmp_path))
+    (tmp_path / "names.txt").unlink()
+    (tmp_path / "class_names.txt").write_text(f"__ignore__\n_background_\n{NAMES}")
+    second = datasets.load(str(tmp_path))
+    assert first.classes == second.classes == ("plum", "leaf")
+    for one, other in zip(first.items, second.items, strict=True):
+        for expected, found in zip(one.read(), other.read(), strict=True):
+            np.testing.assert_array_equal(expected, found)
+
+
+def test_a_data_set_can_be_restricted_to_some_classes_in_any_order(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    whole = datasets.load(str(tmp_path))
+    swapped = whole.restrict(("leaf", "purple plum"))
+    single = whole.restrict(("leaf",))
+    assert (swapped.classes, single.classes) == (("leaf", "plum"), ("leaf",))
+    assert single.prompts == ("leaf",) and swapped.prompts == ("leaf", "purple plum")
+    for item, other, one in zip(whole.items, swapped.items, single.items, strict=True):
+        labels = item.labels()
+        table = np.array([0, 2, 1, *[255] * 253], np.uint8)
+        np.testing.assert_array_equal(other.labels(), table[labels])
+        table = np.array([0, 255, 1, *[255] * 253], np.uint8)
+        np.testing.assert_array_equal(one.labels(), table[labels])
+    with pytest.raises(ValueError, match=r"must hold classes of .* only, got .plum. too"):
+        whole.restrict(("plum",))

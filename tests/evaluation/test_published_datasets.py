@@ -281,3 +281,9 @@ def test_a_bank_of_the_prompts_is_used_and_another_order_is_refused(
     assert built["miou"] == loaded["miou"] and built["bank"] == loaded["bank"]
     line = refused(capsys, *evaluate, tmp_path / "x.json", "--bank", banks[prompts[::-1]])
     assert "got a bank in another order" in line
+    only = (*evaluate, tmp_path / "only.json", "--only-bank-classes")
+    run(*only, "--bank", banks[prompts[::-1]])
+    swapped = json.loads((tmp_path / "only.json").read_text())
+    assert swapped["classes"] == built["classes"][::-1]
+    assert swapped["per_class"] == pytest.approx(built["per_class"])
+    assert "--bank must be given with --only-bank-classes" in refused(capsys, *only)

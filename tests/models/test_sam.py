@@ -12,6 +12,7 @@ import segment_anything
 import torch
 from safetensors.torch import save_file
 
+import rimjax
 from ported_weights.checkpoints import read_state_dict
 from rimjax.models import sam as adapter
 from rimjax.models.protocols import Masker, Proposer
@@ -112,6 +113,33 @@ def test_the_single_mask_is_the_predictors_own(sam, masker, image):
     np.testing.assert_array_equal(single.mask(image, points), expected)
     assert not np.array_equal(masker.mask(image, points), expected), "the outputs differ"
     assert masker.fingerprint == sam.fingerprint != single.fingerprint
+
+
+@pytest.mark.parametrize("points", [[], [[18.5, 7.25]]])
+def test_a_boxs_mask_is_the_predictors_own(sam, masker, image, points):
+    points, box = (
+        np.array(points, np.float32).reshape(-1, 2),
+        np.array([2.5, 3, 20, 17], np.float32),
+    )
+    predictor = segment_anything.SamPredictor(sam.model)
+    predictor.set_image(image)
+    given = {"point_coords": points, "point_labels": np.ones(len(points))} if len(points) else {}
+    (expected,), _, _ = predictor.predict(box=box, multimask_output=False, **given)
+    assert masker.takes_boxes and expected.any() and not expected.all()
+    np.testing.assert_array_equal(masker.mask(image, points, box), expected)
+    assert not np.array_equal(
+        masker.mask(image, points, box[[0, 1, 0, 1]] + [0, 0, 3, 3]), expected
+    )
+
+
+def test_a_sam_that_was_trained_on_points_alone_refuses_boxes(sam, image):
+    masker = SamMasker(Sam(sam.model, replace(CONFIG, box_prompts=False)))
+    assert not masker.takes_boxes and masker.fingerprint == sam.fingerprint
+    assert not getattr(rimjax.load_preset("mini").masker, "takes_boxes", True)
+    with pytest.raises(ValueError, match="box must be None: this SAM takes none"):
+        masker.mask(image, np.array([[3, 4]], np.float32), np.array([2, 3, 20, 17], np.float32))
+    with pytest.raises(ValueError, match=r"box must be \[4\] \(x0, y0, x1, y1\), got \[1, 4\]"):
+        SamMasker(sam).mask(image, np.zeros((0, 2), np.float32), np.ones((1, 4), np.float32))
 
 
 def test_proposals_are_the_generators_largest_first(proposer, image, generated):

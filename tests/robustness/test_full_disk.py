@@ -20,7 +20,7 @@ from cli import refused
 from fakes import COLOURS, fake_models
 from PIL import Image
 
-from rimjax.commands import options
+from rimjax.commands import class_options, options
 
 FULL = "No space left on device"
 Fill = Callable[[], None]
@@ -192,6 +192,7 @@ def test_segment_names_the_result_that_a_full_disk_refuses(
     with (
         mount(tmp_path / "disk", 2),
         mock.patch.object(options, "load_preset", lambda *args, **options: fake_models()),
+        mock.patch.object(class_options, "check_words", lambda *args: None),
     ):
         words = ("--classes", "apple", "--cache-dir", tmp_path / "cache")
         line = refused(capsys, "segment", tmp_path / "a.png", *words, "--output", tmp_path / "disk")

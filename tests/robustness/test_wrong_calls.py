@@ -224,7 +224,8 @@ BANKS = [
     (lambda: build(names=["__ignore__"]), "^classes must not hold"),
     (lambda: build(names=["unknowable"]), "^class_name must be known"),
     (lambda: build(names="apple"), "^names must be a list"),
-    (lambda: build(references={"apple": [IMAGE]}), "^classes must differ"),
+    (lambda: build(references={"Apple": [IMAGE]}), "^classes must differ"),
+    (lambda: build(references={"x": [rimjax.Reference(3)]}), "^image must be a path, file"),  # pyright: ignore[reportArgumentType]
     (lambda: build(references={"x": [IMAGE], "x ": [IMAGE]}), "^references must name each class"),
     (lambda: build(points={"mug": [(1, 1)]}), "^points must name classes of references"),
     (

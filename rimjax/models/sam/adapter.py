@@ -53,30 +53,46 @@ class SamMasker(CopiedByFields):
             return self.sam.fingerprint
         return fingerprint([self.sam.fingerprint, "single mask"])
 
-    def mask(self, image: np.ndarray, points: np.ndarray) -> Bool[np.ndarray, "H W"]:
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether this SAM was trained on boxes."""
+        return self.sam.config.box_prompts
+
+    def mask(
+        self, image: np.ndarray, points: np.ndarray, box: np.ndarray | None = None
+    ) -> Bool[np.ndarray, "H W"]:
         """Return the mask with the highest predicted IoU of SAM's three, or its single mask.
+
+        With a box it is the single mask, which segment-anything advises for prompts that leave no
+        doubt.
 
         Args:
             image: uint8[H, W, 3], RGB.
-            points: [n, 2], x and y in pixels of the image, all of them on the object.
+            points: [n, 2], x and y in pixels of the image, all of them on the object; n may be 0
+                with a box.
+            box: [4] around the object, x0, y0, x1, y1 in pixels, for a SAM that takes boxes.
 
         Returns:
             bool[H, W]; may be empty.
 
         Raises:
-            ValueError: image or points have another shape, or there is no point.
+            ValueError: image, points or box have another shape, there is neither a point nor a box,
+                or this SAM takes no boxes.
         """
-        if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        if points.ndim != 2 or points.shape[1] != 2 or not (len(points) or box is not None):
             expected = "[n, 2] (x, y in pixels) with n >= 1"
             raise ValueError(f"points must be {expected}, got {list(points.shape)}")
+        if box is not None and (box.shape != (4,) or not self.takes_boxes):
+            expected = "[4] (x0, y0, x1, y1)" if self.takes_boxes else "None: this SAM takes none"
+            raise ValueError(f"box must be {expected}, got {list(box.shape)}; give points instead")
         torch = import_libraries()[0]
         from rimjax.models.sam.masks import sift
 
         embedded = self.sam.embed(image)
         with torch.inference_mode():
-            decoded = embedded.decode(points[None])
-            ious = decoded.ious
-            best = 1 + int(ious[0, 1:].argmax()) if self.multimask else 0
+            decoded = embedded.decode(points[None], None if box is None else box[None])
+            ious, three = decoded.ious, self.multimask and box is None
+            best = 1 + int(ious[0, 1:].argmax()) if three else 0
             wanted = torch.arange(ious.shape[1], device=ious.device)[None] == best
             logits = embedded.upscale(decoded, wanted)
             threshold = self.sam.model.mask_threshold

@@ -26,6 +26,8 @@ class SamConfig:
         decoder_depth: layers of the mask decoder.
         decoder_heads: attention heads of the mask decoder.
         decoder_mlp_dim: width of the mask decoder's MLPs.
+        box_prompts: whether it was trained on boxes, as the published models were; if not, it is
+            prompted with points alone.
     """
 
     image_size: int = 1024
@@ -39,6 +41,7 @@ class SamConfig:
     decoder_depth: int = 2
     decoder_heads: int = 8
     decoder_mlp_dim: int = 2048
+    box_prompts: bool = True
 
 
 @dataclass(frozen=True)

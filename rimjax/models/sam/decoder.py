@@ -102,14 +102,16 @@ class ImageDecoder:
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 64 * 16 * each
         return max(1, min(64, free // (16 * each)))
 
-    def decode(self, points: Tensor, labels: Tensor) -> Decoded:
+    def decode(self, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Decoded:
         """Decode prompts as far as the predicted IoUs.
 
         Args:
-            points: [B, n, 2], x and y in pixels of the resized image.
+            points: [B, n, 2], x and y in pixels of the resized image; n may be 0 with boxes.
             labels: [B, n], 1 for points on the object.
+            boxes: [B, 4], x0, y0, x1, y1 in pixels of the resized image; None: points alone.
         """
-        sparse = self._prompts(points=(points, labels), boxes=None, masks=None)[0]
+        given = (points, labels) if points.shape[1] else None
+        sparse = self._prompts(points=given, boxes=boxes, masks=None)[0]
         sparse = sparse.to(self._tokens.dtype)
         decoder = self._decoder
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])

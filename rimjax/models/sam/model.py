@@ -47,13 +47,14 @@ class EmbeddedImage:
     transform: Any
     size: tuple[int, int]
 
-    def decode(self, points: np.ndarray) -> Decoded:
+    def decode(self, points: np.ndarray, boxes: np.ndarray | None = None) -> Decoded:
         """Decode prompts of points on the object as far as the predicted IoUs.
 
         Call it, like `upscale`, under `torch.inference_mode()`.
 
         Args:
-            points: [B, n, 2], x and y in pixels of the image.
+            points: [B, n, 2], x and y in pixels of the image; n may be 0 with boxes.
+            boxes: [B, 4] around the object, x0, y0, x1, y1 in pixels; None: points alone.
 
         Raises:
             ValueError: SAM gives NaN, which the thresholds would drop.
@@ -62,7 +63,11 @@ class EmbeddedImage:
         device = self.frame.rows.weights.device
         coords = self.transform.apply_coords(points, self.size)
         labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
-        decoded = self.decoder.decode(torch.as_tensor(coords, device=device), labels)
+        corners = None
+        if boxes is not None:
+            corners = self.transform.apply_boxes(boxes, self.size)
+            corners = torch.as_tensor(corners, dtype=torch.float32, device=device)
+        decoded = self.decoder.decode(torch.as_tensor(coords, device=device), labels, corners)
         self._check(decoded.ious)
         return decoded
 
@@ -163,6 +168,7 @@ class Sam(CopiedByFields):
         weights = {name: tensor.cpu().float().numpy() for name, tensor in state.items()}
         dtype = self.model.mask_decoder.iou_token.weight.dtype
         own = asdict(self.config)
+        del own["box_prompts"]  # a trait of the weights, newer than the caches
         if str(dtype) != "torch.float32":  # so that caches stay valid
             own["dtype"] = str(dtype)
         return fingerprint(own, weights)

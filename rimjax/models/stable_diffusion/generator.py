@@ -17,6 +17,7 @@ from rimjax.models.protocols import (
 from rimjax.models.stable_diffusion.attention import import_libraries
 from rimjax.models.stable_diffusion.checkpoint import Checkpoint, read
 from rimjax.models.stable_diffusion.config import DiffusionConfig, list_drawing_settings
+from rimjax.models.stable_diffusion.prompts import check_vocabulary
 from rimjax.models.stable_diffusion.sampler import StableDiffusion
 from rimjax.models.weight_record import check_weights, digest_weights
 
@@ -97,6 +98,7 @@ class DeferredGenerator(CopiedByFields):
 
     def check(self, class_name: str) -> None:
         """Raise ValueError for a class name that `generate` would refuse."""
+        check_vocabulary(class_name, self.config.vocabulary)  # before the weights are loaded
         self.model.check(class_name)
 
     def generate(self, class_name: str, num_images: int, seed: int) -> Generated:
