@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,7 +33,12 @@ from rimjax.commands.options import (
     default,
     report_stage,
 )
-from rimjax.commands.segment_files import Outputs, list_pictures, read_record
+from rimjax.commands.segment_files import (
+    Outputs,
+    list_pictures,
+    read_record,
+    warn_of_unfamiliar,
+)
 from rimjax.datasets.dataset import read_ahead
 from rimjax.files import digest, fingerprint, sha256, write_json
 from rimjax.images import read_image
@@ -46,8 +51,8 @@ from rimjax.settings import name_configuration
 from rimjax.show.draw import OPACITY
 from rimjax.types import BACKGROUND, ReferenceBank
 
-MOST_CLASSES = 65535
-"""As many as a 16-bit PNG can tell apart, beside the background."""
+MOST_CLASSES = 65534
+"""As many as a 16-bit PNG can tell apart, beside the background and "unknown"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +123,13 @@ class Segment:
         keep_compilations(store.locate_cache(self.cache_dir))
         manifest = None if self.bank is None else store.read_manifest(self.bank)
         if manifest is not None:
+            check_label_format(manifest.names)
             models = self.models.adopt_bank(manifest, models)
         models = self.naming.apply(models)
-        shown = list_shown(tuple(classes[0]) if manifest is None else manifest.names, models)
+        named = classes[0] if manifest is None else manifest.names
+        models.segmentation.list_names((BACKGROUND, *named))  # before a bank is drawn
         bank = _open_bank(manifest, classes, models, self.cache_dir)
+        shown = models.segmentation.list_names(bank.names)
         outputs.check_ids(shown)
         configuration = name_configuration(models.references, models.segmentation)
         print(f"configuration: {configuration}")
@@ -141,7 +149,7 @@ class Segment:
                 if self.json is not None and results:
                     write_json(self.json, report)
             raise
-        _warn_of_unfamiliar(results, models)
+        warn_of_unfamiliar(results, models.name)
         outputs.write_shared(results, origin)
         if self.json is not None:
             write_json(self.json, report)
@@ -229,28 +237,6 @@ def check_label_format(names: Collection[str]) -> None:
         raise ValueError(
             f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
             f"apart, got {len(names)}; segment with several banks"
-        )
-
-
-def list_shown(names: tuple[str, ...], models: Models) -> tuple[str, ...]:
-    """Return the names that outputs have: the background, the classes, and "unknown" if asked for.
-
-    Raises:
-        ValueError: a class is called "unknown", or there are too many classes.
-    """
-    shown = models.segmentation.list_names((BACKGROUND, *names))
-    check_label_format(shown[1:])
-    return shown
-
-
-def _warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], models: Models) -> None:
-    """Print one warning for all images that are unlike the preset's training scenes."""
-    count = sum(result["familiar"] is False for result in results)
-    if count:
-        warn(
-            f"{count} of {len(results)} images are unlike the scenes that preset {models.name} was "
-            "trained on (clothing on plain grounds), so names in them mean little; segment with "
-            "--preset paper, or with references of your own (rimjax bank build --photos)"
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rimjax.commands.console import check_outputs, write_labels, write_picture
+from rimjax.commands.console import check_outputs, warn, write_labels, write_picture
 from rimjax.files import append_line, atomic_file, sha256
 from rimjax.results import Segmentation
 from rimjax.results.coco import CocoIds, read_ids, write_annotations
@@ -263,3 +263,14 @@ def read_record(folder: Path | None, key: str) -> tuple[dict[str, str], dict[str
         if entry["key"] == key and all(place.is_file() for place in places):
             digests[result["image"]], results[result["image"]] = entry["sha256"], result
     return digests, results
+
+
+def warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], preset: str) -> None:
+    """Print one warning for all images that are unlike the preset's training scenes."""
+    count = sum(result["familiar"] is False for result in results)
+    if count:
+        warn(
+            f"{count} of {len(results)} images are unlike the scenes that preset {preset} was "
+            "trained on (clothing on plain grounds), so names in them mean little; segment with "
+            "--preset paper, or with references of your own (--photos)"
+        )

@@ -133,9 +133,7 @@ class Proposer(Fingerprinted, Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """No proposals: flow 2 names pixels by the encoder's features themselves (Table 4, "none").
-
-    It stands in the place of a `Proposer`.
+    """No `Proposer`: flow 2 names pixels by the encoder's features themselves (Table 4, "none").
 
     Attributes:
         fingerprint: always the same.
@@ -173,8 +171,7 @@ class Models:
         encoder: computes the features of both.
         references: settings of flow 1.
         segmentation: settings of flow 2.
-        antialias: resize masks to the feature grid antialiased, in both flows; see
-            `rimjax.steps.pool.resize_masks`.
+        antialias: of `rimjax.steps.pool.resize_masks`, by which both flows pool features.
         calibration: what was measured of a preset's models; unused once its stages are replaced.
     """
 
