@@ -198,6 +198,8 @@ def measure_peak() -> float:
 def fill(options: StoredEvaluation, folder: Path) -> None:
     """Store every image's regions with both kinds of features."""
     stores = [options.open_store(folder, kind) for kind in DIMS]
+    if all(store.features.count() == options.count for store in stores):
+        return
     for item in progress(options.list_items(), "fill the store", "image"):
         for store in stores:
             store.load(item.image())
