@@ -196,7 +196,7 @@ class Experiment:
         evaluations = {}
         if quick:
             shown = progress(self.items, "regions", "image")
-            images = collect(shown, load, self.dataset.classes, background)
+            images = collect(shown, {"": load}, self.dataset.classes, background)[""]
             evaluations = {name: images.evaluate(*rows[name]) for name in quick}
         counts: dict[str, list[Counts]] = {name: [] for name in rows if name not in quick}
         if counts:

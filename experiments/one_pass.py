@@ -7,11 +7,12 @@ reading names all images' regions in a single call, and its pixel counts are sum
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from rimjax.datasets import Item
 from rimjax.datasets.dataset import IGNORED, read_ahead
@@ -20,7 +21,7 @@ from rimjax.evaluation.metrics import Counts
 from rimjax.match import match
 from rimjax.regions.store import LoadRegions
 from rimjax.settings import SegmentSettings
-from rimjax.steps.assemble import paint
+from rimjax.steps.assemble import find_owners
 from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
 BLOCK = 50_000  # regions that are matched at a time
@@ -100,47 +101,94 @@ def gives_regions(item: Item, load: LoadRegions) -> bool:
 
 
 def collect(
-    items: Iterable[Item], load: LoadRegions, classes: tuple[str, ...], background: bool
-) -> Pass:
+    items: Iterable[Item],
+    loads: Mapping[str, LoadRegions],
+    classes: tuple[str, ...],
+    background: bool,
+) -> dict[str, Pass]:
     """Load or compute the regions of images, and count the pixels under each of them.
+
+    Args:
+        items: the images.
+        loads: what loads an image's regions, by a name; often the same masks with other features.
+        classes: names without the background.
+        background: whether regions may be named background.
+
+    Returns:
+        The pass of each name.
 
     Raises:
         ValueError: an image can't be used.
     """
     names = (BACKGROUND, *classes)
-    blocks, features, images, owned, free, truths = [], [], [], [], [], []
-    for number, (item, reading) in enumerate(read_ahead(items, Item.read)):
+    gathered = {name: _Gathered() for name in loads}
+    for item, reading in read_ahead(items, Item.read):
         try:
             image, truth = reading.result()
-            regions = load(image, {})
+            counts = truth != IGNORED
+            if not background:
+                counts &= truth != 0
+            known: list[tuple[Any, np.ndarray, np.ndarray]] = []
+            for name, load in loads.items():
+                regions = load(image, {})
+                assert isinstance(regions, Regions) and regions.masks is not None
+                valid = np.asarray(regions.valid)[: len(regions.masks)]
+                same = (
+                    table
+                    for masks, rows, table in known
+                    if masks is regions.masks and np.array_equal(rows, valid)
+                )
+                table = next(same, None)
+                if table is None:
+                    masks = np.asarray(regions.masks)[valid]
+                    table = _count_pixels(masks, truth, counts, len(names))
+                    known.append((regions.masks, valid, table))
+                gathered[name].add(np.asarray(regions.features)[: len(valid)][valid], table)
         except (ValueError, OSError) as error:
             raise ValueError(f"{item.id}: {error}") from error
-        assert isinstance(regions, Regions) and regions.masks is not None
-        valid = np.asarray(regions.valid)[: len(regions.masks)]
-        masks = np.asarray(regions.masks)[valid]
-        owner = paint(masks, np.arange(1, len(masks) + 1), truth.shape)
-        counts = truth != IGNORED
-        if not background:
-            counts &= truth != 0
-        pairs = owner[counts].astype(np.int64) * len(names) + truth[counts]
-        table = np.bincount(pairs, minlength=(len(masks) + 1) * len(names))
-        table = table.reshape(-1, len(names)).astype(np.int32)
-        features.append(np.asarray(regions.features, np.float32)[: len(valid)][valid])
-        if sum(map(len, features)) >= BLOCK:
-            rows = np.concatenate(features)
-            blocks.append(rows[:BLOCK])
-            features = [rows[BLOCK:]]
-        images.append(np.full(len(masks), number))
-        owned.append(table[1:])
-        free.append(table[:1])
-        truths.append(table.sum(0))
-    if not truths:
-        raise ValueError("dataset must hold at least one image, got none")
-    return Pass(
-        (*blocks, np.concatenate(features)),
-        np.concatenate(images),
-        np.concatenate([*owned, *free]),
-        np.stack(truths),
-        names,
-        background,
-    )
+    return {name: each.finish(names, background) for name, each in gathered.items()}
+
+
+def _count_pixels(
+    masks: Bool[np.ndarray, "P H W"],
+    truth: UInt8[np.ndarray, "H W"],
+    counted: Bool[np.ndarray, "H W"],
+    num_classes: int,
+) -> Int32[np.ndarray, "rows C"]:
+    """Count the pixels of each true class under no region (row 0) and under each region on top."""
+    owners = find_owners(masks, np.ones(len(masks), bool), truth.shape) + 1
+    pairs = owners[counted].astype(np.int64) * num_classes + truth[counted]
+    table = np.bincount(pairs, minlength=(len(masks) + 1) * num_classes)
+    return table.reshape(-1, num_classes).astype(np.int32)
+
+
+@dataclass
+class _Gathered:
+    """What a pass is put together from, image by image."""
+
+    blocks: list[np.ndarray] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    tables: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, features: np.ndarray, table: np.ndarray) -> None:
+        """Add an image."""
+        self.features.append(features.astype(np.float32))
+        self.tables.append(table)
+        if sum(map(len, self.features)) >= BLOCK:
+            rows = np.concatenate(self.features)
+            self.blocks.append(rows[:BLOCK])
+            self.features = [rows[BLOCK:]]
+
+    def finish(self, names: tuple[str, ...], background: bool) -> Pass:
+        """Put the pass together."""
+        if not self.tables:
+            raise ValueError("dataset must hold at least one image, got none")
+        owned, free = [table[1:] for table in self.tables], [table[:1] for table in self.tables]
+        return Pass(
+            features=(*self.blocks, np.concatenate(self.features)),
+            images=np.repeat(np.arange(len(owned)), [len(rows) for rows in owned]),
+            owned=np.concatenate([*owned, *free]),
+            truth=np.stack([table.sum(0) for table in self.tables]),
+            names=names,
+            background=background,
+        )

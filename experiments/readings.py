@@ -85,7 +85,8 @@ def run_images(experiment: Readings) -> None:
     models = experiment.load_models()
     items = progress(experiment.items, "regions", "image")
     dataset = experiment.dataset
-    images = collect(items, experiment.open_regions(models), dataset.classes, dataset.background)
+    loads = {"": experiment.open_regions(models)}
+    images = collect(items, loads, dataset.classes, dataset.background)[""]
     kept: dict[tuple[str, int], ReferenceBank] = {}
 
     def find_bank(features: str, count: int) -> ReferenceBank:

@@ -32,6 +32,7 @@ def main(experiment: Experiment) -> None:
     text_bank = ReferenceBank.create(texts, np.arange(len(texts)), texts, names)
     text_regions = open_text_regions(experiment, models, clip)
     evaluations = experiment.evaluate(text_regions, {"1": (text_bank, COSINE)})
+    ours = experiment.load_models("rimjax")  # other settings, the same regions
     evaluations |= experiment.evaluate(
         experiment.open_regions(models),
         {
@@ -42,12 +43,8 @@ def main(experiment: Experiment) -> None:
             **experiment.build_cosine_rows(models),
             "4": (experiment.build_bank(models, num_subcategories=1), RELATION),
             "5": (experiment.build_bank(models), RELATION),
+            "rimjax": (experiment.build_bank(ours), ours.segmentation),
         },
-    )
-    ours = experiment.load_models("rimjax")
-    evaluations |= experiment.evaluate(
-        experiment.open_regions(ours),
-        {"rimjax": (experiment.build_bank(ours), ours.segmentation)},
     )
     rows = [
         Row("1  text references, CLIP, cosine", "26.7", evaluations["1"]),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -178,18 +178,27 @@ def pack_proposals(proposals: Proposals, size: tuple[int, int]) -> Record:
 
 
 def unpack_proposals(record: Record, size: tuple[int, int]) -> Proposals:
-    """Unpack proposals of an image of a size; masks lie in memory column by column."""
-    from pycocotools import mask as coco
-
-    ends = np.cumsum(record["lengths"])
-    runs: Any = [
-        {"size": size, "counts": record["runs"][end - length : end].tobytes()}
-        for end, length in zip(ends, record["lengths"], strict=True)
-    ]
-    masks: Bool[np.ndarray, "M H W"] = np.zeros((0, *size), bool)
-    if runs:
-        masks = np.moveaxis(coco.decode(runs), 2, 0).view(bool)
+    """Unpack proposals of an image of a size; masks are read-only, and lie column by column."""
+    masks = _decode(record["runs"].tobytes(), tuple(record["lengths"].tolist()), size)
     scores, stability = (
         None if np.isnan(record[name]).any() else record[name] for name in ("scores", "stability")
     )
     return Proposals(masks, scores, stability)
+
+
+@lru_cache(maxsize=1)  # other features of the same image are often loaded next
+def _decode(
+    runs: bytes, lengths: tuple[int, ...], size: tuple[int, int]
+) -> Bool[np.ndarray, "M H W"]:
+    from pycocotools import mask as coco
+
+    if not lengths:
+        return np.zeros((0, *size), bool)
+    ends = np.cumsum(lengths)
+    encoded: Any = [
+        {"size": size, "counts": runs[end - length : end]}
+        for end, length in zip(ends, lengths, strict=True)
+    ]
+    masks = np.moveaxis(coco.decode(encoded), 2, 0).view(bool)
+    masks.flags.writeable = False
+    return masks

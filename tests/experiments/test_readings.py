@@ -65,7 +65,8 @@ def test_one_pass_counts_as_the_loop_does(
     settings = replace(models.segmentation, similarity="weighted", score_map="exp")
     outcomes = experiment.evaluate_images(load, {"": (bank, settings)}, experiment.items)
     loop = Counts.from_confusions(np.stack([outcome.confusions[""] for outcome in outcomes]))
-    images = readings.collect(experiment.items, load, experiment.dataset.classes, background)
+    classes = experiment.dataset.classes
+    images = readings.collect(experiment.items, {"": load}, classes, background)[""]
     once = images.evaluate(bank, settings)
     chosen = experiment.evaluate(load, {"": (bank, settings)})[""]
     for counts in (once.counts, chosen.counts):

@@ -25,7 +25,7 @@ def test_rows_are_evaluated_as_by_the_loop_over_images(
     options = script.StoredEvaluation(count=5, regions=12, classes=7, size=(200, 150))
     script.fill(options, tmp_path)
     lines = {line[0]: line[1:] for line in script.measure(options, tmp_path)}
-    assert {"a pass, text features", "a pass, image features", "in all"} < lines.keys()
+    assert {"a pass with both kinds of features", "in all"} < lines.keys()
     assert lines["peak of memory"][0].endswith("GiB")
     load = options.open_store(tmp_path, "image").load
     rows = {
