@@ -182,7 +182,7 @@ def check_outputs(*paths: Path | None, overwrite: bool | None = None) -> None:
             raise ValueError(
                 f"{path}: must not be replaced, a bank or run needs it; choose another name"
             )
-        if not overwrite and not _is_result(path):
+        if not overwrite and not is_result(path):
             way_out = "" if overwrite is None else ", or give --overwrite"
             raise ValueError(
                 f"{path}: exists, and rimjax didn't write it; choose another name{way_out}"
@@ -197,7 +197,7 @@ def _is_sealed(path: Path) -> bool:
         return False
 
 
-def _is_result(path: Path) -> bool:
+def is_result(path: Path) -> bool:
     """Return whether rimjax wrote a PNG or JSON, by its mark or versions, or a packed bank."""
     try:
         if path.suffix == SUFFIX:

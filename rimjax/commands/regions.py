@@ -106,9 +106,10 @@ class RegionsShow:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionsVerify:
-    """Read everything that is kept and compare it with its checksums.
+    """Read everything that is kept, compare it with its checksums, and remove what is damaged.
 
     What is damaged is never used: an image's regions are computed again when they are asked for.
+    The exit status is 1 where something was damaged.
 
     Example: rimjax regions verify
 
@@ -122,12 +123,13 @@ class RegionsVerify:
         found = []
         for archive, title in _list_archives(self.cache_dir):
             whole, damaged = archive.verify()
+            archive.remove_damaged()
             print(f"{title}\n  {whole} images are whole")
             found += damaged
         for line in found:
             warn(line)
         if found:
-            warn("what is damaged will be computed again: run the command that built it")
+            warn("what was damaged is removed; run the command that built it to compute it again")
             sys.exit(1)
 
 

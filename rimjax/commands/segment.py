@@ -116,6 +116,8 @@ class Segment:
         formats = [name.strip() for name in self.format.split(",")]
         outputs = Outputs(files, self.output, formats, self.json, self.coco_ids, self.opacity)
         outputs.check(self.overwrite)
+        if self.bank is None:
+            outputs.check_ids((BACKGROUND, *classes[0]))
         bad: dict[Path, str] = {}
         if not any(self._read(path, bad) is not None for path in files):
             self._end(bad, len(files))  # before the models are loaded and a bank is drawn
@@ -172,12 +174,13 @@ class Segment:
         known = None if models.calibration is None else models.calibration.fingerprint
         depends = [digest_bank(bank), origin["settings"], origin["weights"], outputs.settings]
         key = digest([*depends, known])
-        digests, done = read_record(outputs.folder, key)
+        done, kept = read_record(outputs.folder, key), 0
         writing: deque[Future[dict[str, Any]]] = deque()
 
         def read(path: Path) -> np.ndarray | None:
             """Read an image; None where its results are there."""
-            if str(path) in done and path.is_file() and digests[str(path)] == sha256(path):
+            entry = done.get(path.name)
+            if entry is not None and path.is_file() and entry["sha256"] == sha256(path):
                 return None
             return read_image(path)
 
@@ -194,7 +197,9 @@ class Segment:
                         warn(bad[path])
                     else:
                         if image is None or seg is None:
-                            writing.append(writers.submit(done.__getitem__, str(path)))
+                            kept += 1
+                            result = done[path.name]["result"]
+                            writing.append(writers.submit(outputs.describe, path, result))
                         else:
                             self._report_timings(path, seg)
                             writing.append(writers.submit(outputs.write, path, image, seg, key))
@@ -203,6 +208,8 @@ class Segment:
                         results.append(writing.popleft().result())
             finally:
                 results += [future.result() for future in writing]
+        if kept:
+            print(f"{kept} of {len(outputs.files)} images were done already")
 
     def _report_timings(self, path: Path, seg: Segmentation) -> None:
         if self.models.random_weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from rimjax.commands.console import check_outputs, warn, write_labels, write_picture
+from rimjax.commands.console import check_outputs, is_result, warn, write_labels, write_picture
 from rimjax.files import append_line, atomic_file, sha256
+from rimjax.references.photographs import SUFFIXES, list_photographs
 from rimjax.results import Segmentation
 from rimjax.results.coco import CocoIds, read_ids, write_annotations
 from rimjax.sealed import seal, unseal
 from rimjax.show import draw
 
-SUFFIXES = tuple(sorted(Image.registered_extensions()))
 RECORD = "segmented.jsonl"
 IMAGE_FORMATS = {
     "overlay": "_segmented.png",
@@ -31,12 +31,16 @@ IMAGE_FORMATS = {
     "yolo": ".txt",
 }
 """Files of each image, by what follows its name."""
-RUN_FORMATS = {"coco": "annotations.json", "coco-results": "results.json"}
-"""Files of all images together."""
+CLASSES = "data.yaml"
+RUN_FORMATS = {"coco": "annotations.json", "coco-results": "results.json", "yolo": CLASSES}
+"""Files of all images together; of YOLO the class names."""
 
 
 def list_pictures(words: Sequence[Path]) -> list[Path]:
     """Return the image files that words stand for: files, folders and patterns such as "*.jpg".
+
+    Of a folder or pattern, hidden files, masks beside photographs and rimjax's results are left
+    out.
 
     Raises:
         ValueError: a folder or pattern holds no image.
@@ -44,14 +48,10 @@ def list_pictures(words: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for word in words:
         matches = [word]
-        if word.is_dir():
-            matches = [path for path in sorted(word.iterdir()) if path.suffix.lower() in SUFFIXES]
-        elif not word.exists() and set("*?[") & set(str(word)):
-            root = Path(word.anchor)
-            pattern = str(word.relative_to(root) if word.is_absolute() else word)
-            matches = [path for path in sorted(root.glob(pattern)) if path.is_file()]
-        if not matches:
-            raise ValueError(f"{word}: holds no image; name image files, a folder or a pattern")
+        if word.is_dir() or (glob.has_magic(str(word)) and not word.exists()):
+            matches = [path for path in list_photographs(word) if not is_result(path)]
+            if not matches:
+                raise ValueError(f"{word}: holds no image besides rimjax's results")
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -88,8 +88,9 @@ class Outputs:
     @property
     def folder(self) -> Path | None:
         """The folder whose record lets a run go on; None without one."""
-        single = self.output is not None and self.output.suffix and not self.output.is_dir()
-        return None if single else self.output
+        if self.output is None or self.output.is_dir():
+            return self.output
+        return None if self.output.suffix.lower() in SUFFIXES else self.output
 
     def locate(self, image: Path) -> dict[str, Path]:
         """Return the files of an image by format."""
@@ -99,12 +100,18 @@ class Outputs:
             return {name: folder / f"{image.stem}{end}" for name, end in names.items()}
         stem = self.output.stem.removesuffix("_segmented")
         places = {name: self.output.with_name(f"{stem}{end}") for name, end in names.items()}
-        return places | ({"overlay": self.output} if "overlay" in names else {})
+        own = "overlay" if len(names) > 1 else next(iter(names), None)  # gets the name as given
+        return {name: self.output if name == own else place for name, place in places.items()}
 
     def locate_shared(self) -> dict[str, Path]:
         """Return the files of all images by format."""
         folder = self.folder or (self.output.parent if self.output else Path())
         return {name: folder / end for name, end in RUN_FORMATS.items() if name in self.formats}
+
+    def describe(self, image: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an image's result with the image's path and those of its files."""
+        places = {name: str(place) for name, place in self.locate(image).items()}
+        return {"image": str(image), **places, **result}
 
     @property
     def settings(self) -> list[Any]:
@@ -129,7 +136,7 @@ class Outputs:
             raise ValueError(f"format must be of {', '.join(known)}, got {wrong[0]!r}")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"opacity must be from 0 to 1, got {self.opacity}")
-        if self.ids is not None and not set(self.formats) & RUN_FORMATS.keys():
+        if self.ids is not None and not {"coco", "coco-results"} & set(self.formats):
             raise ValueError("coco_ids must be given with --format coco or coco-results")
         stems = Counter(path.stem for path in self.files)
         if repeated := [stem for stem, count in stems.items() if count > 1]:
@@ -145,7 +152,7 @@ class Outputs:
                 )
             if self.output.suffix.lower() != ".png":
                 raise ValueError(f"output must be a PNG file or a folder, got {self.output}")
-        if self.folder is None and (shared := set(self.formats) & {*RUN_FORMATS, "yolo"}):
+        if self.folder is None and (shared := set(self.formats) & RUN_FORMATS.keys()):
             raise ValueError(f"output must be a folder for {', '.join(sorted(shared))}, got none")
         outputs = [place for path in self.files for place in self.locate(path).values()]
         written = [*outputs, *self.locate_shared().values()]
@@ -164,9 +171,13 @@ class Outputs:
     def _list_recorded(self) -> set[Path]:
         """Return the files that the folder's record lists, and thereby knows to be rimjax's."""
         listed: set[Path] = set()
-        for _, result in read_lines(self.folder):
-            listed |= {Path(result[name]) for name in IMAGE_FORMATS if name in result}
-        return listed
+        for entry in read_lines(self.folder):
+            listed |= {self._record.with_name(name) for name in entry["files"]}
+        return listed | ({self._record.with_name(CLASSES)} if listed else set())
+
+    @property
+    def _record(self) -> Path:
+        return (self.folder or Path()) / RECORD
 
     def write(self, image: Path, pixels: np.ndarray, seg: Segmentation, key: str) -> dict[str, Any]:
         """Write an image's files, record them, and return what the report says of the image.
@@ -192,24 +203,24 @@ class Outputs:
                 temporary.write_text("".join(f"{line}\n" for line in seg.to_yolo()))
         shares = {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
         result = {
-            "image": str(image),
-            **{name: str(place) for name, place in places.items()},
             "size": [pixels.shape[1], pixels.shape[0]],
             "familiar": seg.familiar,
             "shares": shares,
             "regions": describe_segments(seg),
             "timings": seg.timings,
         }
-        if any(name in RUN_FORMATS for name in self.formats):
+        if "coco" in self.formats or "coco-results" in self.formats:
             result["annotations"] = seg.to_coco()
         if self.folder is not None:
-            line = json.dumps(seal({"sha256": sha256(image), "key": key, "result": result}))
-            append_line(self.folder / RECORD, line)
+            files = {place.name: sha256(place) for place in places.values()}
+            entry = {"image": image.name, "sha256": sha256(image), "key": key, "files": files}
+            append_line(self._record, json.dumps(seal({**entry, "result": result})))
         present = ", ".join(
             f"{name} {100 * share:.0f} %" for name, share in shares.items() if share
         )
-        tqdm.write(f"{image}: {present} -> {', '.join(map(str, places.values()))}")
-        return result
+        arrow = f" -> {', '.join(map(str, places.values()))}" if places else ""
+        tqdm.write(f"{image}: {present}{arrow}")
+        return self.describe(image, result)
 
     def write_shared(self, results: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]) -> None:
         """Write the files of all images.
@@ -219,7 +230,16 @@ class Outputs:
             OSError: a file can't be written; the message names it.
         """
         for name, path in self.locate_shared().items():
+            if name == "yolo":
+                names = json.dumps(origin["names"][1:], ensure_ascii=False)  # YAML as well
+                with atomic_file(path) as temporary:
+                    temporary.write_text(
+                        f"nc: {len(origin['names']) - 1}\nnames: {names}\n", "utf-8"
+                    )
+                continue
             write_annotations(path, results, origin, self.ids, results_only=name == "coco-results")
+            if not any(result["annotations"] for result in results):
+                warn(f"{path}: holds no segment; pycocotools' loadRes takes no empty list")
 
 
 def describe_segments(seg: Segmentation) -> list[dict[str, Any]]:
@@ -242,27 +262,29 @@ def describe_segments(seg: Segmentation) -> list[dict[str, Any]]:
     ]
 
 
-def read_lines(folder: Path | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield the whole lines of a folder's record, and the result in each of them."""
+def read_lines(folder: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a folder's record, in order."""
     path = None if folder is None else folder / RECORD
     for line in path.read_bytes().splitlines() if path is not None and path.is_file() else ():
         with suppress(ValueError):  # a line that a kill cut short
-            entry = unseal(line)
-            yield entry, entry["result"]
+            yield unseal(line)
 
 
-def read_record(folder: Path | None, key: str) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return the digest and the result of each image that was finished under the same key.
+def read_record(folder: Path | None, key: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of the images that were finished under a key, by their file names.
 
-    Results of which a file is missing are left out.
+    An image of which a file has changed since, or is gone, is left out.
     """
-    digests: dict[str, str] = {}
-    results: dict[str, dict[str, Any]] = {}
-    for entry, result in read_lines(folder):
-        places = [Path(result[name]) for name in IMAGE_FORMATS if name in result]
-        if entry["key"] == key and all(place.is_file() for place in places):
-            digests[result["image"]], results[result["image"]] = entry["sha256"], result
-    return digests, results
+    entries = {entry["image"]: entry for entry in read_lines(folder)}
+
+    def is_whole(entry: Mapping[str, Any]) -> bool:
+        assert folder is not None
+        places = {folder / name: digest for name, digest in entry["files"].items()}
+        return all(place.is_file() and sha256(place) == each for place, each in places.items())
+
+    return {
+        name: entry for name, entry in entries.items() if entry["key"] == key and is_whole(entry)
+    }
 
 
 def warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], preset: str) -> None:
@@ -272,5 +294,5 @@ def warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], preset: str) -> Non
         warn(
             f"{count} of {len(results)} images are unlike the scenes that preset {preset} was "
             "trained on (clothing on plain grounds), so names in them mean little; segment with "
-            "--preset paper, or with references of your own (--photos)"
+            "--preset paper"
         )

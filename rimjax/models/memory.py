@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,6 +74,30 @@ class BatchLimit:
             MemoryRunsOut,
             stacklevel=3,
         )
+
+
+@contextmanager
+def name_memory_error(stage: str, advice: str) -> Iterator[None]:
+    """Turn torch's error of a device without free memory into a MemoryError that says what helps.
+
+    Args:
+        stage: what is computed, e.g. "proposing regions".
+        advice: what the user can do.
+
+    Raises:
+        MemoryError: memory ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        ran_out = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(
+            error
+        )
+        if not ran_out:
+            raise
+        raise MemoryError(
+            f"{stage} needs more memory than the device has free; {advice}"
+        ) from error
 
 
 def advise_on_memory(dtype: str, smaller: str) -> str:

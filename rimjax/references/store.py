@@ -35,7 +35,7 @@ from rimjax.files import (
 )
 from rimjax.models.protocols import Generated
 from rimjax.references.contents import FEATURES, ClassReferences, Manifest, read_prompts
-from rimjax.references.packed import SUFFIX, PackedBank, read_packed, write_packed
+from rimjax.references.packed import SUFFIX, PackedBank, is_packed, read_packed, write_packed
 from rimjax.references.recorded import find_inside, name_picture, read_pictures, read_recorded
 from rimjax.sealed import read_sealed, seal
 
@@ -192,7 +192,7 @@ def read_manifest(path: str | Path) -> Manifest:
         raise FileNotFoundError(
             f"{path}: no such bank; `rimjax bank build` prints the path of a bank"
         )
-    if path.suffix == SUFFIX:
+    if path.suffix == SUFFIX or is_packed(path):
         return read_packed(path)
     remedy = "build the bank again"
     try:

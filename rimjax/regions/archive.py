@@ -15,6 +15,7 @@ import json
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,10 @@ class Archive:
         """Read every record.
 
         Returns:
-            The number of whole records, and what is damaged.
+            The number of whole records, and what is damaged and has no whole copy.
         """
-        whole, damaged = set(), []
+        whole: set[str] = set()
+        damaged: dict[str, str] = {}
         for path in self._list_files():
             try:
                 file = _File.open(path)
@@ -176,12 +178,36 @@ class Archive:
                         file.read(index)
                         whole.add(key)
                     except ValueError as error:
-                        damaged.append(str(error))
+                        damaged[key] = str(error)
             except FileNotFoundError:
                 continue
             except ValueError as error:
-                damaged.append(str(error))
-        return len(whole), damaged
+                damaged[path.name] = str(error)
+        return len(whole), [line for key, line in damaged.items() if key not in whole]
+
+    def remove_damaged(self) -> None:
+        """Take damaged records, which can't be used, out of their files.
+
+        Nothing is done while another process joins records.
+        """
+        try:
+            lock = FileLock(self.folder / _LOCK).acquire(blocking=False)
+        except Timeout:
+            return
+        with lock:
+            for path in self._list_files():
+                whole, count = [], None
+                with suppress(ValueError, FileNotFoundError):
+                    file = _File.open(path)
+                    count = len(file.keys)
+                    for index, key in enumerate(file.keys):
+                        with suppress(ValueError):
+                            whole.append((key, file.read(index)))
+                if whole and len(whole) != count:
+                    _write(path, whole)
+                elif not whole:
+                    path.unlink(missing_ok=True)
+            self._parts.clear()
 
     def measure(self) -> tuple[int, int]:
         """Return the number of files and their bytes."""

@@ -71,6 +71,7 @@ class RegionStore:
         about = {
             "proposals": self.proposals.folder.name,
             "encoder": self.fingerprint,
+            "layout": 2,  # with a digest of the masks
             **step_versions("encode", "pool"),
         }
         return self._open("features", about)
@@ -96,13 +97,16 @@ class RegionStore:
             self.proposals.check_writable()  # before minutes of proposing
             with measure_stage(timings, "propose"):
                 found = self.proposer.propose(image)
-            self.proposals.put(key, pack_proposals(found, image.shape[:2]))
-        if pooled is None or len(pooled["valid"]) != len(found.masks):
+            proposed = pack_proposals(found, image.shape[:2])
+            self.proposals.put(key, proposed)
+        assert proposed is not None
+        masks = digest_masks(proposed)
+        if pooled is None or not np.array_equal(pooled["masks"], masks):
             self.features.check_writable()
             regions = self.encode(image, found.masks, timings)
             arrays = {"features": regions.features, "valid": regions.valid}
             pooled = {name: np.asarray(array)[: len(found.masks)] for name, array in arrays.items()}
-            self.features.put(key, pooled)
+            self.features.put(key, {**pooled, "masks": masks})
         padding = bucket_size(len(found.masks)) - len(found.masks)
         return Regions(
             features=np.pad(pooled["features"], ((0, padding), (0, 0))),
@@ -123,9 +127,12 @@ class RegionStore:
 
     def _open(self, kind: str, about: Mapping[str, Any]) -> Archive:
         folder = self.folder / f"{kind}-{digest(about)}"
-        if not (folder / ABOUT).exists():
+        archive = Archive(folder)
+        try:
+            read_about(archive)
+        except (OSError, ValueError):
             write_json(folder / ABOUT, seal({"kind": kind, **about}))
-        return Archive(folder)
+        return archive
 
 
 def load_or_extract(cache: Path | None, models: Models) -> LoadRegions:
@@ -158,6 +165,12 @@ def digest_image(image: UInt8[np.ndarray, "H W 3"]) -> str:
     """Return 32 hex digits that identify an image by its pixels."""
     shape = np.array(image.shape, np.int64).tobytes()
     return hashlib.sha256(shape + np.ascontiguousarray(image).data).hexdigest()[:32]
+
+
+def digest_masks(proposed: Record) -> UInt8[np.ndarray, 32]:
+    """Digest packed masks, which an image's features belong to."""
+    content = proposed["lengths"].tobytes() + proposed["runs"].tobytes()
+    return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
 
 def pack_proposals(proposals: Proposals, size: tuple[int, int]) -> Record:

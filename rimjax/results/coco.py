@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rimjax.datasets.names import clean_name
 from rimjax.files import atomic_file, parse_json
 from rimjax.types import UNKNOWN
 
@@ -21,12 +24,12 @@ class CocoIds:
 
     Attributes:
         path: the file.
-        images: id by the image's file name, without folders.
-        categories: id by name.
+        images: id and file name in the COCO file, by the image's file name without folders.
+        categories: id by name, cleaned and in small letters.
     """
 
     path: Path
-    images: Mapping[str, int]
+    images: Mapping[str, tuple[int, str]]
     categories: Mapping[str, int]
 
     def number_classes(self, names: Sequence[str]) -> dict[str, int]:
@@ -35,15 +38,15 @@ class CocoIds:
         Raises:
             ValueError: the file lacks a class.
         """
-        if missing := [name for name in names[1:] if name not in self.categories]:
-            way_out = "name classes as the file does"
+        if missing := [name for name in names[1:] if name.lower() not in self.categories]:
+            advice = "name classes as the file does"
             if missing[0] == UNKNOWN:
-                way_out = "give --unknown background"
-            raise ValueError(f"{self.path}: has no category {missing[0]!r}; {way_out}")
-        return {name: self.categories[name] for name in names[1:]}
+                advice = "add it to the file, or give --unknown background"
+            raise ValueError(f"{self.path}: has no category {missing[0]!r}; {advice}")
+        return {name: self.categories[name.lower()] for name in names[1:]}
 
-    def find_image(self, image: Path) -> int:
-        """Return an image's id.
+    def find_image(self, image: Path) -> tuple[int, str]:
+        """Return an image's id and its file name in the COCO file.
 
         Raises:
             ValueError: the file doesn't list it.
@@ -57,17 +60,28 @@ def read_ids(path: Path) -> CocoIds:
     """Read the ids of a COCO file's images and categories.
 
     Raises:
-        ValueError: it can't be read or isn't a COCO file, or file names repeat.
+        ValueError: it can't be read or isn't a COCO file, or names repeat.
     """
     try:
         content = parse_json(path.read_bytes())
-        images = [(Path(entry["file_name"]).name, int(entry["id"])) for entry in content["images"]]
-        categories = {str(entry["name"]): int(entry["id"]) for entry in content["categories"]}
+        images = [
+            (Path(entry["file_name"]).name, (int(entry["id"]), str(entry["file_name"])))
+            for entry in content["images"]
+        ]
+        categories = [
+            (clean_name(str(entry["name"])).lower(), int(entry["id"]))
+            for entry in content["categories"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO file ({error}); name an annotation file") from error
-    if len(dict(images)) < len(images):
-        raise ValueError(f"{path}: file names of images repeat, so ids can't be taken by name")
-    return CocoIds(path, dict(images), categories)
+    for what, entries in (("images", images), ("categories", categories)):
+        if repeated := [
+            name for name, count in Counter(n for n, _ in entries).items() if count > 1
+        ]:
+            raise ValueError(
+                f"{path}: two {what} are called {repeated[0]!r}, so ids can't be taken by name"
+            )
+    return CocoIds(path, dict(images), dict(categories))
 
 
 def write_annotations(
@@ -98,9 +112,11 @@ def write_annotations(
     images, annotations = [], []
     for number, result in enumerate(results, 1):
         image = Path(result["image"])
-        image_id = number if ids is None else ids.find_image(image)
+        image_id, file_name = number, os.path.relpath(image.absolute(), path.absolute().parent)
+        if ids is not None:
+            image_id, file_name = ids.find_image(image)
         width, height = result["size"]
-        images.append({"id": image_id, "file_name": image.name, "width": width, "height": height})
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for annotation in result["annotations"]:
             category = categories[names[annotation["category_id"] - 1]]
             fields = {**annotation, "image_id": image_id, "category_id": category}

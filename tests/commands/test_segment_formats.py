@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,13 @@ def test_every_format_says_the_same(folder: Path) -> None:
     truth = make_truth_file()
     coco = COCO("out/annotations.json")
     assert {image["file_name"] for image in coco.loadImgs(coco.getImgIds())} == {
-        *("a.png", "b.png", "c.png")
+        *("../photos/a.png", "../photos/b.png", "../photos/c.png")
     }
     info = json.loads(Path("out/annotations.json").read_text())["info"]
     assert info["preset"] == fake_models().name and info["settings"]["segmentation"]
     for image in coco.loadImgs(coco.getImgIds()):
-        name, expected = image["file_name"][0], read_truth(image["file_name"][0])
+        name = Path(image["file_name"]).stem
+        expected = read_truth(name)
         assert (image["height"], image["width"]) == expected.shape
         labels = Image.open(f"out/{name}_labels.png")
         assert labels.mode == "P"
@@ -77,6 +79,7 @@ def test_every_format_says_the_same(folder: Path) -> None:
         assert {int(line.split()[0]) + 1 for line in lines} == set(np.unique(expected)) - {0}
         points = np.array([float(x) for line in lines for x in line.split()[1:]])
         assert len(points) and points.min() >= 0 and points.max() <= 1
+    assert f'names: ["{NAMES[0]}", "{NAMES[1]}"' in Path("out/data.yaml").read_text()
     report = json.loads(Path("out.json").read_text())
     assert len(report["results"]) == 3 and report["results"][0]["size"] == [60, 40]
     assert evaluate(truth, "out/results.json") > 0.99
@@ -87,10 +90,11 @@ def make_truth_file() -> COCO:
     run("segment", "photos", *WORDS, "--output", "first", "--format", "coco")
     content = json.loads(Path("first/annotations.json").read_text())
     for image in content["images"]:
-        image["file_name"] = f"photos/{image['file_name']}"
+        image["file_name"] = image["file_name"].removeprefix("../")
         image["id"] += 100
     for category in content["categories"]:
         category["id"] += 50
+        category["name"] = f" {category['name'].title()}"
     for annotation in content["annotations"]:
         annotation["image_id"] += 100
         annotation["category_id"] += 50
@@ -129,8 +133,8 @@ def test_ids_that_a_coco_file_lacks_are_refused_before_the_work(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none*.png"], "none*.png: holds no image"),
-        (["k"], "k: holds no image"),
+        (["none*.png"], "none*.png: no picture in this pattern"),
+        (["k"], "k: no picture in this folder"),
         (["photos", "--format", "labels,jpeg"], "--format must be of overlay, labels"),
         (["photos", "--opacity", "1.5"], "--opacity must be from 0 to 1"),
         (["photos", "--jobs", "0"], "--jobs must be at least 1"),
@@ -187,6 +191,54 @@ def test_a_stopped_run_goes_on(
     )
     run(*words, "--opacity", "0.9")
     assert len(done) == 9, "other settings"
+
+
+def test_a_run_never_takes_another_runs_files_for_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings, class orders and pictures of the same name, there and back again."""
+    truth, names = make_scene()[1], list(NAMES)
+    for order in (names, names[::-1], names):
+        words = ("--classes", ",".join(order), "--cache-dir", "k", "--output", "out")
+        run("segment", "photos", *words)
+        table = np.array([0, *(1 + order.index(name) for name in names)])
+        labels = np.asarray(Image.open("out/a_labels.png"))
+        np.testing.assert_array_equal(labels, table[truth])
+    Path("other").mkdir()
+    Image.fromarray(make_scene()[0][:, ::-1]).save("other/a.png")
+    for source, expected in (("photos", truth), ("other", truth[:, ::-1]), ("photos", truth)):
+        run("segment", f"{source}/a.png", *WORDS, "--output", "out")
+        np.testing.assert_array_equal(np.asarray(Image.open("out/a_labels.png")), expected)
+    Path("away").mkdir()
+    os.chdir("away")
+    words = ("--classes", ",".join(NAMES), "--cache-dir", "../k", "--output", "../out")
+    printed = run("segment", "../photos/a.png", *words, capsys=capsys)
+    assert "1 of 1 images were done already" in printed, "from another folder too"
+
+
+def test_results_and_masks_in_a_folder_are_no_pictures(folder: Path) -> None:
+    scene = Image.open("photos/a.png")
+    scene.convert("RGB").save("photos/mug.jpg", quality=100, subsampling=0)
+    Image.fromarray((make_scene()[1] > 0).astype(np.uint8) * 255).save("photos/mug.png")
+    Path("photos/._a.png").write_bytes(b"litter")
+    for _ in range(2):
+        run("segment", "photos", *WORDS, "--output", "photos", "--json", "o.json")
+        images = [result["image"] for result in json.loads(Path("o.json").read_text())["results"]]
+        assert images == [f"photos/{name}" for name in ("a.png", "b.png", "c.png", "mug.jpg")]
+
+
+def test_a_single_output_has_the_name_that_is_given(folder: Path) -> None:
+    run("segment", "photos/a.png", *WORDS, "--output", "mine.png", "--format", "labels")
+    np.testing.assert_array_equal(np.asarray(Image.open("mine.png")), make_scene()[1])
+    run("segment", "photos/a.png", *WORDS, "--output", "run.2026", "--format", "labels")
+    assert Path("run.2026/a_labels.png").is_file()
+
+
+def test_an_annotation_file_serves_as_references_again(folder: Path) -> None:
+    run("segment", "photos", *WORDS, "--output", "out", "--format", "coco")
+    run("bank", "build", "--coco", "out/annotations.json", "--cache-dir", "k2")
+    (bank,) = Path("k2/banks").glob("*.json")
+    assert set(json.loads(bank.read_text())["names"]) == set(NAMES)
 
 
 def test_supervision_draws_a_segmentation(folder: Path) -> None:

@@ -46,7 +46,7 @@ def test_every_output_has_the_class_unknown(truth: np.ndarray) -> None:
     assert [entry["name"] for entry in coco.loadCats(coco.getCatIds())] == list(SHOWN[1:])
     by_image = {entry["file_name"]: entry["id"] for entry in coco.loadImgs(coco.getImgIds())}
     (mine,) = coco.loadAnns(coco.getAnnIds(catIds=[4]))
-    assert mine["image_id"] == by_image["a.png"] and mine["area"] == (truth == 4).sum()
+    assert mine["image_id"] == by_image["../photos/a.png"] and mine["area"] == (truth == 4).sum()
     np.testing.assert_array_equal(coco.annToMask(mine) > 0, truth == 4)
     results = json.loads(Path("out/results.json").read_text())
     assert sum(entry["category_id"] == 4 for entry in results) == 1

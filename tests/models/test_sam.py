@@ -324,3 +324,21 @@ def test_missing_extra_is_named(monkeypatch):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be "):
         replace(ProposalConfig(), **{name: value})
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "can't allocate memory"])
+def test_memory_that_runs_out_is_said_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    kind = torch.OutOfMemoryError if "CUDA" in message else RuntimeError
+
+    def run_out(self: object, image: np.ndarray) -> None:
+        raise kind(message)
+
+    monkeypatch.setattr(Sam, "embed", run_out)
+    models = rimjax.load_preset("mini")
+    image = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(MemoryError, match=r"proposing regions needs more memory .* half precision"):
+        models.proposer.propose(image)
+    with pytest.raises(MemoryError, match="cutting out references needs more memory"):
+        models.masker.mask(image, np.array([[3.0, 4.0]]))

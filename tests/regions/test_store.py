@@ -74,6 +74,25 @@ def test_a_proposer_without_scores_has_none_again(tmp_path: Path) -> None:
     assert [store.load(image).scores for _ in range(2)] == [None, None]
 
 
+def test_features_belong_to_the_masks_that_they_were_pooled_under(store: RegionStore) -> None:
+    """Proposals that come in another order, as from another device, bring other features."""
+
+    class Reversed(FakeProposer):
+        def propose(self, image: np.ndarray) -> Proposals:
+            found = super().propose(image)
+            assert found.scores is not None
+            return Proposals(found.masks[::-1], found.scores[::-1])
+
+    image, _ = make_scene()
+    store.load(image)
+    for path in store.folder.glob("proposals-*/*.safetensors"):
+        path.unlink()
+    other = RegionStore(store.folder, Reversed(), store.encode, store.fingerprint)
+    expected = extract_regions(Reversed(), FakeEncoder(), image)
+    for _ in range(2):
+        check_equal(other.load(image), expected)
+
+
 def test_an_image_without_regions(store: RegionStore) -> None:
     for _ in range(2):
         regions = store.load(np.full((20, 30, 3), 128, np.uint8))

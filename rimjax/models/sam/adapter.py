@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from rimjax.files import fingerprint
+from rimjax.models.memory import name_memory_error
 from rimjax.models.protocols import (
     CopiedByFields,
     Proposals,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # segment-anything's defaults: what crops overlap by, and the IoU of boxes of different crops.
 CROP_OVERLAP, CROP_NMS = 512 / 1500, 0.7
+SMALLER = "compute SAM in half precision (masker_dtype), or choose a smaller SAM"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ class SamMasker(CopiedByFields):
         """Whether this SAM was trained on boxes."""
         return self.sam.config.box_prompts
 
+    @name_memory_error("cutting out references", SMALLER)
     def mask(
         self, image: np.ndarray, points: np.ndarray, box: np.ndarray | None = None
     ) -> Bool[np.ndarray, "H W"]:
@@ -123,6 +126,7 @@ class SamProposer(CopiedByFields):
                 del settings[name]
         return fingerprint([self.sam.fingerprint, settings])
 
+    @name_memory_error("proposing regions", SMALLER)
     def propose(self, image: np.ndarray) -> Proposals:
         """Return masks of everything in the image, largest first, with SAM's scores of each.
 
