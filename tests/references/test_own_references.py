@@ -79,6 +79,38 @@ def test_a_mask_beside_a_photograph_given_or_as_an_array_is_the_object(
     assert group.masks is not None and measure_iou(group.masks[0], keep(first)) > 0.7
 
 
+def test_a_palette_mask_whose_index_0_is_no_black_is_read_by_colour_or_refused(
+    tmp_path: Path,
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    mask = np.zeros((40, 50), bool)
+    mask[8:30, 5:35] = True
+    quantised = Image.fromarray(mask).convert("RGB").quantize(2)
+    for first in ((255, 255, 255), (0, 0, 0)):
+        indices = (mask != bool(first[0])).astype(np.uint8)
+        palette = Image.fromarray(indices, "P")
+        palette.putpalette([*first, *(255 - value for value in first)])
+        for name, saved in (("palette", palette), ("quantised", quantised)):
+            saved.save(tmp_path / f"{name}.png")
+            listed = {"x": [rimjax.Reference(picture, mask=tmp_path / f"{name}.png")]}
+            group = read(build(fake_models(), tmp_path / "cache", listed))["x"]
+            assert group.masks is not None
+            np.testing.assert_array_equal(group.masks[0], keep(mask))
+    palette = Image.fromarray((~mask).astype(np.uint8), "P")
+    for colour, shown in (((255, 255, 255), "white"), ((9, 8, 7), r"the colour \(9, 8, 7\)")):
+        palette.putpalette([*colour, 200, 0, 0])
+        palette.save(tmp_path / "unclear.png")
+        listed = {"x": [rimjax.Reference(picture, mask=tmp_path / "unclear.png")]}
+        message = rf"unclear.png: index 0 of its palette is {shown}, so .*; save it as grey"
+        with pytest.raises(ValueError, match=message):
+            build(fake_models(), tmp_path / "cache", listed)
+    palette.save(tmp_path / "clear.png", transparency=0)
+    listed = {"x": [rimjax.Reference(picture, mask=tmp_path / "clear.png")]}
+    group = read(build(fake_models(), tmp_path / "cache", listed))["x"]
+    assert group.masks is not None
+    np.testing.assert_array_equal(group.masks[0], keep(~mask))
+
+
 def test_folders_and_patterns_are_sorted_and_a_file_counts_once(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "c.webp", ".hidden.png", "notes.txt"):
         picture = np.full((20, 20, 3), 128, np.uint8)
