@@ -217,3 +217,5 @@ def test_words_and_references_with_a_bank(
         (("--classes", "sack=coat,mug,plate"), "--classes must have the bank's prompts or none"),
     ):
         assert message in refused(capsys, "segment", photo, "--bank", added.path, *words, *out)
+    line = refused(capsys, "segment", photo, "--bank", added.path, "--min-confidence", "0.5", *out)
+    assert "--min-confidence must be None with classes such as 'sack' that no confidence" in line
