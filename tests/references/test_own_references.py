@@ -413,6 +413,17 @@ def test_a_class_of_references_among_the_names_sets_its_place(tmp_path: Path) ->
             "must be of a category and an image",
         ),
         ({"categories": 3}, "not a COCO annotation file"),
+        *(
+            (
+                {"categories": [{"id": 1, "name": name}, {"id": 2, "name": "mug"}]},
+                f"names of categories must differ .* got '{name}', 'mug'",
+            )
+            for name in ("Mug", "mug")
+        ),
+        (
+            {"images": [{"id": 7, "file_name": n, "height": 128, "width": 128} for n in "ab"]},
+            "ids of images must differ, got 7 twice",
+        ),
         ({"images": [{"id": 7, "file_name": "a", "height": -1, "width": 2}]}, "must be positive"),
         (
             {"images": [{"id": 7, "file_name": "a.png", "height": 128, "width": 128}]},
@@ -443,6 +454,29 @@ def test_a_damaged_coco_file_is_named(tmp_path: Path, change: dict[str, Any], me
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises((ValueError, FileNotFoundError), match=f"refs.json: .*({message})"):
         rimjax.read_coco_references(path)
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_a_coco_file_of_a_picture_of_another_size_is_refused(tmp_path: Path, kind: str) -> None:
+    scene = find_scene(1)
+    outline = encode(list_objects(scene)[0][1]) if kind == "mask" else []
+    things = [{"category_id": 1, "segmentation": outline, "bbox": [1, 2, 60, 50]}]
+    path = write_coco(tmp_path / "refs.json", scene, things, ["mug"])
+    photo, words = tmp_path / "images/scene.png", "refs.json: width and height must be the size of"
+    Image.fromarray(scene.image).resize((256, 200)).save(photo)
+    with pytest.raises(ValueError, match=rf"{words} .*scene.png .*, 256x200, got 128x128; annot"):
+        rimjax.read_coco_references(path)
+    exif = Image.Exif()
+    exif[274] = 6  # shown upright after a quarter turn
+    Image.fromarray(scene.image).resize((128, 96)).save(photo, exif=exif)
+    with pytest.raises(ValueError, match=rf"{words} .*scene.png .*, 96x128, got 128x128; annot"):
+        rimjax.read_coco_references(path)
+    entry = json.loads(path.read_text()) | {
+        "images": [{"id": 7, "file_name": "images/scene.png", "height": 128, "width": 96}]
+    }
+    if kind == "box":
+        path.write_text(json.dumps(entry))
+        assert rimjax.read_coco_references(path)["mug"][0].box == (1, 2, 61, 52)
 
 
 def test_a_category_that_a_coco_file_lacks_is_refused(tmp_path: Path) -> None:
