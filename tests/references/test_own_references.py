@@ -289,6 +289,15 @@ def test_a_small_object_is_cropped_out_of_a_large_photograph(
     assert cosine > 0.9, "as the same object in a small photograph"
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_mask_file_of_nothing_or_everything_is_named(tmp_path: Path, value: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "shoe.jpg")
+    Image.fromarray(np.full((40, 50), value, np.uint8)).save(tmp_path / "shoe.png")
+    with pytest.raises(ValueError, match=r"shoe\.png: no foreground of 'shoe'.*; save it with"):
+        build(fake_models(), tmp_path / "cache", {"shoe": [tmp_path / "shoe.jpg"]})
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -505,7 +514,18 @@ def test_a_table_of_prompts(tmp_path: Path) -> None:
     assert references["mug"][0].image == scene
     table.write_text("class,image,x0,y0,x1,y1\nmug,pictures/a b.png,1,2,3,4\n")
     assert rimjax.read_prompt_table(table)["mug"][0].box == (1, 2, 3, 4)
+    table.write_text(
+        '# by "hand\nclass,who,image,x,y\n#cup,me,none.png,1,2\nmug,me,pictures/a b.png,1,2\n'
+    )
+    assert rimjax.read_prompt_table(table)["mug"][0].point == (1, 2)
     for text, message in (
+        ("class,image,x,y,x0,y0,x1,y1\n", "its first line must be class,image,x,y or"),
+        ("# a\nclass,image,x,y\nmug,pictures/a b.png,nan,2\n", r"line 3: .* got \(nan, 2.0\)"),
+        ("class,image,x,y\nmug,pictures/a b.png,128,2\n", "line 2: points must lie in the 128x128"),
+        (
+            "class,image,x0,y0,x1,y1\nmug,pictures/a b.png,9,2,30,129\n",
+            "line 2: box must lie in the 128x128",
+        ),
         ("class,image\nmug,a.png\n", "its first line must be class,image,x,y or"),
         ("", "its first line must be class,image,x,y or"),
         ("class,image,x,y\n", "holds no row under its first line"),
