@@ -113,7 +113,7 @@ def read_coco_references(
         )
     if not references:
         raise ValueError(f"{path}: holds no instance that can be used as a reference")
-    used = {reference.image for listed in references.values() for reference in listed}
+    used = {Path(str(each.image)) for listed in references.values() for each in listed}
     for image, together in pictures.items():
         if image in used:
             _check_picture(path, image, together[0].size)

@@ -22,6 +22,7 @@ from rimjax.references.build import build_references
 from rimjax.references.contents import ClassReferences, Manifest
 from rimjax.references.cut import PHOTO_SIZE, choose_window
 from rimjax.references.reference import ReferenceWarning
+from rimjax.show import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::rimjax.references.reference.ReferenceWarning")
 
@@ -401,6 +402,26 @@ def test_what_places_an_object_is_part_of_its_key(tmp_path: Path) -> None:
             build(models, tmp_path, {"x": [rimjax.Reference(picture, **given[0])]}).folders
             == (folders[0])
         )
+
+
+def test_a_contact_sheet_of_photographs_shows_box_and_mask_without_attention(
+    tmp_path: Path,
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 100, (64, 64, 3), np.uint8)
+    picture[8:56, 8:56] = 90
+    listed = [
+        rimjax.Reference(picture, box=(8, 8, 56, 56)),
+        rimjax.Reference(picture, point=(32, 32)),
+    ]
+    group = read(build(fake_models(), tmp_path, {"x": listed}))["x"]
+    sheet = np.asarray(draw.contact_sheet(group))
+    assert sheet.shape[0] == 18 + 3 * (128 + draw.GAP), "a title and three rows"
+    rows = sheet[22 + 132 : 22 + 132 + 128]
+    red = (rows == (255, 0, 0)).all(-1)
+    edges = red[:, 16:112]  # the box of the first, without the point of the second
+    assert edges[16].all() and edges[112].all() and red[16:112, [16, 112]].all()
+    assert not red[20:108, 20:108].any() and red[64, 132 + 64]
+    assert draw.describe_references(group) == "x: 2 photographs"
 
 
 def test_a_class_of_references_among_the_names_sets_its_place(tmp_path: Path) -> None:
