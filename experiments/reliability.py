@@ -23,7 +23,7 @@ from validation import open_validation_scenes
 from rimjax.commands.console import progress
 from rimjax.datasets import fashion_mnist
 from rimjax.models.calibration import Confidence
-from rimjax.pipeline import find_confidence
+from rimjax.models.trust import find_confidence
 
 SCENES = slice(800, 1200)
 BINS = 10

@@ -34,7 +34,7 @@ from rimjax import datasets
 from rimjax.commands.console import progress
 from rimjax.datasets import Dataset, fashion_mnist
 from rimjax.models.protocols import Models
-from rimjax.pipeline import find_confidence
+from rimjax.models.trust import find_confidence
 
 SCENES = slice(800, 1200)
 LACKING = (2, 3, 8)

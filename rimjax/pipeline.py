@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float, Int, Int32, Integer, UInt8
 from rimjax.images import ImageSource, read_image
 from rimjax.match import match
 from rimjax.match.checks import describe
-from rimjax.models.calibration import Confidence
+from rimjax.models.calibration import UNSURE, Confidence
 from rimjax.models.protocols import Models
+from rimjax.models.trust import check_calibrated, find_confidence
 from rimjax.regions.extract import FeatureGrid, extract, measure_stage
 from rimjax.results import Segmentation
 from rimjax.results.segmentation import measure_margins
-from rimjax.settings import THRESHOLDS, SegmentSettings, name_configuration
+from rimjax.settings import THRESHOLDS, SegmentSettings
 from rimjax.steps.assemble import find_owners, label_pixels, name_owners, vote
 from rimjax.types import ReferenceBank, Regions
 
@@ -52,19 +53,22 @@ def segment(
 
     Raises:
         FileNotFoundError, ValueError: the image can't be read, the bank was built with another
-            encoder, or a least confidence is asked for where the models aren't calibrated.
-    """
+    XX"""
+    settings = settings or models.segmentation
+    models = replace(models, segmentation=settings)
     check_encoder(bank, models)
     pixels = read_image(image)
     timings: dict[str, float] = {}
     grids: list[np.ndarray] = []
-    settings = settings or models.segmentation
-    calibration = find_confidence(models, settings)
     regions = extract(models, pixels, timings, grids)
+    calibration, familiar = find_confidence(models, settings, bank), _recognise(models, grids[0])
+    if calibration is not None and familiar is False:
+        calibration = UNSURE
     seg = name_regions(
         regions, bank, settings, image=pixels, timings=timings, calibration=calibration
     )
-    return replace(seg, familiar=_recognise(models, grids[0]))
+    confidence = None if familiar is False else seg.confidence
+    return replace(seg, familiar=familiar, confidence=confidence)
 
 
 def _recognise(models: Models, features: Float[np.ndarray, "h w D"]) -> bool | None:
@@ -82,33 +86,6 @@ def _recognise(models: Models, features: Float[np.ndarray, "h w D"]) -> bool | N
             stacklevel=3,
         )
     return distance <= known.limit
-
-
-def find_confidence(models: Models, settings: SegmentSettings) -> Confidence | None:
-    """Return what gives regions their confidence; None where models or settings aren't calibrated.
-
-    Args:
-        models: whose reference settings are the bank's.
-        settings: how to match.
-
-    Raises:
-        ValueError: there is none, but the settings ask for a least confidence.
-    """
-    known, name = models.calibration, name_configuration(models.references, settings)
-    measured_on = known and (known.encoder, known.proposer)
-    found = None
-    if known is not None and measured_on == (models.features, models.proposer.fingerprint):
-        found = known.confidences.get(name)
-    _check_calibrated(found, settings)
-    return found
-
-
-def _check_calibrated(calibration: Confidence | None, settings: SegmentSettings) -> None:
-    if settings.min_confidence is not None and calibration is None:
-        raise ValueError(
-            "min_confidence must be None with models and settings that no confidence was measured "
-            f"for, got {settings.min_confidence}; use min_margin or min_score"
-        )
 
 
 def name_regions(
@@ -150,7 +127,7 @@ def name_regions(
             'on_top must be "area" or "score" where the proposer gives no scores, got '
             '"predicted_iou"; or propose with SAM'
         )
-    _check_calibrated(calibration, settings)
+    check_calibrated(calibration, settings)
     names = settings.list_names(bank.names)
     timings, masks = dict(timings or {}), np.asarray(regions.masks)
     count, shape = len(masks), masks.shape[1:]
@@ -279,7 +256,10 @@ def _narrow(canvas: Int32[np.ndarray, "H W"], names: Sequence[str]) -> Integer[n
 
 
 def check_encoder(bank: ReferenceBank, models: Models) -> None:
-    """Raise ValueError unless the bank's features come from these models' encoder and pooling."""
+    """Raise ValueError unless the bank's features come from these models' encoder and pooling.
+
+    So it does where the models' settings ask for a confidence that wasn't measured for the bank.
+    """
     if not isinstance(bank, ReferenceBank):
         raise ValueError(
             f"bank must be a ReferenceBank, got {describe(bank)}; pass what build_bank or "
@@ -295,3 +275,4 @@ def check_encoder(bank: ReferenceBank, models: Models) -> None:
             f"{bank.encoder or 'an unknown encoder'}; build the bank again with this preset, or "
             "load the preset that it was built with"
         )
+    find_confidence(models, models.segmentation, bank)

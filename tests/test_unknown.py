@@ -200,6 +200,20 @@ def test_a_calibration_of_other_models_or_settings_is_not_used(tmp_path: Path) -
     assert seg.confidence is None and seg.familiar is None
 
 
+def test_confidence_is_of_the_measured_classes_alone(tmp_path: Path) -> None:
+    image, _ = make_picture()
+    models = calibrated(classes=tuple(name.lower() for name in NAMES))
+    bank = rimjax.build_bank(NAMES, models, cache_dir=tmp_path)
+    assert rimjax.segment(image, bank, models).confidence is not None
+    own = {"Own mug": [rimjax.Reference(image, mask=(image == pick_colour("mug")).all(-1))]}
+    mixed = rimjax.build_bank(NAMES, models, cache_dir=tmp_path, references=own)
+    seg = rimjax.segment(image, mixed, models)
+    assert seg.confidence is None and seg.segments[0].confidence is None
+    settings = replace(models.segmentation, min_confidence=0.5)
+    with pytest.raises(ValueError, match=r"^min_confidence must be None with .* 'Own mug' .* use"):
+        rimjax.segment(image, mixed, models, settings=settings)
+
+
 def test_an_unfamiliar_image_is_a_warning(tmp_path: Path) -> None:
     image, _ = make_picture()
     models = calibrated()
@@ -211,7 +225,11 @@ def test_an_unfamiliar_image_is_a_warning(tmp_path: Path) -> None:
     strange = calibrated(limit=distance / 2)
     with pytest.warns(rimjax.UnfamiliarImageWarning, match="load preset 'paper', or build"):
         seg = rimjax.segment(image, bank, strange)
-    assert seg.familiar is False
+    assert seg.familiar is False and seg.confidence is None
+    settings = replace(strange.segmentation, min_confidence=0.01)
+    with pytest.warns(rimjax.UnfamiliarImageWarning):
+        unsure = rimjax.segment(image, bank, strange, settings=settings)
+    assert (unsure.region_labels == 4).all() and unsure.confidence is None
     with pytest.warns(rimjax.UnfamiliarImageWarning):
         assert rimjax.segment(image, bank, replace(strange, proposer=Pixels())).familiar is False
 

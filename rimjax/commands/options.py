@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from rimjax.models.protocols import Models, Pixels
 from rimjax.models.sam import SamPrecision
-from rimjax.pipeline import check_regions_named, find_confidence
+from rimjax.models.trust import find_confidence
+from rimjax.pipeline import check_regions_named
 from rimjax.presets import Precision, Scheduler, load_preset
 from rimjax.references.build import read_settings
 from rimjax.references.contents import Manifest
@@ -55,7 +56,7 @@ class UnknownOptions:
     A region's score says how like its class it is: by default cosine + 0.1 relation, at most 1.1.
     Its margin is the distance to the score of the runner-up among the classes. Its confidence is
     the share of such regions that was named rightly on mini's validation scenes, where every thing
-    was among the classes; other presets have none.
+    was among the classes; other presets, classes and unfamiliar pictures have none.
 
     Attributes:
         min_score: Least score for a region to get its class's name; 0.55 is a good start for mini

@@ -59,7 +59,7 @@ def parse_names(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"classes must not hold a blank name, got {list(clean)}")
     lowered = [name.lower() for name in clean]
     if repeated := sorted({name for name in lowered if lowered.count(name) > 1}):
-        raise ValueError(f"classes must differ, got more than once: {', '.join(repeated)}")
+        raise ValueError(f"class names must differ, got more than once: {', '.join(repeated)}")
     if spelled := [name for name in clean if is_background(name)]:
         raise ValueError(f"classes must not hold {spelled[0]!r}: every bank has it; leave it out")
     if unlabelled := [name for name in clean if is_no_class(name)]:

@@ -57,6 +57,10 @@ class Confidence:
         return np.where(background, self.background, named)
 
 
+UNSURE = Confidence(score=0, margin=0, intercept=-60, background=0)
+"""Of regions in an unfamiliar picture: 0, to 26 digits."""
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """How often names are right, and which images are like the training scenes.
@@ -71,6 +75,8 @@ class Calibration:
         mean: mean of the training scenes' summaries.
         matrix: a square root of their precision: its rows times its columns are the inverse of the
             covariance.
+        classes: the names, in lower case, that `confidences` hold for; None: any. The file doesn't
+            have them: they are the preset's.
     """
 
     encoder: str
@@ -79,6 +85,7 @@ class Calibration:
     limit: float
     mean: Float[np.ndarray, " S"]
     matrix: Float[np.ndarray, "S S"]
+    classes: tuple[str, ...] | None = None
 
     def measure_distance(self, features: Float[np.ndarray, "h w D"]) -> float:
         """Return the distance of an image's features from the training scenes'; about sqrt(2 D)."""

@@ -18,6 +18,7 @@ from rimjax.models.stable_diffusion.prompts import split_prompt
 from rimjax.models.weight_record import check_weights
 from rimjax.presets.catalogue import (
     PRESETS,
+    Preset,
 )
 from rimjax.presets.stages import (
     Precision,
@@ -216,7 +217,7 @@ def load_preset(
         encoder=features,
         references=CONFIGURATIONS[configuration].adjust(preset.references),
         segmentation=CONFIGURATIONS[configuration].segmentation,
-        calibration=_load_calibration(locate_weights(name, weights_dir), preset.calibration),
+        calibration=_load_calibration(locate_weights(name, weights_dir), preset),
     )
 
 
@@ -247,12 +248,13 @@ def check_words(preset: str, prompts: Iterable[str]) -> None:
             )
 
 
-def _load_calibration(folder: Path, name: str | None) -> Calibration | None:
+def _load_calibration(folder: Path, preset: Preset) -> Calibration | None:
     """Load a preset's calibration; None before experiments/mini/calibrate.py has measured it."""
-    if name is None or not (folder / name).exists():
+    if preset.calibration is None or not (folder / preset.calibration).exists():
         return None
-    check_weights(folder / name)
-    return load_calibration(folder / name)
+    check_weights(folder / preset.calibration)
+    known = load_calibration(folder / preset.calibration)
+    return replace(known, classes=preset.diffusion.vocabulary)
 
 
 def _check_present(preset: str, files: list[WeightFile]) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from rimjax.datasets.coco import MOST_PIXELS, drop_outlines, import_pycocotools
 from rimjax.datasets.names import clean_name, is_background, is_no_class
 from rimjax.files import parse_json
+from rimjax.references.photographs import read_upright_size
 from rimjax.references.reference import Box, Reference, ReferenceWarning
 
 
@@ -35,10 +36,15 @@ class RunLengths:
 
 @dataclass(frozen=True)
 class _Instance:
-    """An annotation: its category's name, its picture, and what it is or why it is no reference."""
+    """An annotation: its category's name, its picture, and what it is or why it is no reference.
+
+    Attributes:
+        size: height and width of the picture, by the file.
+    """
 
     name: str
     image: Path
+    size: tuple[int, int]
     mask: RunLengths | None
     box: Box | None
     problem: str | None
@@ -71,8 +77,8 @@ def read_coco_references(
 
     Raises:
         FileNotFoundError: the file or an image of a reference isn't there.
-        ValueError: it isn't a COCO annotation file, has none of the categories wanted, or none of
-            their instances can be used.
+        ValueError: it isn't a COCO annotation file, has none of the categories wanted, none of
+            their instances can be used, or a picture has another size than the file says.
         ImportError: the `pipeline` extra is missing.
     """
     path = Path(path)
@@ -107,11 +113,24 @@ def read_coco_references(
         )
     if not references:
         raise ValueError(f"{path}: holds no instance that can be used as a reference")
-    for listed in references.values():
-        for image in {Path(str(reference.image)) for reference in listed}:
-            if not image.is_file():
-                raise FileNotFoundError(f"{path}: names {image}: no such image file")
+    used = {Path(str(each.image)) for listed in references.values() for each in listed}
+    for image, together in pictures.items():
+        if image in used:
+            _check_picture(path, image, together[0].size)
     return references
+
+
+def _check_picture(path: Path, image: Path, size: tuple[int, int]) -> None:
+    """Check that a picture is there and as large as the file says, which outlines depend on."""
+    if not image.is_file():
+        raise FileNotFoundError(f"{path}: names {image}: no such image file")
+    found = read_upright_size(image) or size
+    if found != size:
+        raise ValueError(
+            f"{path}: width and height must be the size of {image} (turned upright), "
+            f"{found[1]}x{found[0]}, got {size[1]}x{size[0]}; annotate this picture, or scale it "
+            "to that size"
+        )
 
 
 def list_coco_categories(path: str | Path) -> list[str]:
@@ -142,7 +161,18 @@ def _read_instances(path: Path) -> tuple[list[str], list[_Instance]]:
     names = {entry["id"]: clean_name(entry["name"]) for entry in content["categories"]}
     if len(names) < len(content["categories"]):
         raise ValueError(f"{path}: ids of categories must differ, got one twice; rename them")
+    counts = Counter(name.lower() for name in names.values())
+    if repeated := [name for name in names.values() if counts[name.lower()] > 1]:
+        raise ValueError(
+            f"{path}: names of categories must differ (ignoring case), got "
+            f"{', '.join(map(repr, repeated))}; rename or merge them"
+        )
     images = {entry["id"]: entry for entry in content["images"]}
+    twice = Counter(entry["id"] for entry in content["images"]).most_common(1)
+    if len(images) < len(content["images"]):
+        raise ValueError(
+            f"{path}: ids of images must differ, got {twice[0][0]!r} twice; renumber them"
+        )
     instances = []
     for thing in content["annotations"]:
         if thing["category_id"] not in names or thing["image_id"] not in images:
@@ -154,7 +184,7 @@ def _read_instances(path: Path) -> tuple[list[str], list[_Instance]]:
         if not (is_background(name) or is_no_class(name)):
             instances.append(_read_instance(path, name, entry, thing))
     kept = [name for name in names.values() if not (is_background(name) or is_no_class(name))]
-    return list(dict.fromkeys(kept)), instances
+    return kept, instances
 
 
 def _read_instance(
@@ -186,7 +216,7 @@ def _read_instance(
         problem = "is a crowd"
     elif mask is None and box is None:
         problem = "has no outline or box"
-    return _Instance(name, image, mask, box, problem)
+    return _Instance(name, image, size, mask, box, problem)
 
 
 def _check_runs(encoded: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:

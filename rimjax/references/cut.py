@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from rimjax.references.contents import ClassReferences
 from rimjax.references.object_masks import read_mask
 from rimjax.references.one_class import name_sources, pool_prototypes
 from rimjax.references.photographs import identify
-from rimjax.references.reference import Box, Point, Reference, ReferenceWarning
+from rimjax.references.reference import Box, Point, Reference, ReferenceWarning, check_prompt
 
 PHOTO_SIZE = 512
 """Side in pixels at which photographs are kept; encoders resize to their own input anyway."""
@@ -40,12 +41,14 @@ class Shown:
         mask: where the object is; None: a point, a box, or nothing says.
         point: as of `Reference`.
         box: as of `Reference`.
+        mask_file: name of the file that the mask was read from.
     """
 
     photograph: Photograph
     mask: Bool[np.ndarray, "H W"] | None
     point: Point | None
     box: Box | None
+    mask_file: str | None = None
 
     def describe(self) -> list[Any]:
         """Return JSON content that tells the object from others in its photograph."""
@@ -62,19 +65,12 @@ class Shown:
             return self.mask
         pixels, name = self.photograph.pixels, self.photograph.name
         height, width = pixels.shape[:2]
-        if self.box is not None:
-            x0, y0, x1, y1 = self.box
-            if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-                raise ValueError(
-                    f"box must lie in the {width}x{height} image {name}, got {self.box}"
-                )
+        check_prompt(self.point, self.box, (height, width), name)
         point = self.point
         if point is None and self.box is None:
             if self.photograph.alpha is not None:
                 return self.photograph.alpha
             point = (width / 2, height / 2)
-        if point is not None and not (0 <= point[0] < width and 0 <= point[1] < height):
-            raise ValueError(f"points must lie in the {width}x{height} image {name}, got {point}")
         return _prompt(masker, pixels, point, self.box)
 
 
@@ -102,11 +98,12 @@ def open_references(references: Sequence[Reference]) -> list[OpenReference]:
 
     def show(reference: Reference, photograph: Photograph) -> Shown:
         if id(reference) not in objects:
-            mask = reference.mask
+            mask, file = reference.mask, None
             if mask is not None:
+                file = os.fsdecode(mask) if isinstance(mask, str | os.PathLike) else None
                 size = (photograph.pixels.shape[0], photograph.pixels.shape[1])
                 mask = read_mask(mask, photograph.name, size)
-            objects[id(reference)] = Shown(photograph, mask, reference.point, reference.box)
+            objects[id(reference)] = Shown(photograph, mask, reference.point, reference.box, file)
         return objects[id(reference)]
 
     opened = []
@@ -157,7 +154,7 @@ def cut_references(
     for reference in references:
         shown, photograph = reference.shown, reference.shown.photograph
         mask = shown.locate(models.masker)
-        _check_object(mask, photograph, name)
+        _check_object(mask, shown, name)
         background = ~mask
         for other in reference.others:
             background &= ~other.locate(models.masker)
@@ -237,18 +234,19 @@ def _prompt(
     return np.asarray(masker.mask(pixels, points), bool) & inside
 
 
-def _check_object(mask: np.ndarray, photograph: Photograph, name: str) -> None:
+def _check_object(mask: np.ndarray, shown: Shown, name: str) -> None:
     """Raise ValueError for a mask of nothing or everything; warn of an object of one colour."""
-    pixels = photograph.pixels
-    advice = "give its mask, a point or a box, or a clear ground"
+    photograph, pixels = shown.photograph, shown.photograph.pixels
+    file, advice = photograph.name, "give its mask, a point or a box, or a clear ground"
+    if shown.mask_file is not None:
+        file, advice = shown.mask_file, "save it with the object white, all else black"
     if mask.shape != pixels.shape[:2]:
         raise ValueError(f"mask must have the image's size {pixels.shape[:2]}, got {mask.shape}")
     if not mask.any():
-        raise ValueError(f"{photograph.name}: no foreground of {name!r}; {advice}")
+        raise ValueError(f"{file}: no foreground of {name!r}; {advice}")
     if mask.all():
         raise ValueError(
-            f"{photograph.name}: no foreground of {name!r}, whose mask covers the whole picture; "
-            f"{advice}"
+            f"{file}: no foreground of {name!r}, whose mask covers the whole picture; {advice}"
         )
     if not np.ptp(pixels[mask], axis=0).any():
         warnings.warn(

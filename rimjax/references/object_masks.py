@@ -25,8 +25,9 @@ def find_mask_beside(photograph: Path) -> Path | None:
 def read_mask(source: Any, photograph: str, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     """Read a mask: non-zero values are the object.
 
-    Of a palette PNG the indices count; of a colour picture a pixel counts where any channel isn't
-    zero and it isn't transparent.
+    Of a palette PNG whose index 0 is black or transparent the indices count; of one in black and
+    white, and of a colour picture, a pixel counts where any channel isn't zero and it isn't
+    transparent.
 
     Args:
         source: a path, a file, a PIL image, or an array [H, W] of booleans or integers.
@@ -35,7 +36,8 @@ def read_mask(source: Any, photograph: str, size: tuple[int, int]) -> Bool[np.nd
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it can't be read, or has another size.
+        ValueError: it can't be read, has another size, or its palette leaves open what the object
+            is.
     """
     name = f"the mask of {photograph}"
     if isinstance(source, str | os.PathLike):
@@ -46,10 +48,11 @@ def read_mask(source: Any, photograph: str, size: tuple[int, int]) -> Bool[np.nd
         mask = _read_array(source)
     elif isinstance(source, str | os.PathLike | SupportsRead | Image.Image):
         try:
-            mask = _read_picture(source)
+            picture = _open_upright(source)
         except Exception as error:  # Pillow's decoders raise any exception on damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{name}: unreadable mask ({reason}); save it as PNG") from error
+        mask = _find_object(picture, name)
     else:
         raise ValueError(
             f"mask must be a path, file, PIL image or array [H, W], got {describe(source)}"
@@ -74,13 +77,31 @@ def _read_array(source: Any) -> np.ndarray:
     return array != 0
 
 
-def _read_picture(source: Any) -> np.ndarray:
+def _open_upright(source: Any) -> Image.Image:
     with source if isinstance(source, Image.Image) else Image.open(source) as file:
         if file.format == "JPEG":
             raise ValueError("a JPEG doesn't keep values exactly")
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-            pixels = np.asarray(picture.convert("RGBA"))
-            return pixels[..., :3].any(-1) & (pixels[..., 3] > 0)
-        pixels = np.asarray(picture)
+        return ImageOps.exif_transpose(file)
+
+
+def _find_object(picture: Image.Image, name: str) -> Bool[np.ndarray, "H W"]:
+    """Return where a mask's picture shows the object; raise ValueError where that isn't clear."""
+    by_colour = picture.mode in ("LA", "PA", "RGBA", "La", "RGBa")
+    if picture.mode == "P":
+        first = tuple((picture.getpalette("RGB") or [0, 0, 0])[:3])
+        transparent = picture.info.get("transparency")
+        left_out = transparent[0] if isinstance(transparent, bytes) else transparent
+        if any(first) and left_out != 0:
+            colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+            by_colour = bool(np.isin(colours.sum(1), (0, 3 * 255)).all())
+            if not by_colour:
+                shown = "white" if first == (255, 255, 255) else f"the colour {first}"
+                raise ValueError(
+                    f"{name}: index 0 of its palette is {shown}, so it isn't clear where the "
+                    "object is; save it as grey, the object white"
+                )
+    if by_colour:
+        pixels = np.asarray(picture.convert("RGBA"))
+        return pixels[..., :3].any(-1) & (pixels[..., 3] > 0)
+    pixels = np.asarray(picture)
     return np.asarray(pixels.any(-1)) if pixels.ndim == 3 else pixels != 0

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from PIL import ExifTags, Image
+
 from rimjax.references.object_masks import find_mask_beside
 from rimjax.references.reference import Point, Reference
 
@@ -47,6 +49,21 @@ def _is_mask(path: Path) -> bool:
     endings = [ending for ending in SUFFIXES if ending != ".png"]
     places = (path.with_suffix(each) for ending in endings for each in (ending, ending.upper()))
     return any(place.is_file() for place in places)
+
+
+def read_upright_size(path: Path) -> tuple[int, int] | None:
+    """Return a picture's height and width, turned upright, without decoding it; None if unreadable.
+
+    Args:
+        path: an existing file.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # whoever decodes it says what is wrong
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def expand(entries: Iterable[Any], points: Sequence[Point] | None = None) -> list[Reference]:

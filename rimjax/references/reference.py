@@ -81,5 +81,24 @@ def _read_numbers(name: str, value: Any, form: str, count: int) -> tuple[float, 
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(f"{name} must be {form} in pixels, got {describe(value)}")
+        shown = numbers if 0 < len(numbers) <= 8 else describe(value)
+        raise ValueError(f"{name} must be {form} in pixels, got {shown}")
     return numbers
+
+
+def check_prompt(
+    point: Point | None, box: Box | None, size: tuple[int, int], picture: object
+) -> None:
+    """Raise ValueError where a point or box lies outside a picture.
+
+    Args:
+        point: x and y, or None.
+        box: x0, y0, x1 and y1, or None.
+        size: height and width of the picture.
+        picture: its name.
+    """
+    height, width = size
+    if box is not None and (box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height):
+        raise ValueError(f"box must lie in the {width}x{height} image {picture}, got {box}")
+    if point is not None and not (0 <= point[0] < width and 0 <= point[1] < height):
+        raise ValueError(f"points must lie in the {width}x{height} image {picture}, got {point}")

@@ -217,6 +217,8 @@ def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
     """Draw a class's references: each image, its attention map, its prompt points and its mask.
 
+    Photographs have no attention map; a box is drawn around the object.
+
     Args:
         references: read with their pictures.
         most: number of images shown.
@@ -226,7 +228,7 @@ def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
     """
     if references.images is None or references.masks is None:
         raise ValueError("references must be read with pictures=True to be drawn")
-    columns = []
+    columns, photographs = [], _are_photographs(references)
     for image, mask, attention, points in zip(
         references.images, references.masks, references.attention, references.points, strict=True
     ):
@@ -235,12 +237,16 @@ def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
         side = (128, 128)
         dotted = Image.fromarray(image).resize(side)
         pen = ImageDraw.Draw(dotted)
-        for x, y in points[np.isfinite(points).all(1)] * 128 / np.array(image.shape[1::-1]):
+        places = points * 128 / np.array(image.shape[1::-1])
+        if photographs and np.isfinite(places[1:]).all():
+            pen.rectangle(places[1:].ravel().tolist(), outline="red", width=2)
+            places = places[:1]
+        for x, y in places[np.isfinite(places).all(1)]:
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="red", outline="white")
         cut = np.where(mask[..., None], image, image // 5)
         views = [
             Image.fromarray(image).resize(side),
-            Image.fromarray(warm).resize(side),
+            *([] if photographs else [Image.fromarray(warm).resize(side)]),
             dotted,
             Image.fromarray(cut).resize(side),
         ]
@@ -254,4 +260,11 @@ def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
 def describe_references(references: ClassReferences) -> str:
     """Describe a class's references in a line."""
     count = len(references.foreground)
+    if _are_photographs(references):
+        return f"{references.name}: {count} photograph{'s' if count != 1 else ''}"
     return f"{references.name}: {count} images, {references.fallbacks} masks from attention alone"
+
+
+def _are_photographs(references: ClassReferences) -> bool:
+    """Return whether references weren't drawn: their attention is zero, though not left out."""
+    return references.attention.size > 0 and not references.attention.any()

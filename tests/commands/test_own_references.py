@@ -147,6 +147,7 @@ def test_an_at_sign_before_numbers_is_a_prompt_and_else_a_name(
             ["--coco", "OWN/annotations.json", "--classes", "pan,mug"],
             "none that can be used for pan",
         ),
+        (["--prompts", "OWN/twice.csv"], "class names must differ, got more than once: mug"),
         (["--classes", "@OWN/none.txt"], "none.txt: no such file"),
         (["--classes", "bag=a {bag", "--images", "2"], "one pair of braces"),
         (["--classes", "bag=bag|a {bag}|a photo of a bag", "--images", "2"], "--images must be at"),
@@ -164,6 +165,7 @@ def test_bad_input_is_refused_in_a_line(
 ) -> None:
     (pictures / "empty").mkdir(exist_ok=True)
     (pictures / "columns.csv").write_text("class,file,x\nmug,mug1.jpg,1\n")
+    (pictures / "twice.csv").write_text("class,image,x,y\nmug,mug1.jpg,1,2\nMUG,mug1.jpg,3,4\n")
     (pictures / "outside.csv").write_text("class,image,x,y\nmug,mug1.jpg,1,128\n")
     save_photograph(pictures / "size.jpg", find_scene(1))
     Image.fromarray(np.eye(9, dtype=bool)).save(pictures / "size.png")
@@ -217,3 +219,5 @@ def test_words_and_references_with_a_bank(
         (("--classes", "sack=coat,mug,plate"), "--classes must have the bank's prompts or none"),
     ):
         assert message in refused(capsys, "segment", photo, "--bank", added.path, *words, *out)
+    line = refused(capsys, "segment", photo, "--bank", added.path, "--min-confidence", "0.5", *out)
+    assert "--min-confidence must be None with classes such as 'sack' that no confidence" in line

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 import rimjax
 from rimjax.datasets import fashion_scenes
 from rimjax.models.protocols import Models
-from rimjax.pipeline import find_confidence
+from rimjax.models.trust import find_confidence
 from rimjax.types import ReferenceBank
 
 NAMES = ("trouser", "sneaker", "bag")

@@ -22,6 +22,7 @@ from rimjax.references.build import build_references
 from rimjax.references.contents import ClassReferences, Manifest
 from rimjax.references.cut import PHOTO_SIZE, choose_window
 from rimjax.references.reference import ReferenceWarning
+from rimjax.show import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::rimjax.references.reference.ReferenceWarning")
 
@@ -77,6 +78,38 @@ def test_a_mask_beside_a_photograph_given_or_as_an_array_is_the_object(
     by_point = [rimjax.Reference(photo, point=tuple(np.argwhere(first).mean(0)[::-1].tolist()))]
     group = read(build(models, tmp_path / "point", {"mug": by_point}))["mug"]
     assert group.masks is not None and measure_iou(group.masks[0], keep(first)) > 0.7
+
+
+def test_a_palette_mask_whose_index_0_is_no_black_is_read_by_colour_or_refused(
+    tmp_path: Path,
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    mask = np.zeros((40, 50), bool)
+    mask[8:30, 5:35] = True
+    quantised = Image.fromarray(mask).convert("RGB").quantize(2)
+    for first in ((255, 255, 255), (0, 0, 0)):
+        indices = (mask != bool(first[0])).astype(np.uint8)
+        palette = Image.fromarray(indices, "P")
+        palette.putpalette([*first, *(255 - value for value in first)])
+        for name, saved in (("palette", palette), ("quantised", quantised)):
+            saved.save(tmp_path / f"{name}.png")
+            listed = {"x": [rimjax.Reference(picture, mask=tmp_path / f"{name}.png")]}
+            group = read(build(fake_models(), tmp_path / "cache", listed))["x"]
+            assert group.masks is not None
+            np.testing.assert_array_equal(group.masks[0], keep(mask))
+    palette = Image.fromarray((~mask).astype(np.uint8), "P")
+    for colour, shown in (((255, 255, 255), "white"), ((9, 8, 7), r"the colour \(9, 8, 7\)")):
+        palette.putpalette([*colour, 200, 0, 0])
+        palette.save(tmp_path / "unclear.png")
+        listed = {"x": [rimjax.Reference(picture, mask=tmp_path / "unclear.png")]}
+        message = rf"unclear.png: index 0 of its palette is {shown}, so .*; save it as grey"
+        with pytest.raises(ValueError, match=message):
+            build(fake_models(), tmp_path / "cache", listed)
+    palette.save(tmp_path / "clear.png", transparency=0)
+    listed = {"x": [rimjax.Reference(picture, mask=tmp_path / "clear.png")]}
+    group = read(build(fake_models(), tmp_path / "cache", listed))["x"]
+    assert group.masks is not None
+    np.testing.assert_array_equal(group.masks[0], keep(~mask))
 
 
 def test_folders_and_patterns_are_sorted_and_a_file_counts_once(tmp_path: Path) -> None:
@@ -257,6 +290,15 @@ def test_a_small_object_is_cropped_out_of_a_large_photograph(
     assert cosine > 0.9, "as the same object in a small photograph"
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_mask_file_of_nothing_or_everything_is_named(tmp_path: Path, value: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "shoe.jpg")
+    Image.fromarray(np.full((40, 50), value, np.uint8)).save(tmp_path / "shoe.png")
+    with pytest.raises(ValueError, match=r"shoe\.png: no foreground of 'shoe'.*; save it with"):
+        build(fake_models(), tmp_path / "cache", {"shoe": [tmp_path / "shoe.jpg"]})
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -362,6 +404,26 @@ def test_what_places_an_object_is_part_of_its_key(tmp_path: Path) -> None:
         )
 
 
+def test_a_contact_sheet_of_photographs_shows_box_and_mask_without_attention(
+    tmp_path: Path,
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 100, (64, 64, 3), np.uint8)
+    picture[8:56, 8:56] = 90
+    listed = [
+        rimjax.Reference(picture, box=(8, 8, 56, 56)),
+        rimjax.Reference(picture, point=(32, 32)),
+    ]
+    group = read(build(fake_models(), tmp_path, {"x": listed}))["x"]
+    sheet = np.asarray(draw.contact_sheet(group))
+    assert sheet.shape[0] == 18 + 3 * (128 + draw.GAP), "a title and three rows"
+    rows = sheet[22 + 132 : 22 + 132 + 128]
+    red = (rows == (255, 0, 0)).all(-1)
+    edges = red[:, 16:112]  # the box of the first, without the point of the second
+    assert edges[16].all() and edges[112].all() and red[16:112, [16, 112]].all()
+    assert not red[20:108, 20:108].any() and red[64, 132 + 64]
+    assert draw.describe_references(group) == "x: 2 photographs"
+
+
 def test_a_class_of_references_among_the_names_sets_its_place(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     mug = {"mug": [rimjax.Reference(picture, mask=np.tri(24, dtype=bool))]}
@@ -381,6 +443,17 @@ def test_a_class_of_references_among_the_names_sets_its_place(tmp_path: Path) ->
             "must be of a category and an image",
         ),
         ({"categories": 3}, "not a COCO annotation file"),
+        *(
+            (
+                {"categories": [{"id": 1, "name": name}, {"id": 2, "name": "mug"}]},
+                f"names of categories must differ .* got '{name}', 'mug'",
+            )
+            for name in ("Mug", "mug")
+        ),
+        (
+            {"images": [{"id": 7, "file_name": n, "height": 128, "width": 128} for n in "ab"]},
+            "ids of images must differ, got 7 twice",
+        ),
         ({"images": [{"id": 7, "file_name": "a", "height": -1, "width": 2}]}, "must be positive"),
         (
             {"images": [{"id": 7, "file_name": "a.png", "height": 128, "width": 128}]},
@@ -413,6 +486,29 @@ def test_a_damaged_coco_file_is_named(tmp_path: Path, change: dict[str, Any], me
         rimjax.read_coco_references(path)
 
 
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_a_coco_file_of_a_picture_of_another_size_is_refused(tmp_path: Path, kind: str) -> None:
+    scene = find_scene(1)
+    outline = encode(list_objects(scene)[0][1]) if kind == "mask" else []
+    things = [{"category_id": 1, "segmentation": outline, "bbox": [1, 2, 60, 50]}]
+    path = write_coco(tmp_path / "refs.json", scene, things, ["mug"])
+    photo, words = tmp_path / "images/scene.png", "refs.json: width and height must be the size of"
+    Image.fromarray(scene.image).resize((256, 200)).save(photo)
+    with pytest.raises(ValueError, match=rf"{words} .*scene.png .*, 256x200, got 128x128; annot"):
+        rimjax.read_coco_references(path)
+    exif = Image.Exif()
+    exif[274] = 6  # shown upright after a quarter turn
+    Image.fromarray(scene.image).resize((128, 96)).save(photo, exif=exif)
+    with pytest.raises(ValueError, match=rf"{words} .*scene.png .*, 96x128, got 128x128; annot"):
+        rimjax.read_coco_references(path)
+    entry = json.loads(path.read_text()) | {
+        "images": [{"id": 7, "file_name": "images/scene.png", "height": 128, "width": 96}]
+    }
+    if kind == "box":
+        path.write_text(json.dumps(entry))
+        assert rimjax.read_coco_references(path)["mug"][0].box == (1, 2, 61, 52)
+
+
 def test_a_category_that_a_coco_file_lacks_is_refused(tmp_path: Path) -> None:
     scene = find_scene(1)
     things = [{"category_id": 1, "segmentation": encode(list_objects(scene)[0][1])}]
@@ -439,7 +535,18 @@ def test_a_table_of_prompts(tmp_path: Path) -> None:
     assert references["mug"][0].image == scene
     table.write_text("class,image,x0,y0,x1,y1\nmug,pictures/a b.png,1,2,3,4\n")
     assert rimjax.read_prompt_table(table)["mug"][0].box == (1, 2, 3, 4)
+    table.write_text(
+        '# by "hand\nclass,who,image,x,y\n#cup,me,none.png,1,2\nmug,me,pictures/a b.png,1,2\n'
+    )
+    assert rimjax.read_prompt_table(table)["mug"][0].point == (1, 2)
     for text, message in (
+        ("class,image,x,y,x0,y0,x1,y1\n", "its first line must be class,image,x,y or"),
+        ("# a\nclass,image,x,y\nmug,pictures/a b.png,nan,2\n", r"line 3: .* got \(nan, 2.0\)"),
+        ("class,image,x,y\nmug,pictures/a b.png,128,2\n", "line 2: points must lie in the 128x128"),
+        (
+            "class,image,x0,y0,x1,y1\nmug,pictures/a b.png,9,2,30,129\n",
+            "line 2: box must lie in the 128x128",
+        ),
         ("class,image\nmug,a.png\n", "its first line must be class,image,x,y or"),
         ("", "its first line must be class,image,x,y or"),
         ("class,image,x,y\n", "holds no row under its first line"),
