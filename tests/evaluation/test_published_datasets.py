@@ -16,7 +16,7 @@ from PIL import Image
 from trees import COCO_BASE, COCO_IDS, CONTEXT_BASE, CONTEXT_IDS, VOC_BASE, VOC_IDS
 
 from rimjax import datasets
-from rimjax.commands import options
+from rimjax.commands import class_options, options
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def fakes_for_mini(monkeypatch: pytest.MonkeyPatch) -> None:
         segmentation=replace(models.segmentation, similarity="cosine"),
     )
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: models)
+    monkeypatch.setattr(class_options, "check_words", lambda *args: None)
 
 
 def write_tree(name: str, root: Path) -> Path:

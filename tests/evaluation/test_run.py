@@ -22,7 +22,7 @@ from runs import read_confusions
 from scenes import as_exif
 
 from rimjax import datasets, files
-from rimjax.commands import options
+from rimjax.commands import class_options, options
 from rimjax.datasets import load
 from rimjax.evaluation import run_folder
 from rimjax.sealed import seal, unseal
@@ -33,6 +33,7 @@ COUNT = trees.NUM_NOISY
 @pytest.fixture(autouse=True)
 def fakes_for_mini(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "load_preset", lambda *args, **options: fake_models())
+    monkeypatch.setattr(class_options, "check_words", lambda *args: None)
 
 
 @pytest.fixture
