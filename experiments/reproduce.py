@@ -7,8 +7,8 @@ Command:  python experiments/reproduce.py
           python experiments/reproduce.py --plan
               only the plan
 
-The plan comes first: what is drawn, proposed and encoded, and how long it takes at the speed of a
-class and a few images, which are kept like all others. Each step is a script of this folder. A
+The plan comes first: what is drawn, proposed and encoded, and how long it takes at the speed of two
+classes and two images, which are kept like all others. Each step is a script of this folder. A
 stopped run goes on with the same command: finished steps aren't run again, and a step finds the
 references and regions of those before it in the cache. What lacks its data set is skipped, and the
 page says so.
@@ -19,9 +19,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +30,7 @@ from page import write_page
 from scripts import STEPS, Step
 
 from rimjax import datasets
-from rimjax.commands.console import keep_compilations, name_flag, progress, shorten
+from rimjax.commands.console import name_flag, progress, shorten
 from rimjax.commands.main import CONFIG
 from rimjax.commands.options import (
     CACHE_DEFAULT,
@@ -43,15 +42,10 @@ from rimjax.commands.options import (
 )
 from rimjax.files import STEP_VERSIONS, digest, package_versions, sha256, write_json
 from rimjax.presets import Precision, locate_weights
-from rimjax.references.build import build_references
-from rimjax.references.one_class import references_key
-from rimjax.references.store import locate_references
-from rimjax.regions.store import RegionStore
 from rimjax.sealed import read_sealed, seal
 
 FOLDER = Path(__file__).parent
 FINISHED = "reproduce.json"
-MEASURED = 2  # images whose time stands for the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +63,8 @@ class Reproduce:
         cache_dir: Folder that keeps banks and regions.
         weights_dir: Folder that holds the paper preset's weights.
         output: Folder for tables, pictures and the page.
-        plan: Print the plan, and nothing else.
+        plan: Print the plan and stop. Draws up to two classes and segments two images of each data
+            set to measure their speed; all are kept in the cache.
         again: Run finished steps again; what they need is still taken from the cache.
     """
 
@@ -136,19 +131,17 @@ def reproduce(options: Reproduce) -> list[str]:
     Returns:
         The names of the steps that failed.
     """
-    experiment = options.open_experiment(None)
-    keep_compilations(experiment.cache)
     missing = find_missing(options)
     steps = [step for step in options.steps if step.name not in missing]
     finished = {} if options.again else read_finished(options)
     todo = [step for step in steps if not is_finished(step, options, finished)]
-    print_plan(options, todo, [step for step in steps if step not in todo], missing)
+    show_plan(options, todo, [step for step in steps if step not in todo], missing)
     if options.plan:
         return []
     failed = []
     for step in progress(todo, "reproduce", "step"):
         start = time.monotonic()
-        if run_step(step, options):
+        if run_script(step.name, *list_words(options), "--out", options.folder):
             finished[step.name] = digest_step(step, options)
             write_json(options.folder / FINISHED, seal({"finished": finished}))
             print(f"{step.name}: {time.monotonic() - start:.0f} s", flush=True)
@@ -184,7 +177,7 @@ def digest_step(step: Step, options: Reproduce) -> str:
     chosen = [options.preset, options.limit, options.images, str(options.data)]
     chosen += [options.dtype, options.encoder_dtype]
     scripts = {path.name: sha256(path) for path in sorted(FOLDER.glob("*.py"))}
-    for name in ("reproduce.py", "page.py"):
+    for name in ("reproduce.py", "plan.py", "page.py"):
         del scripts[name]
     folder = locate_weights(options.preset, options.weights_dir)
     weights = [
@@ -203,11 +196,11 @@ def read_finished(options: Reproduce) -> dict[str, str]:
         return {}
 
 
-def run_step(step: Step, options: Reproduce) -> bool:
-    """Run a step's script; return whether it succeeded."""
-    words: list[object] = ["--preset", options.preset, "--out", options.folder]
-    words += ["--encoder-dtype", options.encoder_dtype]
+def list_words(options: Reproduce) -> list[str]:
+    """Return the options that every script takes, as words of a command line."""
     given = {
+        "--preset": options.preset,
+        "--encoder-dtype": options.encoder_dtype,
         "--dtype": options.dtype,
         "--data": options.data,
         "--limit": options.limit,
@@ -215,62 +208,37 @@ def run_step(step: Step, options: Reproduce) -> bool:
         "--cache-dir": options.cache_dir,
         "--weights-dir": options.weights_dir,
     }
-    words += [word for flag, value in given.items() if value is not None for word in (flag, value)]
-    command = [sys.executable, str(FOLDER / f"{step.name}.py"), *map(str, words)]
+    pairs = [(flag, str(value)) for flag, value in given.items() if value is not None]
+    return [word for pair in pairs for word in pair]
+
+
+def run_script(name: str, *words: object) -> bool:
+    """Run a script of this folder; return whether it succeeded."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, words)]
     return subprocess.run(command, check=False).returncode == 0
 
 
-def print_plan(
+def show_plan(
     options: Reproduce,
     todo: Sequence[Step],
     done: Sequence[Step],
     missing: Mapping[str, str],
 ) -> None:
-    """Print what is done and left, and how long that takes."""
+    """Print what is done and left, and how long that takes.
+
+    Raises:
+        ValueError: the plan's process failed.
+    """
     for name, reason in missing.items():
         print(f"skipped: {name} ({reason})")
     if done:
         print(f"finished: {', '.join(step.name for step in done)}")
     if not todo:
         return
-    print(f"to do: {', '.join(step.name for step in todo)}")
-    total = 0.0
-    for what, count, seconds in estimate(options, todo):
-        total += count * seconds
-        print(f"  {what:<40} {count:>7} x {seconds:>8.3f} s = {count * seconds / 3600:>7.2f} h")
-    print(f"  in all, at most and without the evaluation: {total / 3600:.2f} h", flush=True)
-
-
-def estimate(options: Reproduce, steps: Iterable[Step]) -> Iterator[tuple[str, int, float]]:
-    """Yield what the steps compute that isn't kept yet: how often, and the seconds of one.
-
-    A class is drawn and a few images are segmented to measure them; both are kept.
-    """
-    names = dict.fromkeys(name for step in steps for name in options.name_datasets(step))
-    for name in names:
-        experiment = options.open_experiment(name)
-        models = experiment.load_models()
-        prompts, items = experiment.dataset.prompts, experiment.items
-        keys = [references_key(prompt, models, models.references) for prompt in prompts]
-        paths = [
-            locate_references(experiment.cache, *pair) for pair in zip(prompts, keys, strict=True)
-        ]
-        undrawn = [prompt for prompt, path in zip(prompts, paths, strict=True) if not path.exists()]
-        start = time.monotonic()
-        build_references(undrawn[:1] or prompts[:1], models, cache_dir=options.cache_dir)
-        yield f"{name}: classes to draw", len(undrawn), time.monotonic() - start
-        store = RegionStore.open(experiment.cache, models)
-        left = max(0, len(items) - store.proposals.count())
-        new = (image for item in items if not store.has(image := item.image()))
-        seconds: dict[str, float] = {}
-        for image in islice(new, MEASURED if left else 0):
-            store.load(image, seconds)
-        passes = sum(
-            step.encodings for step in steps if name in options.name_datasets(step) and not step.few
-        )
-        yield f"{name}: images to propose", left, seconds.get("propose", 0.0)
-        others = left + len(items) * max(0, passes - 1)  # by other encoders and at other sizes
-        yield f"{name}: images to encode, at most", others, seconds.get("encode", 0.0)
+    names = [step.name for step in todo]
+    print(f"to do: {', '.join(names)}", flush=True)
+    if not run_script("plan", *list_words(options), "--only", *names):
+        raise ValueError("the plan failed; see the message above")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,41 @@ def test_other_weights_ask_for_the_steps_again(
     assert not reproduce.is_finished(step, options, finished)
 
 
+def test_the_plan_counts_and_times_what_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    plan = importlib.import_module("plan")
+    options = plan.Reproduce(cache_dir=tmp_path, limit=5)
+    experiment = options.open_experiment("fashion-scenes")
+    models = experiment.load_models()
+    store = plan.RegionStore.open(tmp_path, models)
+    others = experiment.dataset.items[5:9]
+    for item in others:  # of the same models, but not asked for
+        store.load(item.image())
+    unproposed, unencoded, seconds = plan.measure_images(store, models, experiment.items)
+    assert (unproposed, unencoded) == (5, 5)
+    assert seconds["propose"] > 0 and seconds["encode"] > 0
+    assert plan.measure_images(store, models, experiment.items)[:2] == (3, 3)  # two were kept
+    unproposed, unencoded, seconds = plan.measure_images(store, models, others)
+    assert (unproposed, unencoded) == (0, 0) and seconds["encode"] > 0
+    monkeypatch.setattr(plan, "SAMPLE", 2)
+    store.load(experiment.items[4].image())
+    assert plan.measure_images(store, models, experiment.items)[0] == 0  # first and last are stored
+
+
+def test_the_parent_leaves_the_device_alone(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, reproduce; from jax._src import xla_bridge\n"
+        f"options = reproduce.Reproduce(output=pathlib.Path({str(tmp_path)!r}))\n"
+        "assert not reproduce.find_missing(options)\n"
+        "[reproduce.is_finished(step, options, {}) for step in options.steps]\n"
+        "reproduce.digest_step(options.steps[0], options)\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True)
+
+
 @pytest.mark.slow
 def test_killed_runs_resume_to_the_same_results(
     small: tuple[object, ...], tmp_path: Path, kills: int = 20
