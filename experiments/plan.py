@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from reproduce import Reproduce
-from scripts import Step
+from scripts import Reproduce, Step
 
 from rimjax.commands.console import keep_compilations, name_flag, shorten
 from rimjax.commands.devices import share_gpu_memory
@@ -53,7 +52,7 @@ def print_plan(options: Reproduce) -> None:
     for what, count, seconds in estimate(options, options.steps):
         total += count * seconds
         hours = f"{count:>7} x {seconds:>8.3f} s = {count * seconds / 3600:>7.2f} h"
-        print(f"  {what:<40} {hours if count else ' stored'}")
+        print(f"  {what:<45} {hours if count else ' stored'}")
     print(f"  in all, at most and without the evaluation: {total / 3600:.2f} h", flush=True)
 
 
