@@ -129,7 +129,7 @@ def describe(options: Reproduce, steps: Sequence[Step]) -> dict[str, str]:
         "images drawn of each class": str(options.images or "the preset's"),
         "generator's numbers": options.dtype or "the preset's",
         "encoder's numbers": options.encoder_dtype,
-        "device": " ".join(ask_device()),
+        "device": " ".join(dict.fromkeys(ask_device())),
         "versions": ", ".join(versions),
         "command": f"`{shlex.join(['python', 'experiments/reproduce.py', *sys.argv[1:]])}`",
     }

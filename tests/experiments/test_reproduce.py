@@ -66,7 +66,7 @@ def test_steps_run_once_and_the_page_shows_them(small: tuple[object, ...], tmp_p
     for expected in (
         "| preset | mini |",
         "| images of each data set | 2 |",
-        "| device | cpu cpu |",
+        "| device | cpu |",
     ):
         assert expected in page
     assert "look at" in first
@@ -76,9 +76,9 @@ def test_steps_run_once_and_the_page_shows_them(small: tuple[object, ...], tmp_p
     assert "finished: table2, fig3" in second and "to do" not in second
     assert read_results(tmp_path / "out") == before
     (tmp_path / "out/fig3.csv").unlink()
-    third = reproduce(*small, tmp_path / "out", *STEPS)
-    assert "finished: table2\n" in third and "to do: fig3" in third
-    assert read_results(tmp_path / "out") == before
+    third = reproduce(*small, tmp_path / "out", "--only", "fig3")
+    assert "finished" not in third and "to do: fig3" in third
+    assert read_results(tmp_path / "out") == before  # the page still has the others
 
 
 def test_what_cannot_be_run_is_refused(small: tuple[object, ...], tmp_path: Path) -> None:
@@ -139,6 +139,8 @@ def test_another_platform_asks_for_the_step_again(
     script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reproduce, options = script("reproduce"), script("scripts").Reproduce()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    reproduce.ask_device.cache_clear()
     assert reproduce.ask_device() == ("cpu", "cpu")
     first = reproduce.digest_step(reproduce.STEPS[0], options)
     monkeypatch.setattr(reproduce, "ask_device", lambda: ("gpu", "NVIDIA H100"))
@@ -161,9 +163,18 @@ def test_the_page_says_what_it_shows(script: Callable[[str], Any], tmp_path: Pat
         assert expected in page
 
 
-def test_a_failed_script_gives_its_last_line(script: Callable[[str], Any], tmp_path: Path) -> None:
-    failure = script("processes").run_script("table2", "--limit", 0, "--out", tmp_path)
-    assert failure == "status 2; table2.py: --limit must be at least 1, got 0"
+def test_a_failed_step_is_shown_with_its_last_line(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
+    reproduce, scripts = script("reproduce"), script("scripts")
+    options = scripts.Reproduce(limit=0, output=tmp_path)  # which the step refuses
+    failed = reproduce.run_steps(options, scripts.STEPS[:1], {}, {"fig4": "no such folder"})
+    line = "status 2; table2.py: --limit must be at least 1, got 0"
+    assert failed == {"table2": line}
+    page = (tmp_path / "README.md").read_text()
+    assert f"## Table 2\n\nFailed: {line}\n" in page
+    assert "## Figure 4\n\nSkipped: no such folder\n" in page and "## Table 1" not in page
+    assert not (tmp_path / reproduce.FINISHED).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
