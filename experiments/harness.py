@@ -274,7 +274,7 @@ def start(
             run_seeds(main, experiment, Path(sys.argv[0]).stem)
         else:
             main(experiment)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         message = name_flag(shorten(error), experiment)
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         raise SystemExit(2) from error

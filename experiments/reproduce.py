@@ -7,158 +7,132 @@ Command:  python experiments/reproduce.py
           python experiments/reproduce.py --plan
               only the plan
 
-The plan comes first: what is drawn, proposed and encoded, and how long it takes at the speed of a
-class and a few images, which are kept like all others. Each step is a script of this folder. A
-stopped run goes on with the same command: finished steps aren't run again, and a step finds the
-references and regions of those before it in the cache. What lacks its data set is skipped, and the
-page says so.
+The plan comes first: what is drawn, proposed and encoded, and how long it takes at the speed of two
+classes and two images, which are kept like all others. Each step is a script of this folder. A
+stopped run goes on with the same command: finished steps aren't run again while their files are as
+they were written, and a step finds the references and regions of those before it in the cache. What
+lacks its data set is skipped, and the page says so.
 """
 
 from __future__ import annotations
 
-import subprocess
+import shlex
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import tyro
-from harness import Experiment
 from page import write_page
-from scripts import STEPS, Step
+from processes import FOLDER, ask_device, run_script
+from scripts import STEPS, Reproduce, Step
 
 from rimjax import datasets
-from rimjax.commands.console import keep_compilations, name_flag, progress, shorten
+from rimjax.commands.console import name_flag, progress, shorten
+from rimjax.commands.devices import share_gpu_memory
 from rimjax.commands.main import CONFIG
-from rimjax.commands.options import (
-    CACHE_DEFAULT,
-    DTYPE_DEFAULT,
-    NO_DEFAULT,
-    WEIGHTS_DEFAULT,
-    Flag,
-    default,
+from rimjax.files import (
+    STEP_VERSIONS,
+    digest,
+    lock_destination,
+    package_versions,
+    sha256,
+    write_json,
 )
-from rimjax.files import STEP_VERSIONS, digest, package_versions, sha256, write_json
-from rimjax.presets import Precision, locate_weights
-from rimjax.references.build import build_references
-from rimjax.references.one_class import references_key
-from rimjax.references.store import locate_references
-from rimjax.regions.store import RegionStore
+from rimjax.presets import locate_weights
 from rimjax.sealed import read_sealed, seal
 
-FOLDER = Path(__file__).parent
 FINISHED = "reproduce.json"
-MEASURED = 2  # images whose time stands for the others
 
-
-@dataclass(frozen=True, kw_only=True)
-class Reproduce:
-    """Options.
-
-    Attributes:
-        preset: Models and settings.
-        data: Folder that holds the published data sets in mmsegmentation's layout.
-        only: Only these steps.
-        limit: Number of images of each data set, for a try.
-        images: K, images drawn of each class, for a try.
-        dtype: Numbers that the generator computes in, as of `rimjax evaluate`.
-        encoder_dtype: Numbers that the encoder computes in.
-        cache_dir: Folder that keeps banks and regions.
-        weights_dir: Folder that holds the paper preset's weights.
-        output: Folder for tables, pictures and the page.
-        plan: Print the plan, and nothing else.
-        again: Run finished steps again; what they need is still taken from the cache.
-    """
-
-    preset: Literal["mini", "paper"] = "mini"
-    data: Annotated[Path | None, NO_DEFAULT] = None
-    only: Annotated[tuple[str, ...], default("all")] = ()
-    limit: Annotated[int | None, default("all")] = None
-    images: Annotated[int | None, default("the preset's")] = None
-    dtype: Annotated[Precision | None, DTYPE_DEFAULT] = None
-    encoder_dtype: Precision = "float32"
-    cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
-    weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
-    output: Annotated[Path | None, default("experiments/results/PRESET")] = None
-    plan: Flag = False
-    again: Flag = False
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the results."""
-        return self.output or self.open_experiment(None).folder
-
-    @property
-    def steps(self) -> list[Step]:
-        """The chosen steps, in order."""
-        names = [step.name for step in STEPS]
-        if unknown := sorted(set(self.only) - set(names)):
-            raise ValueError(f"only must name steps of {', '.join(names)}, got {unknown[0]!r}")
-        return [step for step in STEPS if not self.only or step.name in self.only]
-
-    def open_experiment(self, dataset: str | None) -> Experiment:
-        """Return the options as the scripts take them."""
-        return Experiment(
-            preset=self.preset,
-            dataset_name=dataset,
-            data=self.data,
-            limit=self.limit,
-            images=self.images,
-            dtype=self.dtype,
-            encoder_dtype=self.encoder_dtype,
-            cache_dir=self.cache_dir,
-            weights_dir=self.weights_dir,
-            out=self.output,
-        )
-
-    def name_datasets(self, step: Step) -> tuple[str, ...]:
-        """Return the data sets that a step reads."""
-        return step.datasets if self.preset == "paper" else ("fashion-scenes",)
+Finished = dict[str, dict[str, Any]]
+"""Name of a step -> "digest", of what it depends on, and "files", their names and sha256."""
 
 
 def main() -> None:
+    share_gpu_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = tyro.cli(Reproduce, description=__doc__, config=CONFIG)
     try:
         failed = reproduce(options)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"reproduce.py: {name_flag(shorten(error), options)}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print("reproduce.py: stopped; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from error
     if failed:
         raise SystemExit(1)
 
 
-def reproduce(options: Reproduce) -> list[str]:
+def reproduce(options: Reproduce) -> dict[str, str]:
     """Print the plan, run the steps that aren't finished, write the page.
 
     Returns:
-        The names of the steps that failed.
+        The names of the steps that failed, and why.
+
+    Raises:
+        ValueError: an option is out of range, no step can be run, or another process writes to the
+            folder.
     """
-    experiment = options.open_experiment(None)
-    keep_compilations(experiment.cache)
+    options.check()
     missing = find_missing(options)
     steps = [step for step in options.steps if step.name not in missing]
-    finished = {} if options.again else read_finished(options)
-    todo = [step for step in steps if not is_finished(step, options, finished)]
-    print_plan(options, todo, [step for step in steps if step not in todo], missing)
-    if options.plan:
-        return []
-    failed = []
+    if not steps:
+        raise ValueError(f"nothing can be run: {'; '.join(dict.fromkeys(missing.values()))}")
+    with nullcontext() if options.plan else lock_destination(options.folder / FINISHED):
+        finished = read_finished(options.folder)
+        done = [] if options.again else [s for s in steps if is_finished(s, options, finished)]
+        todo = [step for step in steps if step not in done]
+        show_plan(options, todo, done, missing)
+        return {} if options.plan else run_steps(options, todo, finished, missing)
+
+
+def run_steps(
+    options: Reproduce, todo: Sequence[Step], finished: Finished, missing: Mapping[str, str]
+) -> dict[str, str]:
+    """Run steps, record each in `finished` and in the folder, and write the page.
+
+    Returns:
+        The names of the steps that failed, and why.
+    """
+    failed: dict[str, str] = {}
     for step in progress(todo, "reproduce", "step"):
         start = time.monotonic()
-        if run_step(step, options):
-            finished[step.name] = digest_step(step, options)
-            write_json(options.folder / FINISHED, seal({"finished": finished}))
+        failure = run_script(step.name, *options.words, "--out", options.folder)
+        if failure is None:
+            files = hash_files(options.folder, step.name)
+            finished[step.name] = {"digest": digest_step(step, options), "files": files}
+            write_json(options.folder / FINISHED, seal({"steps": finished}))
             print(f"{step.name}: {time.monotonic() - start:.0f} s", flush=True)
         else:
-            failed.append(step.name)
-    reasons = missing | {name: "failed; see its message above" for name in failed}
-    titles = {step.name: step.title for step in options.steps}
-    path = write_page(options.folder, titles, reasons)
+            failed[step.name] = failure
+    reasons = {name: f"Skipped: {reason}" for name, reason in missing.items()}
+    reasons |= {name: f"Failed: {failure}" for name, failure in failed.items()}
+    shown = [step for step in STEPS if step.name in reasons or is_finished(step, options, finished)]
+    titles = {step.name: step.title for step in shown}
+    path = write_page(options.folder, titles, reasons, describe(options, shown))
     print(f"look at {path}")
     return failed
+
+
+def describe(options: Reproduce, steps: Sequence[Step]) -> dict[str, str]:
+    """Describe what the results depend on, for the page."""
+    names = dict.fromkeys(name for step in steps for name in options.name_datasets(step))
+    versions = [f"{name} {version}" for name, version in package_versions().items() if version]
+    return {
+        "preset": options.preset,
+        "data sets": ", ".join(names),
+        "images of each data set": str(options.limit or "all"),
+        "images drawn of each class": str(options.images or "the preset's"),
+        "generator's numbers": options.dtype or "the preset's",
+        "encoder's numbers": options.encoder_dtype,
+        "device": " ".join(dict.fromkeys(ask_device())),
+        "versions": ", ".join(versions),
+        "command": f"`{shlex.join(['python', 'experiments/reproduce.py', *sys.argv[1:]])}`",
+    }
 
 
 def find_missing(options: Reproduce) -> dict[str, str]:
@@ -173,10 +147,17 @@ def find_missing(options: Reproduce) -> dict[str, str]:
     return reasons
 
 
-def is_finished(step: Step, options: Reproduce, finished: Mapping[str, str]) -> bool:
-    """Return whether a step's results are there, and nothing that they depend on has changed."""
-    there = (options.folder / f"{step.name}.csv").exists()
-    return there and finished.get(step.name) == digest_step(step, options)
+def is_finished(step: Step, options: Reproduce, finished: Finished) -> bool:
+    """Return whether a step's files are as it wrote them, and what they depend on is as it was."""
+    record = finished.get(step.name)
+    if not record or not record["files"] or record["digest"] != digest_step(step, options):
+        return False
+    return record["files"].items() <= hash_files(options.folder, step.name).items()
+
+
+def hash_files(folder: Path, name: str) -> dict[str, str]:
+    """Return the names of a step's files, e.g. NAME.csv and NAME-order.csv, and their sha256."""
+    return {path.name: sha256(path) for path in sorted(folder.glob(f"{name}[.-]*"))}
 
 
 def digest_step(step: Step, options: Reproduce) -> str:
@@ -184,7 +165,7 @@ def digest_step(step: Step, options: Reproduce) -> str:
     chosen = [options.preset, options.limit, options.images, str(options.data)]
     chosen += [options.dtype, options.encoder_dtype]
     scripts = {path.name: sha256(path) for path in sorted(FOLDER.glob("*.py"))}
-    for name in ("reproduce.py", "page.py"):
+    for name in ("reproduce.py", "scripts.py", "plan.py", "page.py", "processes.py"):
         del scripts[name]
     folder = locate_weights(options.preset, options.weights_dir)
     weights = [
@@ -192,85 +173,40 @@ def digest_step(step: Step, options: Reproduce) -> str:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
-    return digest([step.name, chosen, scripts, weights, STEP_VERSIONS, package_versions()])
+    platform, _ = ask_device()
+    versions = [STEP_VERSIONS, package_versions()]
+    return digest([step.name, chosen, platform, scripts, weights, versions])
 
 
-def read_finished(options: Reproduce) -> dict[str, str]:
-    """Return the finished steps, and the digest of each; none if the file is damaged."""
+def read_finished(folder: Path) -> Finished:
+    """Return each finished step's digest and files; none if the file is damaged."""
     try:
-        return read_sealed(options.folder / FINISHED, {"finished": dict})["finished"]
+        return read_sealed(folder / FINISHED, {"steps": dict})["steps"]
     except (OSError, ValueError):
         return {}
 
 
-def run_step(step: Step, options: Reproduce) -> bool:
-    """Run a step's script; return whether it succeeded."""
-    words: list[object] = ["--preset", options.preset, "--out", options.folder]
-    words += ["--encoder-dtype", options.encoder_dtype]
-    given = {
-        "--dtype": options.dtype,
-        "--data": options.data,
-        "--limit": options.limit,
-        "--images": options.images,
-        "--cache-dir": options.cache_dir,
-        "--weights-dir": options.weights_dir,
-    }
-    words += [word for flag, value in given.items() if value is not None for word in (flag, value)]
-    command = [sys.executable, str(FOLDER / f"{step.name}.py"), *map(str, words)]
-    return subprocess.run(command, check=False).returncode == 0
-
-
-def print_plan(
+def show_plan(
     options: Reproduce,
     todo: Sequence[Step],
     done: Sequence[Step],
     missing: Mapping[str, str],
 ) -> None:
-    """Print what is done and left, and how long that takes."""
+    """Print what is done and left, and how long that takes.
+
+    Raises:
+        ValueError: the plan's process failed.
+    """
     for name, reason in missing.items():
         print(f"skipped: {name} ({reason})")
     if done:
         print(f"finished: {', '.join(step.name for step in done)}")
     if not todo:
         return
-    print(f"to do: {', '.join(step.name for step in todo)}")
-    total = 0.0
-    for what, count, seconds in estimate(options, todo):
-        total += count * seconds
-        print(f"  {what:<40} {count:>7} x {seconds:>8.3f} s = {count * seconds / 3600:>7.2f} h")
-    print(f"  in all, at most and without the evaluation: {total / 3600:.2f} h", flush=True)
-
-
-def estimate(options: Reproduce, steps: Iterable[Step]) -> Iterator[tuple[str, int, float]]:
-    """Yield what the steps compute that isn't kept yet: how often, and the seconds of one.
-
-    A class is drawn and a few images are segmented to measure them; both are kept.
-    """
-    names = dict.fromkeys(name for step in steps for name in options.name_datasets(step))
-    for name in names:
-        experiment = options.open_experiment(name)
-        models = experiment.load_models()
-        prompts, items = experiment.dataset.prompts, experiment.items
-        keys = [references_key(prompt, models, models.references) for prompt in prompts]
-        paths = [
-            locate_references(experiment.cache, *pair) for pair in zip(prompts, keys, strict=True)
-        ]
-        undrawn = [prompt for prompt, path in zip(prompts, paths, strict=True) if not path.exists()]
-        start = time.monotonic()
-        build_references(undrawn[:1] or prompts[:1], models, cache_dir=options.cache_dir)
-        yield f"{name}: classes to draw", len(undrawn), time.monotonic() - start
-        store = RegionStore.open(experiment.cache, models)
-        left = max(0, len(items) - store.proposals.count())
-        new = (image for item in items if not store.has(image := item.image()))
-        seconds: dict[str, float] = {}
-        for image in islice(new, MEASURED if left else 0):
-            store.load(image, seconds)
-        passes = sum(
-            step.encodings for step in steps if name in options.name_datasets(step) and not step.few
-        )
-        yield f"{name}: images to propose", left, seconds.get("propose", 0.0)
-        others = left + len(items) * max(0, passes - 1)  # by other encoders and at other sizes
-        yield f"{name}: images to encode, at most", others, seconds.get("encode", 0.0)
+    names = [step.name for step in todo]
+    print(f"to do: {', '.join(names)}", flush=True)
+    if failure := run_script("plan", *options.words, "--only", *names):
+        raise ValueError(f"the plan failed: {failure}")
 
 
 if __name__ == "__main__":
