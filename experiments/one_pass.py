@@ -24,7 +24,7 @@ from rimjax.settings import SegmentSettings
 from rimjax.steps.assemble import find_owners
 from rimjax.types import BACKGROUND, ReferenceBank, Regions
 
-BLOCK = 50_000  # regions that are matched at a time
+BLOCK = 20_000  # regions that are matched at a time
 
 
 @dataclass(frozen=True, eq=False)
