@@ -15,7 +15,7 @@ from rimjax.references.contents import ClassReferences
 from rimjax.results import Segmentation
 from rimjax.types import UNKNOWN
 
-GAP, LEAST_SIDE = 4, 384
+GAP, LEAST_SIDE, LONGEST_SIDE = 4, 384, 4096
 OPACITY, DIMMED = 0.55, 0.35
 _COLOURS = (  # as different as colour names are
     *("#e6194b", "#3cb44b", "#ffe119", "#0082c8", "#f58230", "#911eb4", "#46f0f0", "#fabed4"),
@@ -82,9 +82,12 @@ def _draw_legend(
 
 
 def _enlarge(picture: np.ndarray, least: int) -> Image.Image:
-    """Enlarge a picture by a whole factor until its short side has `least` pixels."""
+    """Enlarge a picture by a whole factor until its short side has `least` pixels.
+
+    A long side beyond LONGEST_SIDE isn't made.
+    """
     image = Image.fromarray(picture)
-    factor = max(1, -(-least // min(image.size)))
+    factor = max(1, min(-(-least // min(image.size)), LONGEST_SIDE // max(image.size)))
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.NEAREST)
 

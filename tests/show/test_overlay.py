@@ -66,3 +66,10 @@ def test_opacity_is_checked() -> None:
     inside = np.s_[2 * 48 : 2 * 48 + 20, 2 * 48 : 4 * 48]
     assert (np.ptp(clear[inside], axis=-1) == 0).all()
     assert (solid[inside] == draw.pick_colours(3)[1]).all()
+
+
+def test_a_narrow_picture_is_not_enlarged_without_end() -> None:
+    labels = np.zeros((24, 3000), np.uint8)
+    empty = np.zeros((0, 24, 3000), bool), np.zeros(0, np.int32), np.zeros((0, 3), np.float32)
+    seg = Segmentation(labels, *empty, NAMES)
+    assert draw.overlay(np.zeros((24, 3000, 3), np.uint8), seg).width == 3000
