@@ -3,7 +3,8 @@
 Command:  python experiments/mini/export.py
 Hardware: 2 CPU cores, half a minute
 
-Models whose checkpoints aren't in `--out` stay as they are. The held-out figures are copied from
+Models whose checkpoints aren't in `--out` stay as they are, and so do the VAE and the text encoder
+beside a UNet that began from the shipped weights. The held-out figures are copied from
 `ported_weights/mini/heldout.json`, which heldout.py writes, if it exists.
 """
 
@@ -22,12 +23,10 @@ import numpy as np
 import tomlkit
 import torch
 import unet
-import vae
 from common import load_trained, parse_arguments
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from sam import PromptedSam
-from transformers import CLIPTextModel
 from vit import CONFIG as VIT
 from vit import Student
 
@@ -47,17 +46,15 @@ HEADS = VIT["num_attention_heads"]
 
 
 def write_stable_diffusion(out: Path) -> None:
-    autoencoder = load_trained("vae", AutoencoderKL(**vae.CONFIG), out)
+    from_shipped = not (out / "vae.pt").exists()
+    model, autoencoder, text = unet.build_modules(out, from_shipped=from_shipped)
     latents = torch.load(out / "latents.pt", weights_only=True)["latents"]
     scaling = 1 / latents.float().chunk(2, 1)[0].std()
     autoencoder.register_to_config(scaling_factor=round(float(scaling), 5))
-    towers = load_trained("clip", clip.build(), out)
-    text = CLIPTextModel(towers.config.text_config)
-    text.text_model.load_state_dict(towers.text_model.state_dict())
     ported = port_modules(
-        unet=load_trained("unet", UNet2DConditionModel(**unet.CONFIG), out),
+        unet=load_trained("unet", model, out),
         vae=autoencoder,
-        text_encoder=text.eval(),
+        text_encoder=text,
         tokenizer=clip.make_tokenizer(),
         scheduler=DDPMScheduler(**unet.SCHEDULER),
     )
@@ -99,9 +96,9 @@ EXPORTS: list[tuple[Callable[[Path], None], dict[str, tuple[str, str]]]] = [
     (
         write_stable_diffusion,
         {
-            "clip": ("clip", "stable-diffusion/text_encoder/flax_model.safetensors"),
-            "vae": ("vae", "stable-diffusion/vae/flax_model.safetensors"),
             "unet": ("unet", "stable-diffusion/unet/flax_model.safetensors"),
+            "vae": ("vae", "stable-diffusion/vae/flax_model.safetensors"),
+            "clip": ("clip", "stable-diffusion/text_encoder/flax_model.safetensors"),
         },
     ),
     (write_vit, {"vit": ("vit", "vit.safetensors")}),
@@ -117,7 +114,7 @@ EXPORTS: list[tuple[Callable[[Path], None], dict[str, tuple[str, str]]]] = [
     (write_maskformer, {"maskformer": ("maskformer", "maskformer/model.safetensors")}),
 ]
 """Functions that write files, and for each file its name in the manifest, the checkpoint that it
-comes from and its path."""
+comes from and its path. Files are written if the first one's checkpoint exists."""
 
 
 def describe_file(trained: str, path: Path, out: Path) -> dict[str, Any]:
@@ -143,13 +140,15 @@ def main() -> None:
     manifest: Any = tomlkit.parse((ROOT / "MANIFEST.toml").read_text())
     entries = manifest["mini"]
     for write, files in EXPORTS:
-        checkpoints = [out / f"{trained}.pt" for trained, _ in files.values()]
-        if missing := [path.name for path in checkpoints if not path.exists()]:
-            print(f"{', '.join(files)}: unchanged, without {', '.join(missing)}")
+        checkpoints = {trained: out / f"{trained}.pt" for trained, _ in files.values()}
+        first, *_ = checkpoints.values()
+        if not first.exists():
+            print(f"{', '.join(files)}: unchanged, without {first}")
             continue
         write(out)
         for name, (trained, place) in files.items():
-            entries[name] = describe_file(trained, MINI / place, out)
+            if checkpoints[trained].exists():
+                entries[name] = describe_file(trained, MINI / place, out)
     figures = MINI / "heldout.json"
     small = (path for path in sorted(MINI.rglob("*.json")) if path != figures)
     for path in small:

@@ -3,8 +3,8 @@
 Command:  python experiments/mini/unet.py
 Hardware: 2 CPU cores, about 1 hour 10 minutes; needs the checkpoints of vae.py and clip.py
 Data:     20,000 single items and 12,000 pairs of Fashion-MNIST's training split on textured
-          grounds, encoded once by the mini VAE; without photographs that their neighbours
-          contradict
+          grounds, encoded once by the mini VAE; equally many photographs of each class, without
+          those that their neighbours contradict
 
 A tenth of the captions is dropped for guidance. The pairs serve the attention: with a single item
 per image the class could be recognised everywhere alike, and for some classes it was. In the first
@@ -14,12 +14,14 @@ noise, which leaves images grainy.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import clip
 import numpy as np
 import torch
 import vae
+import vit
 from common import SHIPPED, Losses, load_trained, parse_arguments, restore, scale_pixels, train
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from sklearn.decomposition import PCA
@@ -56,12 +58,25 @@ PAIRS = 12_000
 MAX_SNR = 5.0
 
 
-def load_shipped(**modules: Any) -> None:
-    """Load the weights of the Stable Diffusion that rimjax ships into torch's modules.
+def build_modules(
+    out: Path, *, from_shipped: bool
+) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+    """Build the UNet, and load the VAE and the text encoder that it is trained beside.
 
     Args:
-        **modules: "unet", "vae" and "text_encoder".
+        out: folder of vae.py's and clip.py's checkpoints.
+        from_shipped: load all three from the weights that rimjax ships instead; otherwise the UNet
+            is random.
     """
+    model, autoencoder = UNet2DConditionModel(**CONFIG), AutoencoderKL(**vae.CONFIG)
+    towers = clip.build()
+    text = CLIPTextModel(towers.config.text_config)
+    modules: dict[str, Any] = {"unet": model, "vae": autoencoder, "text_encoder": text}
+    if not from_shipped:
+        load_trained("vae", autoencoder, out)
+        trained = load_trained("clip", towers, out).text_model
+        text.text_model.load_state_dict(trained.state_dict())
+        return model, autoencoder, text.eval()
     scheduler = DDPMScheduler(**SCHEDULER)
     shipped = checkpoint.read(SHIPPED / "stable-diffusion").params
     for name, module in modules.items():
@@ -72,19 +87,27 @@ def load_shipped(**modules: Any) -> None:
             ).params[name],
             shipped[name],
         )
+    return model, autoencoder.eval(), text.eval()
 
 
 def keep_typical(photos: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out photographs that most of their neighbours contradict: a shirt like a coat, say.
+    """Leave out photographs that their neighbours contradict: a shirt like a coat, say.
 
     Returns:
-        The photographs, and their classes, of which three fifths of the 20 nearest neighbours among
-        their principal components have the same class.
+        The photographs, and their classes, of whose 20 nearest neighbours four fifths have the same
+        class, both among the principal components of the pixels and among the ViT's teacher's
+        codes; equally many of each class, the first ones.
     """
-    codes = PCA(30, random_state=0).fit_transform(photos.reshape(len(photos), -1) / 255.0)
-    neighbours = KNeighborsClassifier(20).fit(codes, classes)
-    own = neighbours.predict_proba(codes)[np.arange(len(classes)), classes]
-    return photos[own >= 0.6], classes[own >= 0.6]
+    pixels = PCA(30, random_state=0).fit_transform(photos.reshape(len(photos), -1) / 255.0)
+    typical = np.full(len(classes), True)
+    for codes in (pixels, vit.encode_photos(photos)):
+        neighbours = KNeighborsClassifier(20).fit(codes, classes)
+        typical &= neighbours.predict_proba(codes)[np.arange(len(classes)), classes] >= 0.8
+    places = [np.flatnonzero(typical & (classes == index)) for index in np.unique(classes)]
+    count = min(map(len, places))
+    kept = np.sort(np.concatenate([part[:count] for part in places]))
+    print(f"{count} typical photographs of each class")
+    return photos[kept], classes[kept]
 
 
 @torch.inference_mode()
@@ -119,17 +142,9 @@ def encode_images(options: argparse.Namespace, model: Any) -> dict[str, torch.Te
 def main() -> None:
     options = parse_arguments(__doc__, steps=8000, rate=1e-3)
     torch.manual_seed(options.seed)
-    model, autoencoder = UNet2DConditionModel(**CONFIG), AutoencoderKL(**vae.CONFIG)
-    towers = clip.build()
-    text = CLIPTextModel(towers.config.text_config)
-    if options.from_shipped:
-        load_shipped(unet=model, vae=autoencoder, text_encoder=text)
-    else:
-        autoencoder = load_trained("vae", autoencoder, options.out)
-        trained = load_trained("clip", towers, options.out).text_model
-        text.text_model.load_state_dict(trained.state_dict())
-    pool = encode_images(options, autoencoder.eval())
-    text = text.eval().text_model
+    model, autoencoder, text = build_modules(options.out, from_shipped=options.from_shipped)
+    pool = encode_images(options, autoencoder)
+    text = text.text_model
     mean, deviation = pool["latents"].float().chunk(2, 1)
     scaling = 1 / mean.std()
     print(f"scaling_factor {scaling:.5f}")

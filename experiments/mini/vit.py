@@ -9,8 +9,9 @@ Data:     scenes of Fashion-MNIST's training split; its last 5,000 photographs a
 Expected: 20-NN accuracy about 80 %
 
 DINOv2 ViT-B is distilled from a larger teacher that was trained without labels. The mini's teacher
-is the simplest possible: the first 20 principal components of the clean photograph, half whitened
-(20-NN accuracy of these codes: 83 %), and 256 k-means prototypes of the codes. Three losses act on
+isn't trained: it is the first 64 principal components, half whitened, of the clean photograph's
+histograms of oriented gradients (20-NN accuracy of these codes: 89 %; of the pixels' components:
+83 %), and 512 k-means prototypes of the codes. Three losses act on
 the last layer's keys, pooled under the item's visible mask. As in DINO, a cosine head predicts the
 photograph's prototypes from the pooled keys (1) and from every single token (2). The pairwise
 similarities of the batch's regions follow those of the codes (3). The ground is another prototype.
@@ -52,8 +53,8 @@ CONFIG: dict[str, Any] = {
     "image_size": 128,
 }
 BATCH = 32
-CODE = 20
-PROTOTYPES = 256
+CODE = 64
+PROTOTYPES = 512
 SHARPNESS = 15.0  # of the teacher; the student learns its own
 WHOLE = 0.15  # share of the steps, at the end, that use all tokens
 
@@ -163,17 +164,44 @@ def measure_accuracy(
     return float(neighbours.score(features[1], labels[1]))
 
 
+def describe_gradients(photos: np.ndarray) -> np.ndarray:
+    """Compute histograms of oriented gradients, float32[n, 7 * 7 * 8].
+
+    Each cell of 4x4 pixels has 8 bins of undirected orientations, of which a gradient falls into
+    the two nearest. Square roots are taken, so that faint seams count beside the outline.
+
+    Args:
+        photos: grey levels uint8[n, 28, 28].
+    """
+    histograms = np.zeros((len(photos), 28, 28, 8), np.float32)
+    down, right = np.gradient(photos.astype(np.float32) / 255, axis=(1, 2))
+    strength = np.hypot(down, right)
+    turn = np.arctan2(down, right) % np.pi / np.pi * 8
+    lower = turn.astype(int)
+    pixels = np.indices(photos.shape)
+    histograms[(*pixels, lower % 8)] += strength * (1 - (turn - lower))
+    histograms[(*pixels, (lower + 1) % 8)] += strength * (turn - lower)
+    cells = histograms.reshape(-1, 7, 4, 7, 4, 8).sum((2, 4))
+    return np.sqrt(cells).reshape(len(photos), -1)
+
+
+def encode_photos(photos: np.ndarray) -> np.ndarray:
+    """Compute the teacher's unit codes of photographs, float[n, CODE]."""
+    starts = range(5_000, len(photos), 5_000)
+    gradients = np.concatenate([describe_gradients(part) for part in np.split(photos, starts)])
+    pca = PCA(CODE, random_state=0).fit(gradients[:20_000])
+    codes = pca.transform(gradients) / pca.explained_variance_**0.25
+    return codes / np.linalg.norm(codes, axis=1, keepdims=True)
+
+
 def fit_teacher(photos: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit codes and prototypes to the photographs.
+    """Fit prototypes to the photographs' codes.
 
     Returns:
         Each photograph's unit code [n + 1, CODE + 1], and its share of each prototype
         [n + 1, PROTOTYPES + 1]; the last row is the ground's.
     """
-    flat = photos.reshape(len(photos), -1) / 255.0
-    pca = PCA(CODE, random_state=0).fit(flat[:20_000])
-    codes = pca.transform(flat) / pca.explained_variance_**0.25
-    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    codes = encode_photos(photos)
     clusters = MiniBatchKMeans(PROTOTYPES, batch_size=4096, n_init=3, random_state=0)  # pyright: ignore[reportArgumentType]
     centres = clusters.fit(codes[:-HELD_OUT]).cluster_centers_
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
