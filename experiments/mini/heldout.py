@@ -6,7 +6,7 @@ Hardware: 2 CPU cores, about 6 minutes; needs judge.py's checkpoint
 (a) Share of generated images that the judge, trained on real training-split photographs, assigns to
     the class asked for.
 (b) Best IoU of a proposal with an item's visible mask, mean over the items of the benchmark's first
-    100 scenes.
+    100 scenes, as they are and in grey.
 (c) Accuracy of 20 nearest neighbours on pooled keys under true masks; the gallery holds
     training-split items, the queries are test-split items.
 (d) Mean IoU of the reference foreground masks with the outlines that the judge draws in the same
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from common import load_trained, parse_arguments, scale_pixels
 from judge import Judge
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import rimjax
@@ -83,18 +84,22 @@ def measure_references(judge: Judge, models: Models, cache: Path) -> dict[str, o
 
 def measure_proposals(models: Models, count: int = 100) -> dict[str, float]:
     """Measure (b)."""
-    best, counts = [], []
-    for scene in progress(fashion_scenes.render_benchmark(count), "proposals", "scene", count):
-        masks = models.proposer.propose(scene.image).masks
-        counts.append(len(masks))
-        for position in range(1, len(scene.items) + 1):
-            visible = scene.instances == position
-            best.append(max((compute_iou(mask, visible) for mask in masks), default=0.0))
-    return {
-        "b_best_iou": float(np.mean(best)),
-        "b_recall_at_0.75": float(np.mean(np.array(best) > 0.75)),
-        "proposals": float(np.mean(counts)),
-    }
+    figures: dict[str, float] = {}
+    for prefix in ("", "grey_"):
+        best, counts = [], []
+        scenes = fashion_scenes.render_benchmark(count)
+        for scene in progress(scenes, f"{prefix}proposals", "scene", count):
+            picture = Image.fromarray(scene.image)
+            picture = picture.convert("L").convert("RGB") if prefix else picture
+            masks = models.proposer.propose(np.asarray(picture)).masks
+            counts.append(len(masks))
+            for position in range(1, len(scene.items) + 1):
+                visible = scene.instances == position
+                best.append(max((compute_iou(mask, visible) for mask in masks), default=0.0))
+        figures[f"b_{prefix}best_iou"] = float(np.mean(best))
+        figures[f"b_{prefix}recall_at_0.75"] = float(np.mean(np.array(best) > 0.75))
+        figures[f"{prefix}proposals"] = float(np.mean(counts))
+    return figures
 
 
 def pool_items(
