@@ -166,6 +166,7 @@ def train(
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step + 1,
                 "seconds": spent,
+                "from_shipped": getattr(options, "from_shipped", False),
             }
             with atomic_file(path) as temporary:
                 torch.save(state, temporary)

@@ -3,8 +3,8 @@
 Command:  python experiments/mini/export.py
 Hardware: 2 CPU cores, half a minute
 
-Models whose checkpoints aren't in `--out` stay as they are, and so do the VAE and the text encoder
-beside a UNet that began from the shipped weights. The held-out figures are copied from
+Models whose checkpoints aren't in `--out` stay as they are; of Stable Diffusion's parts only the
+UNet must be there. The held-out figures are copied from
 `ported_weights/mini/heldout.json`, which heldout.py writes, if it exists.
 """
 
@@ -46,7 +46,7 @@ HEADS = VIT["num_attention_heads"]
 
 
 def write_stable_diffusion(out: Path) -> None:
-    from_shipped = not (out / "vae.pt").exists()
+    from_shipped = not (out / "clip.pt").exists()
     model, autoencoder, text = unet.build_modules(out, from_shipped=from_shipped)
     latents = torch.load(out / "latents.pt", weights_only=True)["latents"]
     scaling = 1 / latents.float().chunk(2, 1)[0].std()
@@ -121,12 +121,14 @@ def describe_file(trained: str, path: Path, out: Path) -> dict[str, Any]:
     """Return a file's entry in the manifest; `trained` is the name of its checkpoint."""
     with (out / f"{trained}.csv").open(newline="") as curve:
         steps, seconds, *losses = list(csv.reader(curve))[-1]
+    state = torch.load(out / f"{trained}.pt", weights_only=True)
+    began = "the weights shipped before" if state.get("from_shipped") else "random weights"
     return {
         "file": str(path.relative_to(ROOT)),
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
         "source": f"trained by experiments/mini/{trained}.py on Fashion-MNIST's training split "
-        "laid on textured grounds",
+        f"laid on textured grounds, from {began}",
         "licence": "Apache-2.0; the photographs are Fashion-MNIST's (MIT)",
         "seed": 0,
         "steps": int(steps),

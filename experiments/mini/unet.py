@@ -65,28 +65,29 @@ def build_modules(
 
     Args:
         out: folder of vae.py's and clip.py's checkpoints.
-        from_shipped: load all three from the weights that rimjax ships instead; otherwise the UNet
-            is random.
+        from_shipped: load the weights that rimjax ships, of the UNet too, where there is no
+            checkpoint.
     """
     model, autoencoder = UNet2DConditionModel(**CONFIG), AutoencoderKL(**vae.CONFIG)
     towers = clip.build()
     text = CLIPTextModel(towers.config.text_config)
-    modules: dict[str, Any] = {"unet": model, "vae": autoencoder, "text_encoder": text}
-    if not from_shipped:
+    if from_shipped:
+        modules: dict[str, Any] = {"unet": model, "vae": autoencoder, "text_encoder": text}
+        scheduler = DDPMScheduler(**SCHEDULER)
+        shipped = checkpoint.read(SHIPPED / "stable-diffusion").params
+        for name, module in modules.items():
+            restore(
+                module,
+                lambda name=name: port_modules(
+                    **modules, tokenizer=clip.make_tokenizer(), scheduler=scheduler
+                ).params[name],
+                shipped[name],
+            )
+    if not from_shipped or (out / "vae.pt").exists():
         load_trained("vae", autoencoder, out)
+    if not from_shipped or (out / "clip.pt").exists():
         trained = load_trained("clip", towers, out).text_model
         text.text_model.load_state_dict(trained.state_dict())
-        return model, autoencoder, text.eval()
-    scheduler = DDPMScheduler(**SCHEDULER)
-    shipped = checkpoint.read(SHIPPED / "stable-diffusion").params
-    for name, module in modules.items():
-        restore(
-            module,
-            lambda name=name: port_modules(
-                **modules, tokenizer=clip.make_tokenizer(), scheduler=scheduler
-            ).params[name],
-            shipped[name],
-        )
     return model, autoencoder.eval(), text.eval()
 
 
@@ -159,8 +160,8 @@ def main() -> None:
     weight = snr.clamp(max=MAX_SNR) / snr
 
     def compute_losses(step: int, rng: np.random.Generator) -> Losses:
-        singles = rng.integers(SINGLES, size=BATCH // 2)
-        doubles = SINGLES + rng.integers(PAIRS, size=BATCH // 2)
+        singles = rng.integers(SINGLES, size=BATCH - BATCH // 4)
+        doubles = SINGLES + rng.integers(PAIRS, size=BATCH // 4)
         chosen = torch.from_numpy(np.concatenate([singles, doubles]))
         drawn = mean[chosen] + deviation[chosen] * torch.randn(BATCH, *mean.shape[1:])
         clean = drawn * scaling
