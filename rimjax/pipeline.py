@@ -155,7 +155,18 @@ def name_regions(
             owners = None
             canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
     canvas = _narrow(canvas, names)
-    return Segmentation(canvas, masks, labels, scores, names, timings, owners, confidence)
+    return Segmentation(
+        canvas,
+        masks,
+        labels,
+        scores,
+        names,
+        timings,
+        owners,
+        confidence,
+        features=np.asarray(regions.features)[:count],
+        agents=np.asarray(result.agents)[:count],
+    )
 
 
 def _estimate_confidence(

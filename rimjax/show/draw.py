@@ -13,6 +13,7 @@ from scipy import ndimage
 from rimjax.images import ImageSource, read_image
 from rimjax.references.contents import ClassReferences
 from rimjax.results import Segmentation
+from rimjax.show.plot import explanation as explanation
 from rimjax.types import UNKNOWN
 
 GAP, LEAST_SIDE, LONGEST_SIDE = 4, 384, 4096
