@@ -148,8 +148,8 @@ def explain(
             feature,
             units,
             prototypes,
-            settings.temperature,
-            settings.relation_weight,
+            jnp.float32(settings.temperature),
+            jnp.float32(settings.relation_weight),
             settings.similarity,
             settings.score_map,
             settings.measure,
@@ -225,8 +225,8 @@ def _compare(
     feature: Float32[Array, "1 D"],
     units: Float32[Array, "N D"],
     prototypes: Float32[Array, "R D"],
-    temperature: float,
-    weight: float,
+    temperature: Float32[Array, ""],
+    weight: Float32[Array, ""],
     similarity: str,
     score_map: str,
     measure: str,
@@ -251,7 +251,7 @@ def _compare(
         )
 
     combine = READINGS[similarity].combine
-    return combine(lambda: compute_cosines(feature, prototypes), rank, jnp.asarray(weight))[0]
+    return combine(lambda: compute_cosines(feature, prototypes), rank, weight)[0]
 
 
 _compare_jit = jax.jit(_compare, static_argnames=("similarity", "score_map", "measure"))
@@ -270,7 +270,7 @@ def _rank(
     if count > MOST_RANKED or not READINGS[settings.similarity].uses_rankings:
         return np.zeros((0, count), int), np.zeros(0, np.float32)
     numbers = list(jnp.asarray(cosines))
-    weights = jnp.stack(SCORE_MAPS[settings.score_map](numbers, settings.temperature))
+    weights = jnp.stack(SCORE_MAPS[settings.score_map](numbers, jnp.float32(settings.temperature)))
     orders = np.array(list(itertools.permutations(range(count))))
     return orders, np.asarray(permutation_probabilities(weights))
 
