@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from rimjax.commands.app import App
 from rimjax.commands.bank import Bank
 from rimjax.commands.bench import Bench
 from rimjax.commands.console import name_flag, shorten, warn
@@ -30,6 +31,7 @@ from rimjax.references.reference import ReferenceWarning
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[App, tyro.conf.subcommand("app")]
     | Annotated[Bank, tyro.conf.subcommand("bank")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Regions, tyro.conf.subcommand("regions")]

@@ -82,13 +82,18 @@ def _draw_legend(
     return sheet
 
 
+def find_factor(picture: np.ndarray, least: int = LEAST_SIDE) -> int:
+    """Return the whole factor by which `overlay` enlarges a picture [H, W, 3]."""
+    sides = picture.shape[:2]
+    return max(1, min(-(-least // min(sides)), LONGEST_SIDE // max(sides)))
+
+
 def _enlarge(picture: np.ndarray, least: int) -> Image.Image:
     """Enlarge a picture by a whole factor until its short side has `least` pixels.
 
     A long side beyond LONGEST_SIDE isn't made.
     """
-    image = Image.fromarray(picture)
-    factor = max(1, min(-(-least // min(image.size)), LONGEST_SIDE // max(image.size)))
+    image, factor = Image.fromarray(picture), find_factor(picture, least)
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.NEAREST)
 
@@ -259,6 +264,15 @@ def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
             break
     line = describe_references(references)
     return _add_title(line, grid(columns, 8), width=8 * (128 + GAP))
+
+
+def dot(picture: np.ndarray, place: tuple[float, float]) -> Image.Image:
+    """Draw a red dot at (x, y) in pixels of a picture uint8[H, W, 3]."""
+    image = Image.fromarray(picture)
+    radius = max(2, min(image.size) / 40)
+    (x, y), pen = place, ImageDraw.Draw(image)
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill="red", outline="white")
+    return image
 
 
 def describe_references(references: ClassReferences) -> str:

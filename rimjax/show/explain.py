@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int, UInt8
+from jaxtyping import Array, Bool, Float32, Int
 
 from rimjax.match import permutation_probabilities
 from rimjax.match.rankings import SCORE_MAPS
@@ -19,7 +19,8 @@ from rimjax.pipeline import check_encoder
 from rimjax.references.contents import ClassReferences
 from rimjax.results import Segmentation
 from rimjax.settings import SegmentSettings
-from rimjax.types import BACKGROUND, ReferenceBank, normalise_rows
+from rimjax.show.neighbours import Neighbour, find_neighbours
+from rimjax.types import ReferenceBank, normalise_rows
 
 MOST_RANKED = 8
 """Agents whose N! rankings are still listed."""
@@ -46,23 +47,6 @@ class Candidate:
     cosine: float
     cosines: Float32[np.ndarray, " N"]
     probabilities: Float32[np.ndarray, " rankings"]
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbour:
-    """A reference image whose foreground, or background, is near to a region.
-
-    Attributes:
-        name: its class, or "background" for what surrounds its object.
-        cosine: of its features and the region's.
-        image: the image.
-        mask: the pixels whose features were compared.
-    """
-
-    name: str
-    cosine: float
-    image: UInt8[np.ndarray, "H W 3"]
-    mask: Bool[np.ndarray, "H W"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +176,7 @@ def explain(
         probabilities=chances[order],
         winner=describe(best),
         runner_up=describe(others[0]) if others else None,
-        neighbours=_find_neighbours(np.asarray(feature[0]), bank, references, most),
+        neighbours=find_neighbours(np.asarray(feature[0]), bank, references, most),
     )
 
 
@@ -273,34 +257,3 @@ def _rank(
     weights = jnp.stack(SCORE_MAPS[settings.score_map](numbers, jnp.float32(settings.temperature)))
     orders = np.array(list(itertools.permutations(range(count))))
     return orders, np.asarray(permutation_probabilities(weights))
-
-
-def _find_neighbours(
-    feature: Float32[np.ndarray, " D"],
-    bank: ReferenceBank,
-    references: Sequence[ClassReferences],
-    most: int,
-) -> tuple[Neighbour, ...]:
-    """Find the reference images whose features are nearest to a region's, whitened likewise."""
-    places: list[tuple[ClassReferences, int, bool]] = []
-    parts: list[np.ndarray] = []
-    for each in references:
-        if each.images is None or each.masks is None:
-            raise ValueError("references must be read with pictures=True to be shown")
-        for rows, behind in ((each.foreground, False), (each.background, True)):
-            whole = np.flatnonzero(np.isfinite(rows).all(1))
-            places += [(each, index, behind) for index in whole.tolist()]
-            parts.append(rows[whole])
-    if not places:
-        return ()
-    kept = jnp.asarray(np.concatenate(parts))
-    if bank.whitening is not None:
-        kept = bank.whitening.apply(kept)
-    cosines = np.asarray(compute_cosines(kept, normalise_rows(feature[None])))[:, 0]
-    neighbours = []
-    for row in np.argsort(-cosines, kind="stable")[:most].tolist():
-        each, index, behind = places[row]
-        assert each.images is not None and each.masks is not None
-        name, mask = (BACKGROUND, ~each.masks[index]) if behind else (each.name, each.masks[index])
-        neighbours.append(Neighbour(name, float(cosines[row]), each.images[index], mask))
-    return tuple(neighbours)

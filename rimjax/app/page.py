@@ -1,0 +1,270 @@
+"""The page itself, in Gradio: what is on it, and which of the session's methods each part calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio
+from PIL import Image
+
+from rimjax.app.session import CancelledError, Session
+from rimjax.images import read_image
+from rimjax.results import Segmentation
+from rimjax.show import draw
+
+MAX_UPLOAD = "20mb"
+_FONTS = ["system-ui", "sans-serif"]
+_NO_REGION = "Click a region of the segmentation to see why it got its name."
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Keep Gradio's uploads and pictures in a folder that is removed at the end."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with TemporaryDirectory(prefix="rimjax-app-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def launch(page: gradio.Blocks, host: str, port: int | None, **options: Any) -> str:
+    """Serve a page, without a public link, and return its address.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    theme = gradio.themes.Soft(font=_FONTS, font_mono=["monospace"])
+    _, address, _ = page.queue(default_concurrency_limit=1, max_size=20).launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        theme=theme,
+        max_file_size=MAX_UPLOAD,
+        footer_links=[],
+        ssr_mode=False,
+        **options,
+    )
+    return address
+
+
+def build_page(
+    make_session: Callable[[], Session], classes: str, examples: Sequence[Path]
+) -> gradio.Blocks:
+    """Build the page.
+
+    Args:
+        make_session: called for each visitor.
+        classes: class names to begin with, comma-separated.
+        examples: image files to pick from.
+    """
+    page = gradio.Blocks(title="rimjax", analytics_enabled=False, delete_cache=(600, 3600))
+    with page:
+        state = gradio.State(make_session)
+        gradio.Markdown(
+            "# rimjax\nName classes, choose an image, and segment it. Then click a region: the "
+            "page shows how it ranks the classes, and whose references rank them alike."
+        )
+        with gradio.Row():
+            with gradio.Column():
+                image = gradio.Image(
+                    label="Image",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    elem_id="image",
+                )
+                if examples:
+                    gradio.Examples(
+                        [[str(path)] for path in examples],
+                        image,
+                        label="Examples",
+                        elem_id="examples",
+                    )
+                names = gradio.Textbox(
+                    classes,
+                    label="Classes to draw, comma-separated",
+                    elem_id="classes",
+                )
+                _add_photographs(state)
+                with gradio.Row():
+                    start = gradio.Button("Segment", variant="primary", elem_id="segment")
+                    stop = gradio.Button("Cancel", elem_id="cancel")
+            with gradio.Column():
+                message = gradio.Markdown("", elem_id="message")
+                overlay = gradio.Image(
+                    label="Segmentation (click a region)",
+                    interactive=False,
+                    format="png",
+                    elem_id="overlay",
+                    buttons=["download", "fullscreen"],
+                )
+                opacity = gradio.Slider(0, 1, draw.OPACITY, label="Opacity", elem_id="opacity")
+                table = gradio.Dataframe(
+                    headers=["class", "score", "margin", "confidence", "pixels"],
+                    label="Regions",
+                    interactive=False,
+                    elem_id="regions",
+                )
+        why = gradio.Markdown(_NO_REGION, elem_id="why")
+        picture = gradio.Image(
+            label="Explanation",
+            interactive=False,
+            format="png",
+            elem_id="explanation",
+            buttons=["download", "fullscreen"],
+        )
+        scores = gradio.Dataframe(
+            headers=["class", "score"],
+            label="Score of every class",
+            interactive=False,
+            elem_id="scores",
+        )
+        cleared = [why, picture, scores]
+        start.click(
+            _segment,
+            [state, image, names, opacity],
+            [message, overlay, table, *cleared],
+            show_progress_on=overlay,
+        )
+        stop.click(lambda session: session.cancel(), state, queue=False)
+        opacity.release(
+            lambda session, opacity: session.draw_overlay(opacity), [state, opacity], overlay
+        )
+        overlay.select(_explain, state, cleared)
+    return page
+
+
+def _add_photographs(state: gradio.State) -> None:
+    """Add the part in which a visitor gives photographs of classes of their own."""
+    with gradio.Accordion("References from photographs of your own", open=False, elem_id="own"):
+        gradio.Markdown("Drop a photograph, click on the object, name its class, and add it.")
+        chosen = gradio.State(None)
+        photograph = gradio.Image(
+            label="Photograph",
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            height=260,
+            elem_id="photograph",
+        )
+        marked = gradio.Image(
+            label="Click on the object",
+            interactive=False,
+            format="png",
+            height=260,
+            elem_id="marked",
+        )
+        name = gradio.Textbox(label="Its class", elem_id="own-class")
+        with gradio.Row():
+            add = gradio.Button("Add", elem_id="add")
+            clear = gradio.Button("Clear", elem_id="clear")
+        note = gradio.Markdown("", elem_id="own-message")
+        gallery = gradio.Gallery(
+            label="Photographs",
+            columns=4,
+            height=180,
+            interactive=False,
+            elem_id="gallery",
+        )
+        photograph.change(_show_photograph, photograph, [marked, chosen, note])
+        marked.select(_mark, photograph, [marked, chosen])
+        add.click(_add, [state, name, photograph, chosen], [gallery, note])
+        clear.click(_clear, state, [gallery, note])
+
+
+def _say(error: Exception) -> str:
+    return f"**{error}**"
+
+
+def _segment(
+    session: Session,
+    image: str | None,
+    classes: str,
+    opacity: float,
+    progress: gradio.Progress = gradio.Progress(),  # noqa: B008  Gradio finds it by this default
+) -> tuple[Any, ...]:
+    nothing = (_NO_REGION, None, [])
+
+    def report(done: float, text: str) -> None:
+        progress(done, desc=text)
+
+    try:
+        seg = session.segment(image, classes, report)
+    except CancelledError:
+        return "Cancelled.", None, [], *nothing
+    except (ValueError, OSError) as error:
+        return _say(error), None, [], *nothing
+    seconds = sum(seg.timings.values())
+    text = f"{len(seg.masks)} regions in {seconds:.1f} s."
+    if seg.familiar is False:
+        text += (
+            " **The image is unlike the scenes that this preset was trained on, so its names mean "
+            "little; use photographs of your own, or another preset.**"
+        )
+    return text, session.draw_overlay(opacity), _list_regions(seg), *nothing
+
+
+def _list_regions(seg: Segmentation) -> list[list[Any]]:
+    def show(number: float | None) -> str:
+        return "" if number is None else f"{number:.2f}"
+
+    ordered = sorted(seg.segments, key=lambda segment: -segment.area)
+    return [
+        [
+            seg.names[each.class_id], show(each.score), show(each.margin), show(each.confidence),
+            each.area,
+        ]
+        for each in ordered
+    ]  # fmt: skip
+
+
+def _explain(session: Session, event: gradio.SelectData) -> tuple[str, Image.Image | None, Any]:
+    try:
+        explained, picture = session.explain((int(event.index[0]), int(event.index[1])))
+    except ValueError as error:
+        return _say(error), None, []
+    agents = " > ".join(explained.agents)
+    text = f"**{explained.name}**; its agents, the nearest first: {agents}."
+    scores = [[name, f"{score:.3f}"] for name, score in explained.scores.items()]
+    return text, picture, scores
+
+
+def _show_photograph(path: str | None) -> tuple[Image.Image | None, None, str]:
+    if path is None:
+        return None, None, ""
+    try:
+        return Image.fromarray(read_image(path)), None, ""
+    except (ValueError, OSError) as error:
+        return None, None, _say(error)
+
+
+def _mark(path: str | None, event: gradio.SelectData) -> tuple[Image.Image | None, Any]:
+    if path is None:
+        return None, None
+    place = (float(event.index[0]), float(event.index[1]))
+    return draw.dot(read_image(path), place), place
+
+
+def _add(session: Session, name: str, path: str | None, place: Any) -> tuple[Any, str]:
+    try:
+        session.add_photograph(name, path, place)
+    except (ValueError, OSError) as error:
+        return session.draw_photographs(), _say(error)
+    return session.draw_photographs(), f"{len(session.photographs)} photographs."
+
+
+def _clear(session: Session) -> tuple[list[Any], str]:
+    session.clear_photographs()
+    return [], ""
