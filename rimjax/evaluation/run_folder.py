@@ -2,7 +2,8 @@
 
     RUN/run.json        settings, bank, weights and versions of the run
     RUN/images.jsonl    a line per image, appended and synced when the image is done
-    RUN/labels/ID.png   label maps, if asked for
+    RUN/labels/ID.png   label maps, unless they aren't wanted
+    RUN/report.html     the report
 
 run.json and each line carry a digest of their own. A line that a kill cut short has no newline; it
 is dropped, and its image is done again.
@@ -29,7 +30,7 @@ from rimjax.files import WriteError, is_full, is_temporary, write_json
 from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
 
-MAY_DIFFER = ("versions",)
+MAY_DIFFER = ("versions", "sources")
 """Parts of run.json that may change before a run is resumed."""
 
 _RUN, _IMAGES, _LOCK = "run.json", "images.jsonl", "run.lock"
