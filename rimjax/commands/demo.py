@@ -17,10 +17,10 @@ from rimjax.commands.console import (
 )
 from rimjax.commands.merge import format_evaluation
 from rimjax.commands.options import ModelOptions
-from rimjax.commands.report import NAME, add_report
+from rimjax.commands.report import add_report
 from rimjax.evaluation import evaluate
 from rimjax.evaluation.metrics import confusion_matrix
-from rimjax.evaluation.run_folder import ImageResult
+from rimjax.evaluation.run_folder import REPORT, ImageResult
 from rimjax.files import write_json
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import read_all_references
@@ -57,7 +57,7 @@ class Demo:
         scenes = [
             self.output / f"scene-{index:02d}.png" for index in range(min(self.scenes, PICTURES))
         ]
-        names = ("scenes.png", "references.png", "results.json", NAME)
+        names = ("scenes.png", "references.png", "results.json", REPORT)
         check_outputs(*scenes, *(self.output / name for name in names))
         items = dataset.items[: self.scenes]
         models, cache = self.models.load(), self.output / "cache"
@@ -104,4 +104,4 @@ class Demo:
             "background": dataset.background,
             **origin,
         }
-        add_report(Contents(description, results, read_scene, stored), self.output / NAME)
+        add_report(Contents(description, results, read_scene, stored), self.output / REPORT)

@@ -31,11 +31,11 @@ from rimjax.commands.options import (
     default,
     parse_shard,
 )
-from rimjax.commands.report import NAME, add_report
+from rimjax.commands.report import add_report
 from rimjax.datasets.dataset import IGNORED, Dataset, Item
 from rimjax.evaluation import run_folder
 from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
-from rimjax.evaluation.run_folder import ImageResult, Results
+from rimjax.evaluation.run_folder import REPORT, ImageResult, Results
 from rimjax.files import WriteError, check_writable, digest
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
@@ -121,7 +121,7 @@ class Evaluate:
         if self.output is None and self.shard is not None:
             raise ValueError("output must be given with --shard, got none")
         start, step = parse_shard(self.shard)
-        check_outputs(self.json, self.output and self.output / NAME)
+        check_outputs(self.json)
         run_folder.check_apart([self.output] if self.output else [], self.json)
         dataset = datasets.load(self.dataset, self.data)
         count = len(dataset.items)
@@ -145,12 +145,13 @@ class Evaluate:
             "num_images": len(items),
             "images": digest([item.id for item in items]),
             "shard": self.shard,
-            "save_labels": self.output is not None and self.save_labels,
+            "save_labels": self.save_labels,
             **describe_origin(models),
         }
         if self.output is not None:  # before anything is drawn
             run_folder.check_run(self.output, description, unknown=("bank",))
             check_writable(self.output)
+            check_outputs(self.output / REPORT)
         bank, manifest = self._open_bank(manifest, dataset, models)
         description["bank"] = store.digest_references(manifest)
         description["sources"] = self._locate_sources(manifest)
@@ -160,7 +161,7 @@ class Evaluate:
             return None
         report_figures(description, run_folder.summarise_run(description, results), self.json)
         if self.output is not None and self.shard is None:
-            add_report(read_run([self.output]), self.output / NAME)
+            add_report(read_run([self.output]), self.output / REPORT)
         return None
 
     def _locate_sources(self, manifest: store.Manifest) -> dict[str, str | None]:

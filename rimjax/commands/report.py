@@ -10,10 +10,8 @@ import tyro
 
 from rimjax.commands.console import check_outputs
 from rimjax.commands.options import NO_DEFAULT, default
+from rimjax.evaluation.run_folder import REPORT
 from rimjax.show.report.contents import Contents, read_run
-
-NAME = "report.html"
-"""The report's file in the folder of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +33,11 @@ class Report:
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
-    output: Annotated[Path | None, default(f"{NAME} in the first folder")] = None
+    output: Annotated[Path | None, default(f"{REPORT} in the first folder")] = None
 
     def run(self) -> None:
         contents = read_run(self.runs)
-        path = self.output or self.runs[0] / NAME
+        path = self.output or self.runs[0] / REPORT
         check_outputs(path)
         write_report(contents, path)
         print(path)

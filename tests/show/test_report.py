@@ -78,6 +78,7 @@ def click_cell(visit: Visit, truth: str, prediction: str) -> None:
         [truth, prediction],
     )
     visit.page.mouse.move(x, y)
+    visit.page.wait_for_timeout(100)  # plotly looks at the pointer every 50 ms
     visit.page.mouse.click(x, y)
 
 
@@ -98,12 +99,14 @@ def test_a_report_in_a_browser(mini_run: Path, visit: Callable[..., Visit]) -> N
         (-result.fill_confusion(len(names))[truth, prediction], image)
         for image, result in results.items()
     )
+
+    def expect_title(text: str) -> None:
+        browser_page.locator("#cell-title").get_by_text(text, exact=True).wait_for(timeout=5000)
+
     click_cell(visited, "background", "background")
-    assert browser_page.locator("#cell-title").inner_text() == "background, named rightly"
+    expect_title("background, named rightly")
     click_cell(visited, names[truth], names[prediction])
-    assert browser_page.locator("#cell-title").inner_text() == (
-        f"{names[truth]} named {names[prediction]}"
-    )
+    expect_title(f"{names[truth]} named {names[prediction]}")
     shown = browser_page.locator("#cell-cards figcaption b").all_inner_texts()
     assert shown == [image for pixels, image in most if pixels]
 

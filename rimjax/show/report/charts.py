@@ -156,4 +156,4 @@ def share_pixels(pixels: np.ndarray) -> np.ndarray:
 def _as_json(figure: go.Figure) -> dict[str, Any]:
     """Return a figure without plotly's own colours and fonts, as JSON content."""
     figure.update_layout(template="none")
-    return json.loads(figure.to_json())
+    return json.loads(str(figure.to_json()))

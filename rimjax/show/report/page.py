@@ -98,11 +98,14 @@ def _collect_pictures(
     worst, best, order = order_images(images, scores, examples)
     encoded: dict[str, Any] = {}
     unreadable: list[str] = []
-    reason = contents.read if isinstance(contents.read, str) else ""
     left, ious = IMAGE_BYTES, dict(zip(images, scores, strict=True))
-    for name in order if callable(contents.read) else ():
+    read, reason = contents.read, ""
+    if isinstance(read, str):
+        order, reason = [], read
+    for name in order:
+        assert not isinstance(read, str)
         try:
-            content = encode_image(name, contents.read(name), contents.names)
+            content = encode_image(name, read(name), contents.names)
         except (ValueError, OSError) as error:
             unreadable.append(" ".join(str(error).split()))
             continue

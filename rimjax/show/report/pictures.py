@@ -70,7 +70,8 @@ def order_images(
         The worst images, the best, worst and best first, and the images that the page embeds, the
         most telling first: worst, best, one example of each confusion, further ones, then others.
     """
-    ranked = [images[i] for i in np.argsort(scores, kind="stable") if np.isfinite(scores[i])]
+    positions: list[int] = np.argsort(scores, kind="stable").tolist()
+    ranked = [images[index] for index in positions if np.isfinite(scores[index])]
     worst = ranked[:SHOWN]
     best = [name for name in ranked[::-1][:SHOWN] if name not in worst]
     confusions = sorted(
