@@ -7,7 +7,7 @@ function readColours() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
   return { ground: read("--ground"), ink: read("--ink"), line: read("--line"),
-    accent: read("--accent"), pale: read("--pale") };
+    accent: read("--accent"), bar: read("--bar"), pale: read("--pale") };
 }
 
 function colourLayout(layout, colours) {
@@ -27,7 +27,7 @@ function drawCharts() {
   // Without a delay, so that two quick clicks are two clicks.
   const config = { displayModeBar: false, responsive: true, doubleClick: false, doubleClickDelay: 0 };
   const { classes, confusion } = data.charts;
-  const bar = { ...classes.data[0], marker: { color: colours.accent } };
+  const bar = { ...classes.data[0], marker: { color: colours.bar } };
   bar.error_x = { ...bar.error_x, color: colours.ink };
   Plotly.react("chart-classes", [bar], colourLayout(classes.layout, colours), config);
   const map = { ...confusion.data[0], colorscale: [[0, colours.pale], [1, colours.accent]] };
