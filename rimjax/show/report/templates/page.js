@@ -57,7 +57,7 @@ function makeCard(name, note) {
   slider.addEventListener("input", move);
   move();
   card.querySelector("b").textContent = name;
-  const iou = image.iou === null ? "" : `mIoU ${(100 * image.iou).toFixed(0)} %`;
+  const iou = image.iou === null ? "" : `mIoU\u00a0${(100 * image.iou).toFixed(0)}\u00a0%`;
   card.querySelector("figcaption span").textContent = [iou, note].filter(Boolean).join(", ");
   for (const index of image.classes) {
     if (index === 0) continue;
@@ -77,7 +77,7 @@ function showCell(truth, prediction) {
   const what = truth === prediction ? `${from}, named rightly` : `${from} named ${to}`;
   find("cell-title").textContent = found.length ? what : `${what}: never`;
   const shown = found.filter(([name]) => name in data.images);
-  const cards = shown.map(([name, pixels]) => makeCard(name, `${pixels.toLocaleString("en")} pixels`));
+  const cards = shown.map(([name, pixels]) => makeCard(name, `${pixels.toLocaleString("en")}\u00a0pixels`));
   find("cell-cards").replaceChildren(...cards);
   const rest = found.filter(([name]) => !(name in data.images));
   find("cell-rest").textContent = rest.length
