@@ -223,6 +223,53 @@ def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return _stack(rows)
 
 
+def draw_references(references: ClassReferences, most: int = 16) -> list[dict[str, Image.Image]]:
+    """Draw each image of a class with what was found in it.
+
+    Args:
+        references: read with their pictures.
+        most: number of images drawn.
+
+    Returns:
+        Of each image: "image", "attention" (not of photographs), "points" (of photographs with a
+        box around the object) and "mask" -> a picture of 128x128 pixels.
+
+    Raises:
+        ValueError: the references were read without their pictures.
+    """
+    if references.images is None or references.masks is None:
+        raise ValueError("references must be read with pictures=True to be drawn")
+    drawn, photographs, side = [], _are_photographs(references), (128, 128)
+    for image, mask, attention, points in zip(
+        references.images[:most],
+        references.masks[:most],
+        references.attention[:most],
+        references.points[:most],
+        strict=True,
+    ):
+        heat = (np.clip(attention / max(float(attention.max()), 1e-6), 0, 1) * 255).astype(np.uint8)
+        warm = np.stack([heat, heat // 2, 255 - heat], axis=-1)
+        dotted = Image.fromarray(image).resize(side)
+        pen = ImageDraw.Draw(dotted)
+        places = points * 128 / np.array(image.shape[1::-1])
+        if photographs and np.isfinite(places[1:]).all():
+            pen.rectangle(places[1:].ravel().tolist(), outline="red", width=2)
+            places = places[:1]
+        for x, y in places[np.isfinite(places).all(1)]:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="red", outline="white")
+        cut = np.where(mask[..., None], image, image // 5)
+        views = {
+            "image": Image.fromarray(image).resize(side),
+            "attention": Image.fromarray(warm).resize(side),
+            "points": dotted,
+            "mask": Image.fromarray(cut).resize(side),
+        }
+        if photographs:
+            del views["attention"]
+        drawn.append(views)
+    return drawn
+
+
 def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
     """Draw a class's references: each image, its attention map, its prompt points and its mask.
 
@@ -235,33 +282,7 @@ def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
     Raises:
         ValueError: the references were read without their pictures.
     """
-    if references.images is None or references.masks is None:
-        raise ValueError("references must be read with pictures=True to be drawn")
-    columns, photographs = [], _are_photographs(references)
-    for image, mask, attention, points in zip(
-        references.images, references.masks, references.attention, references.points, strict=True
-    ):
-        heat = (np.clip(attention / max(float(attention.max()), 1e-6), 0, 1) * 255).astype(np.uint8)
-        warm = np.stack([heat, heat // 2, 255 - heat], axis=-1)
-        side = (128, 128)
-        dotted = Image.fromarray(image).resize(side)
-        pen = ImageDraw.Draw(dotted)
-        places = points * 128 / np.array(image.shape[1::-1])
-        if photographs and np.isfinite(places[1:]).all():
-            pen.rectangle(places[1:].ravel().tolist(), outline="red", width=2)
-            places = places[:1]
-        for x, y in places[np.isfinite(places).all(1)]:
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="red", outline="white")
-        cut = np.where(mask[..., None], image, image // 5)
-        views = [
-            Image.fromarray(image).resize(side),
-            *([] if photographs else [Image.fromarray(warm).resize(side)]),
-            dotted,
-            Image.fromarray(cut).resize(side),
-        ]
-        columns.append(_stack(views))
-        if len(columns) == most:
-            break
+    columns = [_stack(list(views.values())) for views in draw_references(references, most)]
     line = describe_references(references)
     return _add_title(line, grid(columns, 8), width=8 * (128 + GAP))
 
