@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import tomllib
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +82,25 @@ def test_commands_exist_with_their_options(path: Path) -> None:
                 raise AssertionError(f"{program}: mark the block `text` if it isn't a command")
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The mini preset draws two images of a class in two steps."""
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """The mini preset draws two images of a class in two steps; it is loaded and compiled once."""
     load = presets.load_preset
 
+    @cache
     def load_small(name: str, *args: Any, **options: Any) -> Models:
-        models = load(name, *args, **{"steps": 2} | options)
+        models = load(name, *args, **options | {"steps": 2})
         return replace(models, references=replace(models.references, num_images=2))
 
-    monkeypatch.setattr(presets, "load_preset", load_small)
-    with warnings.catch_warnings():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "load_preset", load_small)
+        patch.setattr(options, "load_preset", load_small)
         yield
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the pages name, and a cache."""
+    """The files that the pages name."""
     folder = save_documented_files(tmp_path_factory.mktemp("pages"))
     (folder / "classes.txt").write_text("# ours\nsneaker\nbag\n")
     scene = find_scene(1)
@@ -108,13 +112,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache, so that a class is drawn once for all pages."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def run_command(words: list[str], capsys: pytest.CaptureFixture[str], bank: str) -> str:
     """Run a command, drawing little; return the path of its bank, or the last one's."""
     words = [bank if word == "PATH" else word for word in words]
     few = ["--images", "2", "--steps", "2"]
     try:
         parse([*words, *few])
-    except SystemExit:  # it draws nothing
+    except SystemExit:
+        few = []
+    if "--bank" in words:  # its images are drawn already
         few = []
     capsys.readouterr()
     printed = run(*words, *few, capsys=capsys)
@@ -127,29 +139,31 @@ def run_command(words: list[str], capsys: pytest.CaptureFixture[str], bank: str)
 def test_snippets_run(
     path: Path,
     files: Path,
+    drawings: Path,
     small: None,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     snippets = [pair for pair in BLOCK.findall(path.read_text()) if pair[0] in ("", "python")]
     if not snippets:
         return
-    monkeypatch.chdir(files)
-    monkeypatch.setenv("RIMJAX_CACHE", str(files / "cache"))
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RIMJAX_CACHE", str(drawings))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     models = rimjax.load_preset("mini")
-    scope: dict[str, Any] = {"rimjax": rimjax, "models": models, "__name__": "snippet"}
+    scope: dict[str, Any] = {"rimjax": rimjax, "models": models, "__name__": "__main__"}
     scope["bank"] = rimjax.build_bank(["sneaker", "bag"], models)
     bank = ""
-    for language, code in snippets:
-        if language == "python":
-            exec(compile(code, name_page(path), "exec"), scope)
-            continue
-        for program, *words in list_commands(code):
-            if path.name == "README.md" and words[0] in LONG:
+    with warnings.catch_warnings():
+        for language, code in snippets:
+            if language == "python":
+                exec(compile(code, name_page(path), "exec", dont_inherit=True), scope)
                 continue
-            if program == "rimjax":
-                bank = run_command(words, capsys, bank)
+            for program, *words in list_commands(code):
+                if program == "rimjax" and not (path.name == "README.md" and words[0] in LONG):
+                    bank = run_command(words, capsys, bank)
 
 
 def test_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
