@@ -1,7 +1,7 @@
 """Segment the pictures of a folder: an overlay of each, and a table of what they show.
 
 Command:  python examples/segment_folder.py photos "sneaker,bag" --output out
-              mini; 2 CPU cores, some seconds to draw each class, then about 10 pictures a second
+              mini; 2 CPU cores; each class is drawn once
           python examples/segment_folder.py photos "car,tram,tree" --preset paper --output out
               `rimjax weights download`, and a GPU
 
