@@ -52,8 +52,10 @@ def segment(
             where the preset is calibrated, as mini is.
 
     Raises:
-        FileNotFoundError, ValueError: the image can't be read, the bank was built with another
-    XX"""
+        FileNotFoundError: there is no such image.
+        ValueError: the image can't be read, the bank was built with another encoder, or settings
+            don't fit the models.
+    """
     settings = settings or models.segmentation
     models = replace(models, segmentation=settings)
     check_encoder(bank, models)

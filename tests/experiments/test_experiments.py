@@ -23,7 +23,7 @@ from rimjax.models.protocols import Models
 FOLDER = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem.startswith(("table", "fig")))
 SCRIPTS = [name for name in SCRIPTS if name != "tables"] + ["beyond", "ablations", "failures"]
-SCRIPTS += ["half_precision"]
+SCRIPTS += ["half_precision", "rankings"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_every_script_writes_its_results(
     if "measured" in rows[0]:
         measured = [float(row[2]) for row in rows[1:] if row[2] != "-"]
         assert measured and all(0 <= value <= 100 for value in measured)
-    if name.startswith("fig") or name in ("beyond", "failures"):
+    if name.startswith("fig") or name in ("beyond", "failures", "rankings"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
 
 
