@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio
 from PIL import Image
 
-from rimjax.app.session import CancelledError, Session
+from rimjax.app.session import CancelledError, Session, limit_size
 from rimjax.images import read_image
 from rimjax.results import Segmentation
 from rimjax.show import draw
 
 MAX_UPLOAD = "20mb"
 _FONTS = ["system-ui", "sans-serif"]
-_NO_REGION = "Click a region of the segmentation to see why it got its name."
-
-
-@contextmanager
-def temporary_files() -> Iterator[None]:
-    """Keep Gradio's uploads and pictures in a folder that is removed at the end."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with TemporaryDirectory(prefix="rimjax-app-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+_CSS = """
+#regions table, #scores table { width: 100%; max-width: 40rem; }
+#regions :is(th, td), #scores :is(th, td) {
+  padding: 0.25rem 0.5rem; border: 0; border-bottom: 1px solid var(--border-color-primary);
+  text-align: right; font-variant-numeric: tabular-nums;
+}
+#regions :is(th, td):first-child, #scores :is(th, td):first-child { text-align: left; }
+@media (max-width: 640px) {
+  #explanation .image-container { overflow-x: auto; }
+  #explanation img { min-width: 880px; }
+}
+"""
+"""Tables; on a phone the explanation is scrolled sideways, so that its letters can be read."""
 
 
 def launch(page: gradio.Blocks, host: str, port: int | None, **options: Any) -> str:
@@ -50,6 +45,7 @@ def launch(page: gradio.Blocks, host: str, port: int | None, **options: Any) -> 
         share=False,
         quiet=True,
         theme=theme,
+        css=_CSS,
         max_file_size=MAX_UPLOAD,
         footer_links=[],
         ssr_mode=False,
@@ -72,7 +68,7 @@ def build_page(
     with page:
         state = gradio.State(make_session)
         gradio.Markdown(
-            "# rimjax\nName classes, choose an image, and segment it. Then click a region: the "
+            "# rimjax\nChoose an image, name classes, and segment it. Then click a region: the "
             "page shows how it ranks the classes, and whose references rank them alike."
         )
         with gradio.Row():
@@ -102,35 +98,26 @@ def build_page(
                     start = gradio.Button("Segment", variant="primary", elem_id="segment")
                     stop = gradio.Button("Cancel", elem_id="cancel")
             with gradio.Column():
-                message = gradio.Markdown("", elem_id="message")
+                message = gradio.Markdown("The segmentation appears here.", elem_id="message")
                 overlay = gradio.Image(
-                    label="Segmentation (click a region)",
+                    show_label=False,
                     interactive=False,
                     format="png",
                     elem_id="overlay",
                     buttons=["download", "fullscreen"],
                 )
                 opacity = gradio.Slider(0, 1, draw.OPACITY, label="Opacity", elem_id="opacity")
-                table = gradio.Dataframe(
-                    headers=["class", "score", "margin", "confidence", "pixels"],
-                    label="Regions",
-                    interactive=False,
-                    elem_id="regions",
-                )
-        why = gradio.Markdown(_NO_REGION, elem_id="why")
+                table = gradio.HTML("", elem_id="regions")
+        why = gradio.Markdown("", elem_id="why")
         picture = gradio.Image(
-            label="Explanation",
+            show_label=False,
             interactive=False,
             format="png",
             elem_id="explanation",
             buttons=["download", "fullscreen"],
+            visible="hidden",
         )
-        scores = gradio.Dataframe(
-            headers=["class", "score"],
-            label="Score of every class",
-            interactive=False,
-            elem_id="scores",
-        )
+        scores = gradio.HTML("", elem_id="scores")
         cleared = [why, picture, scores]
         start.click(
             _segment,
@@ -139,10 +126,14 @@ def build_page(
             show_progress_on=overlay,
         )
         stop.click(lambda session: session.cancel(), state, queue=False)
-        opacity.release(
-            lambda session, opacity: session.draw_overlay(opacity), [state, opacity], overlay
+        opacity.change(
+            lambda session, opacity: session.draw_overlay(opacity),
+            [state, opacity],
+            overlay,
+            trigger_mode="always_last",
+            show_progress="hidden",
         )
-        overlay.select(_explain, state, cleared)
+        overlay.select(_explain, state, cleared, show_progress_on=why)
     return page
 
 
@@ -195,7 +186,7 @@ def _segment(
     opacity: float,
     progress: gradio.Progress = gradio.Progress(),  # noqa: B008  Gradio finds it by this default
 ) -> tuple[Any, ...]:
-    nothing = (_NO_REGION, None, [])
+    nothing = ("", _show(None), "")
 
     def report(done: float, text: str) -> None:
         progress(done, desc=text)
@@ -203,11 +194,15 @@ def _segment(
     try:
         seg = session.segment(image, classes, report)
     except CancelledError:
-        return "Cancelled.", None, [], *nothing
+        return "Cancelled. What was drawn is kept.", None, "", *nothing
     except (ValueError, OSError) as error:
-        return _say(error), None, [], *nothing
+        return _say(error), None, "", *nothing
     seconds = sum(seg.timings.values())
-    text = f"{len(seg.masks)} regions in {seconds:.1f} s."
+    count = len(seg.segments)
+    text = (
+        f"{count} region{'s' if count != 1 else ''} in {seconds:.1f} s; the rest is background. "
+        "Click one to see why it got its name."
+    )
     if seg.familiar is False:
         text += (
             " **The image is unlike the scenes that this preset was trained on, so its names mean "
@@ -216,36 +211,51 @@ def _segment(
     return text, session.draw_overlay(opacity), _list_regions(seg), *nothing
 
 
-def _list_regions(seg: Segmentation) -> list[list[Any]]:
+def _show(picture: Image.Image | None) -> Any:
+    """Show a picture in its part of the page, which is hidden without one."""
+    return gradio.update(value=picture, visible="hidden" if picture is None else True)
+
+
+def _list_regions(seg: Segmentation) -> str:
     def show(number: float | None) -> str:
         return "" if number is None else f"{number:.2f}"
 
-    ordered = sorted(seg.segments, key=lambda segment: -segment.area)
-    return [
-        [
-            seg.names[each.class_id], show(each.score), show(each.margin), show(each.confidence),
-            each.area,
-        ]
-        for each in ordered
-    ]  # fmt: skip
+    rows = [
+        (seg.names[one.class_id], *map(show, (one.score, one.margin, one.confidence)), one.area)
+        for one in sorted(seg.segments, key=lambda one: -one.area)
+    ]
+    return _write_table(("class", "score", "margin", "confidence", "pixels"), rows)
 
 
-def _explain(session: Session, event: gradio.SelectData) -> tuple[str, Image.Image | None, Any]:
+def _write_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Write a table as HTML; names are text, whatever markup they hold."""
+
+    def write_row(cells: Sequence[object], tag: str) -> str:
+        return "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells)
+
+    lines = [write_row(heads, "th"), *(write_row(row, "td") for row in rows)]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _explain(session: Session, event: gradio.SelectData) -> tuple[str, Any, str]:
     try:
         explained, picture = session.explain((int(event.index[0]), int(event.index[1])))
     except ValueError as error:
-        return _say(error), None, []
-    agents = " > ".join(explained.agents)
-    text = f"**{explained.name}**; its agents, the nearest first: {agents}."
-    scores = [[name, f"{score:.3f}"] for name, score in explained.scores.items()]
-    return text, picture, scores
+        return _say(error), _show(None), ""
+    agents = ", ".join(
+        f"{name} ({cosine:.2f})"
+        for name, cosine in zip(explained.agents, explained.cosines, strict=True)
+    )
+    text = f"### {explained.name}\nIts agents, the nearest first, with their cosines: {agents}."
+    scores = [(name, f"{score:.3f}") for name, score in explained.scores.items()]
+    return text, _show(picture), _write_table(("class", "score"), scores)
 
 
 def _show_photograph(path: str | None) -> tuple[Image.Image | None, None, str]:
     if path is None:
         return None, None, ""
     try:
-        return Image.fromarray(read_image(path)), None, ""
+        return Image.fromarray(limit_size(read_image(path))), None, ""
     except (ValueError, OSError) as error:
         return None, None, _say(error)
 
@@ -254,7 +264,7 @@ def _mark(path: str | None, event: gradio.SelectData) -> tuple[Image.Image | Non
     if path is None:
         return None, None
     place = (float(event.index[0]), float(event.index[1]))
-    return draw.dot(read_image(path), place), place
+    return draw.dot(limit_size(read_image(path)), place), place
 
 
 def _add(session: Session, name: str, path: str | None, place: Any) -> tuple[Any, str]:
@@ -262,7 +272,8 @@ def _add(session: Session, name: str, path: str | None, place: Any) -> tuple[Any
         session.add_photograph(name, path, place)
     except (ValueError, OSError) as error:
         return session.draw_photographs(), _say(error)
-    return session.draw_photographs(), f"{len(session.photographs)} photographs."
+    count = len(session.photographs)
+    return session.draw_photographs(), f"{count} photograph{'s' if count != 1 else ''}."
 
 
 def _clear(session: Session) -> tuple[list[Any], str]:

@@ -63,6 +63,11 @@ class Session:
     def add_photograph(self, name: str, image: ImageSource | None, point: Point | None) -> None:
         """Add a photograph of a class.
 
+        Args:
+            name: the class.
+            image: as of `rimjax.segment`.
+            point: x and y of a place on the object, in pixels of `limit_size(image)`.
+
         Raises:
             ValueError: an argument is missing, the image can't be read, or there are too many.
         """
@@ -74,7 +79,7 @@ class Session:
             raise ValueError("Click on the object in the photograph.")
         if len(self.photographs) >= MOST_PHOTOGRAPHS:
             raise ValueError(f"There are {MOST_PHOTOGRAPHS} photographs; clear them first.")
-        pixels = read_image(image)
+        pixels = limit_size(read_image(image))
         height, width = pixels.shape[:2]
         if not (0 <= point[0] < width and 0 <= point[1] < height):
             raise ValueError("Click on the object in the photograph.")

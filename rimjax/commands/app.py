@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from PIL import Image
@@ -43,31 +47,48 @@ class App:
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+        with _temporary_folder() as folder:
+            try:
+                self._serve(folder)
+            except KeyboardInterrupt:
+                print("ended")
+
+    def _serve(self, folder: Path) -> None:
         try:
             import gradio  # noqa: F401
         except ImportError:
             raise ImportError('app needs Gradio: pip install ".[app]"') from None
-        from rimjax.app.page import build_page, launch, temporary_files
+        from rimjax.app.page import build_page, launch
         from rimjax.app.session import Session
 
+        warnings.filterwarnings("ignore", module="gradio")  # Starlette's, of names that it renames
         cache = store.locate_cache(self.cache_dir)
         models = self.models.load()
         keep_compilations(cache)
-        vocabulary = PRESETS[self.models.preset].diffusion.vocabulary
-        with TemporaryDirectory(prefix="rimjax-examples-") as folder, temporary_files():
-            examples = _write_examples(Path(folder)) if self.models.preset == "mini" else []
-            classes = ", ".join(vocabulary or ())
-            page = build_page(partial(Session, models, cache), classes, examples)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-            address = launch(page, self.host, self.port, prevent_thread_lock=True)
-            print(f"open {address} (Ctrl-C ends it)", flush=True)
-            try:
-                while True:
-                    time.sleep(3600)
-            except KeyboardInterrupt:
-                print("ended")
-            finally:
-                page.close(verbose=False)
+        examples = _write_examples(folder) if self.models.preset == "mini" else []
+        classes = ", ".join(PRESETS[self.models.preset].diffusion.vocabulary or ())
+        page = build_page(partial(Session, models, cache), classes, examples)
+        address = launch(page, self.host, self.port, prevent_thread_lock=True)
+        print(f"open {address} (Ctrl-C ends it)", flush=True)
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Keep all temporary files, Gradio's uploads included, in a folder removed at the end."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="rimjax-app-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder  # before Gradio is imported
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+            del os.environ["GRADIO_TEMP_DIR"]
 
 
 def _write_examples(folder: Path) -> list[Path]:

@@ -81,6 +81,16 @@ def test_every_script_writes_its_results(
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
 
 
+def test_the_tour_is_a_picture_of_an_image_and_its_explanation(
+    harness: ModuleType, cache: Path, tmp_path: Path
+) -> None:
+    tour: Any = importlib.import_module("tour")
+    tour.main(tour.Tour(image=1, images=3, cache_dir=cache, out=tmp_path))
+    picture = np.asarray(Image.open(tmp_path / "tour.png"))
+    assert picture.shape[1] == 1210 and picture.shape[0] > 1300
+    assert picture[:300].std() > 20 and picture[-300:].std() > 20
+
+
 def test_regions_are_computed_once_and_count_as_in_evaluate(
     harness: ModuleType, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
