@@ -26,10 +26,20 @@ _CSS = """
 #regions :is(th, td):first-child, #scores :is(th, td):first-child { text-align: left; }
 @media (max-width: 640px) {
   #explanation .image-container { overflow-x: auto; }
-  #explanation img { min-width: 880px; }
+  #explanation .image-container > button { width: 880px; }
+  #regions :is(th, td) { padding: 0.25rem; font-size: 0.85rem; }
 }
 """
 """Tables; on a phone the explanation is scrolled sideways, so that its letters can be read."""
+
+
+class _Upload(gradio.Image):
+    """An uploaded image, as its path; it is `read_image` that opens it, and says what is wrong."""
+
+    is_template = True
+
+    def preprocess(self, payload: gradio.data_classes.ImageData | None) -> str | None:
+        return None if payload is None else payload.path
 
 
 def launch(page: gradio.Blocks, host: str, port: int | None, **options: Any) -> str:
@@ -73,10 +83,8 @@ def build_page(
         )
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(
+                image = _Upload(
                     label="Image",
-                    type="filepath",
-                    image_mode=None,
                     sources=["upload", "clipboard"],
                     height=320,
                     elem_id="image",
@@ -142,10 +150,8 @@ def _add_photographs(state: gradio.State) -> None:
     with gradio.Accordion("References from photographs of your own", open=False, elem_id="own"):
         gradio.Markdown("Drop a photograph, click on the object, name its class, and add it.")
         chosen = gradio.State(None)
-        photograph = gradio.Image(
+        photograph = _Upload(
             label="Photograph",
-            type="filepath",
-            image_mode=None,
             sources=["upload", "clipboard"],
             height=260,
             elem_id="photograph",
@@ -156,6 +162,7 @@ def _add_photographs(state: gradio.State) -> None:
             format="png",
             height=260,
             elem_id="marked",
+            buttons=[],
         )
         name = gradio.Textbox(label="Its class", elem_id="own-class")
         with gradio.Row():
@@ -167,6 +174,8 @@ def _add_photographs(state: gradio.State) -> None:
             columns=4,
             height=180,
             interactive=False,
+            object_fit="contain",
+            buttons=["fullscreen"],
             elem_id="gallery",
         )
         photograph.change(_show_photograph, photograph, [marked, chosen, note])
@@ -175,8 +184,10 @@ def _add_photographs(state: gradio.State) -> None:
         clear.click(_clear, state, [gallery, note])
 
 
-def _say(error: Exception) -> str:
-    return f"**{error}**"
+def _say(error: Exception, path: str | None = None) -> str:
+    """Return an error as bold text, which calls the file of an upload by its name alone."""
+    text = str(error)
+    return f"**{text.replace(path, Path(path).name) if path else text}**"
 
 
 def _segment(
@@ -196,7 +207,7 @@ def _segment(
     except CancelledError:
         return "Cancelled. What was drawn is kept.", None, "", *nothing
     except (ValueError, OSError) as error:
-        return _say(error), None, "", *nothing
+        return _say(error, image), None, "", *nothing
     seconds = sum(seg.timings.values())
     count = len(seg.segments)
     text = (
@@ -257,7 +268,7 @@ def _show_photograph(path: str | None) -> tuple[Image.Image | None, None, str]:
     try:
         return Image.fromarray(limit_size(read_image(path))), None, ""
     except (ValueError, OSError) as error:
-        return None, None, _say(error)
+        return None, None, _say(error, path)
 
 
 def _mark(path: str | None, event: gradio.SelectData) -> tuple[Image.Image | None, Any]:
@@ -271,7 +282,7 @@ def _add(session: Session, name: str, path: str | None, place: Any) -> tuple[Any
     try:
         session.add_photograph(name, path, place)
     except (ValueError, OSError) as error:
-        return session.draw_photographs(), _say(error)
+        return session.draw_photographs(), _say(error, path)
     count = len(session.photographs)
     return session.draw_photographs(), f"{count} photograph{'s' if count != 1 else ''}."
 
