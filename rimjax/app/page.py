@@ -33,15 +33,6 @@ _CSS = """
 """Tables; on a phone the explanation is scrolled sideways, so that its letters can be read."""
 
 
-class _Upload(gradio.Image):
-    """An uploaded image, as its path; it is `read_image` that opens it, and says what is wrong."""
-
-    is_template = True
-
-    def preprocess(self, payload: gradio.data_classes.ImageData | None) -> str | None:
-        return None if payload is None else payload.path
-
-
 def launch(page: gradio.Blocks, host: str, port: int | None, **options: Any) -> str:
     """Serve a page, without a public link, and return its address.
 
@@ -83,9 +74,8 @@ def build_page(
         )
         with gradio.Row():
             with gradio.Column():
-                image = _Upload(
+                image = _add_upload(
                     label="Image",
-                    sources=["upload", "clipboard"],
                     height=320,
                     elem_id="image",
                 )
@@ -150,9 +140,8 @@ def _add_photographs(state: gradio.State) -> None:
     with gradio.Accordion("References from photographs of your own", open=False, elem_id="own"):
         gradio.Markdown("Drop a photograph, click on the object, name its class, and add it.")
         chosen = gradio.State(None)
-        photograph = _Upload(
+        photograph = _add_upload(
             label="Photograph",
-            sources=["upload", "clipboard"],
             height=260,
             elem_id="photograph",
         )
@@ -182,6 +171,15 @@ def _add_photographs(state: gradio.State) -> None:
         marked.select(_mark, photograph, [marked, chosen])
         add.click(_add, [state, name, photograph, chosen], [gallery, note])
         clear.click(_clear, state, [gallery, note])
+
+
+def _add_upload(**options: Any) -> gradio.Image:
+    """Add an image that a visitor uploads, as its path."""
+    upload = gradio.Image(type="filepath", sources=["upload", "clipboard"], **options)
+    # Gradio would open the file, and answer a bad one without a word. A class of our own would do,
+    # but Gradio writes a stub beside the module of each.
+    upload.preprocess = lambda payload: None if payload is None else payload.path
+    return upload
 
 
 def _say(error: Exception, path: str | None = None) -> str:
