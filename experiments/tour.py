@@ -31,7 +31,7 @@ class Tour(Experiment):
         out: Folder for tour.png.
     """
 
-    image: int = 0
+    image: int = 7
     out: Path | None = Path(__file__).parents[1] / "docs"
 
 

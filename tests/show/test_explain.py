@@ -143,6 +143,7 @@ def test_a_point_stands_for_the_region_on_top_of_it(tmp_path: Path) -> None:
         assert all(each.image[each.mask].std(0).max() == 0 for each in nearest[:3]), "its colour"
         picture = draw.explanation(image, explained)
         assert picture.width > 800 and np.asarray(picture).std() > 20
+    explained = rimjax.explain(seg, 0, bank, models)
     y, x = np.argwhere(truth == 0)[0].tolist()
     with pytest.raises(ValueError, match=rf"^no region lies at x={x}, y={y}; choose"):
         rimjax.explain(seg, (x, y), bank, models)
