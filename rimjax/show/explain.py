@@ -113,7 +113,7 @@ def explain(
     settings = settings or models.segmentation
     check_encoder(bank, models)
     index = _find_region(seg, region)
-    if seg.names[: len(bank.names)] != bank.names:
+    if seg.names[: seg.scores.shape[1]] != bank.names:
         raise ValueError(
             f"bank must be the segmentation's, with the classes {', '.join(seg.names)}, got "
             f"{', '.join(bank.names)}"
