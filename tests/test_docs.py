@@ -38,8 +38,8 @@ PAGES = [ROOT / "README.md", ROOT / "experiments/README.md", *sorted(DOCS.rglob(
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = ("docs/results.md", "docs/photographs.md", "experiments/README.md")
 """Pages whose snippets another test runs, or whose commands take hours."""
-LONG = ("demo", "evaluate", "regions", "convert-coco", "bench", "doctor", "app")
-"""Commands of the README that take minutes or data; tests/commands runs each of them."""
+LONG = ("demo", "evaluate", "report", "regions", "convert-coco", "bench", "doctor", "app")
+"""Commands of the README that take minutes, data or a run; other tests run each of them."""
 
 
 def name_page(path: Path) -> str:
