@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-full experiments lint constraints clean
+.PHONY: demo test test-full experiments docs lint constraints clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/rimjax demo
@@ -18,6 +18,10 @@ test-full: $(INSTALLED)
 # Every table and figure on the mini preset, to experiments/results/mini, with the demo's bank.
 experiments: $(INSTALLED)
 	$(VENV)/bin/python experiments/reproduce.py --cache-dir demo-output/cache
+
+# The site, in build/site; open it with `python -m http.server -d build/site`.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -41,6 +41,11 @@ def write_page(
             continue
         if (folder / f"{name}.png").exists():
             parts.append(f"![{title}]({name}.png)")
+        if (folder / f"{name}.html").exists():
+            parts.append(
+                f"[{name}.html]({name}.html) shows the `rimjax` configuration's classes, "
+                "confusions, worst and best images and references; it opens in any browser."
+            )
         if (folder / f"{name}.csv").exists():
             parts.append(_format_table(folder / f"{name}.csv"))
     path = folder / NAME

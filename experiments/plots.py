@@ -16,10 +16,11 @@ from PIL import Image
 from rimjax.evaluation import Evaluation
 
 
-def create_figure(columns: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """Create an empty figure of charts side by side."""
-    canvas, axes = plt.subplots(1, columns, figsize=(5.6 * columns, height), squeeze=False)
-    return canvas, list(axes[0])
+def create_figure(columns: int, height: float = 4.6, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Create an empty figure of charts side by side, row by row; `height` is a row's."""
+    size = (5.6 * columns, height * rows)
+    canvas, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    return canvas, list(axes.flat)
 
 
 def render_figure(canvas: Figure) -> Image.Image:

@@ -61,6 +61,7 @@ STEPS = (
     Step("ablations", COCO, encodings=11),
     Step("readings", VOC),
     Step("half_precision", COCO, encodings=2),
+    Step("report", VOC),
 )
 
 

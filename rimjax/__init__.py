@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rimjax.settings import ReferenceSettings as ReferenceSettings
     from rimjax.settings import SegmentSettings as SegmentSettings
     from rimjax.show import draw as draw
+    from rimjax.show.explain import Explanation as Explanation
+    from rimjax.show.explain import explain as explain
     from rimjax.types import Match as Match
     from rimjax.types import ReferenceBank as ReferenceBank
     from rimjax.types import Regions as Regions
@@ -39,6 +41,7 @@ _NAMES = {
     "Models": "models.protocols",
     "UnfamiliarImageWarning": "pipeline",
     "segment": "pipeline",
+    "explain": "show.explain",
     "load_preset": "presets",
     "build_bank": "references.build",
     "load_bank": "references.build",
@@ -50,6 +53,7 @@ _NAMES = {
     "Match": "types",
     "ReferenceBank": "types",
     "Regions": "types",
+    "Explanation": "show.explain",
     "Segment": "results",
     "Segmentation": "results",
     "Whitening": "types",

@@ -52,8 +52,10 @@ def segment(
             where the preset is calibrated, as mini is.
 
     Raises:
-        FileNotFoundError, ValueError: the image can't be read, the bank was built with another
-    XX"""
+        FileNotFoundError: there is no such image.
+        ValueError: the image can't be read, the bank was built with another encoder, or settings
+            don't fit the models.
+    """
     settings = settings or models.segmentation
     models = replace(models, segmentation=settings)
     check_encoder(bank, models)
@@ -155,7 +157,18 @@ def name_regions(
             owners = None
             canvas = vote(masks, scores, shape)  # an invalid region's scores are zeros
     canvas = _narrow(canvas, names)
-    return Segmentation(canvas, masks, labels, scores, names, timings, owners, confidence)
+    return Segmentation(
+        canvas,
+        masks,
+        labels,
+        scores,
+        names,
+        timings,
+        owners,
+        confidence,
+        features=np.asarray(regions.features)[:count],
+        agents=np.asarray(result.agents)[:count],
+    )
 
 
 def _estimate_confidence(

@@ -11,6 +11,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
 import pytest
+from browser import browser as browser
+from browser import visit as visit
 from jaxtyping import install_import_hook
 
 # Before anything of ours is imported: every annotated function checks its arguments and result.
@@ -18,8 +20,8 @@ install_import_hook(["rimjax", "ported_weights"], "typecheck.check")
 
 TESTS = Path(__file__).parent
 DRAWS = (
-    *("commands/", "experiments/", "presets/", "weights/", "test_step_versions"),
-    "references/test_class_prompts",
+    *("commands/", "experiments/", "presets/", "weights/", "test_docs", "test_step_versions"),
+    *("references/test_class_prompts", "show/test_report"),
     *("models/test_stable_diffusion", "models/test_unet_encoder", "models/test_lowering"),
 )
 """Tests that run Stable Diffusion, whose Flax modules in diffusers promote dtypes and ranks."""

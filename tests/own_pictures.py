@@ -64,3 +64,22 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     """Return a mask as COCO's run lengths."""
     encoded: Any = tools.encode(np.asfortranarray(mask, np.uint8))
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def save_documented_files(folder: Path) -> Path:
+    """Save the photographs, masks and tables that the documentation's snippets name."""
+    scene = find_scene(1)
+    mask = list_objects(scene)[0][1]
+    places = ("mug1.jpg", "mug2.jpg", "mugs/mug1.jpg", "mugs/mug2.jpg", "more/mug3.jpg")
+    for name in (*places, "photo.png"):
+        save_photograph(folder / name, scene)
+    Image.fromarray(mask).save(folder / "mugs/mug1.png")
+    (folder / "refs.csv").write_text(
+        "class,image,x,y\ncup,mug1.jpg,60,70\ncup,mugs/mug2.jpg,64,64\n"
+    )
+    things = [
+        {"category_id": 1, "segmentation": encode(mask)},
+        {"category_id": 2, "segmentation": [], "bbox": [20, 30, 80, 80]},
+    ]
+    write_coco(folder / "annotations.json", scene, things, ["mug", "plate", "pan"])
+    return folder

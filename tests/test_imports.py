@@ -30,6 +30,7 @@ ROOMS = (
     "rimjax.evaluation",
     "rimjax.evaluate",
     "rimjax.show",
+    "rimjax.app",
     "rimjax.bench",
     "rimjax.commands",
     "rimjax.__main__",

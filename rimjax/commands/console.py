@@ -33,6 +33,9 @@ LOG_SECONDS = 30
 _SOFTWARE = "rimjax"
 """Marks the PNGs that rimjax writes, which it may replace."""
 
+_HTML_MARK = b'<meta name="generator" content="rimjax">'
+"""In the head of the reports that rimjax writes, likewise."""
+
 Element = TypeVar("Element")
 
 
@@ -198,13 +201,16 @@ def _is_sealed(path: Path) -> bool:
 
 
 def is_result(path: Path) -> bool:
-    """Return whether rimjax wrote a PNG or JSON, by its mark or versions, or a packed bank."""
+    """Return whether rimjax wrote a file: a PNG, JSON, HTML, or packed bank, by its mark."""
     try:
         if path.suffix == SUFFIX:
             return is_packed(path)
         if path.suffix.lower() == ".png":
             with Image.open(path) as picture:
                 return picture.info.get("Software") == _SOFTWARE
+        if path.suffix.lower() in (".html", ".htm"):
+            with path.open("rb") as file:
+                return _HTML_MARK in file.read(1000)
         content = parse_json(path.read_bytes())
         if isinstance(content, list):  # COCO results
             return all(entry["source"] == _SOFTWARE for entry in content)

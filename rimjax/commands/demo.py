@@ -15,14 +15,18 @@ from rimjax.commands.console import (
     show_class_progress,
     write_picture,
 )
-from rimjax.commands.evaluate import format_evaluation
+from rimjax.commands.merge import format_evaluation
 from rimjax.commands.options import ModelOptions
+from rimjax.commands.report import add_report
 from rimjax.evaluation import evaluate
+from rimjax.evaluation.metrics import confusion_matrix
+from rimjax.evaluation.run_folder import REPORT, ImageResult
 from rimjax.files import write_json
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.references.store import read_all_references
 from rimjax.results import Segmentation
 from rimjax.show import draw
+from rimjax.show.report.contents import Contents, Labelled
 
 PICTURES = 12
 """As many scenes are drawn, at most."""
@@ -38,8 +42,8 @@ class Demo:
 
     Attributes:
         scenes: Number of scenes, up to 200.
-        output: Folder for results.json and the pictures; its subfolder cache keeps the bank and
-            the scenes' regions for the next run.
+        output: Folder for results.json, report.html and the pictures; its subfolder cache keeps the
+            bank and the scenes' regions for the next run.
     """
 
     scenes: int = 40
@@ -53,7 +57,7 @@ class Demo:
         scenes = [
             self.output / f"scene-{index:02d}.png" for index in range(min(self.scenes, PICTURES))
         ]
-        names = ("scenes.png", "references.png", "results.json")
+        names = ("scenes.png", "references.png", "results.json", REPORT)
         check_outputs(*scenes, *(self.output / name for name in names))
         items = dataset.items[: self.scenes]
         models, cache = self.models.load(), self.output / "cache"
@@ -75,11 +79,29 @@ class Demo:
         stored = read_all_references(manifest, pictures=True)
         sheets = [draw.contact_sheet(group, 8) for group in stored]
         write_picture(self.output / "references.png", draw.grid(sheets, 1))
-        write_json(
-            self.output / "results.json", {**evaluation.as_json(), **describe_origin(models)}
-        )
+        origin = describe_origin(models)
+        write_json(self.output / "results.json", {**evaluation.as_json(), **origin})
         print(format_evaluation(evaluation))
         print(
             f"look at {self.output}/scenes.png (image, segmentation, truth) and "
             f"{self.output}/references.png; figures: {self.output}/results.json"
         )
+        by_id = {item.id: (item, seg) for item, seg in zip(items, kept, strict=True)}
+
+        def read_scene(name: str) -> Labelled:
+            item, seg = by_id[name]
+            return Labelled(*item.read(), seg.labels)
+
+        results = {
+            name: ImageResult.from_confusion(
+                name, confusion_matrix(item.labels(), seg.labels, len(bank.names)), seg.timings
+            )
+            for name, (item, seg) in by_id.items()
+        }
+        description = {
+            "dataset": dataset.name,
+            "classes": dataset.classes,
+            "background": dataset.background,
+            **origin,
+        }
+        add_report(Contents(description, results, read_scene, stored), self.output / REPORT)

@@ -1,4 +1,4 @@
-"""`rimjax evaluate` and `rimjax evaluate merge`."""
+"""`rimjax evaluate`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rimjax.commands.console import (
     warn,
     write_labels,
 )
+from rimjax.commands.merge import Merge, report_figures
 from rimjax.commands.options import (
     CACHE_DEFAULT,
     NO_DEFAULT,
@@ -30,67 +31,23 @@ from rimjax.commands.options import (
     default,
     parse_shard,
 )
+from rimjax.commands.report import add_report
 from rimjax.datasets.dataset import IGNORED, Dataset, Item
-from rimjax.evaluation import Evaluation, run_folder
+from rimjax.evaluation import run_folder
 from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
-from rimjax.evaluation.run_folder import ImageResult, Results
-from rimjax.files import WriteError, check_writable, digest, write_json
+from rimjax.evaluation.run_folder import REPORT, ImageResult, Results
+from rimjax.files import WriteError, check_writable, digest
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
 from rimjax.references.build import assemble_bank, build_references
 from rimjax.regions.store import load_or_extract
 from rimjax.settings import ReferenceSettings, SegmentSettings
+from rimjax.show.report.contents import read_run
 from rimjax.types import ReferenceBank
 
 Similarity = Literal["relation", "cosine", "combined", "weighted"]
 Settings = TypeVar("Settings", ReferenceSettings, SegmentSettings)
-
-
-def format_evaluation(evaluation: Evaluation) -> str:
-    """Format per-class IoU, mIoU with its interval, and stage timings."""
-    low, high = evaluation.estimate_interval()
-    width = max(12, *map(len, evaluation.names))
-    lines = ["IoU (%)"]
-    for name, iou in evaluation.per_class.items():
-        lines.append(f"  {name:<{width}} {'   -' if iou is None else f'{100 * iou:5.1f}'}")
-    interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
-    count = f"{len(evaluation.counts)} images"
-    lines.append(f"  {'mIoU':<{width}} {100 * evaluation.miou:5.1f}   ({interval}; {count})")
-    stages = [f"{stage} {1000 * sec:.0f} ms" for stage, sec in evaluation.timings.items()]
-    return "\n".join([*lines, f"per image: {'  '.join(stages)}"])
-
-
-def _report(description: dict[str, Any], evaluation: Evaluation, file: Path | None) -> None:
-    print(format_evaluation(evaluation))
-    if evaluation.bad:
-        total = len(evaluation.bad) + len(evaluation.counts)
-        names = ", ".join(evaluation.bad)
-        warn(f"{len(evaluation.bad)} of {total} images could not be used: {names}")
-    if file is not None:
-        write_json(file, {**description, **evaluation.as_json()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """Merge the shards of a run: the figures are exactly those of a run over all images.
-
-    Example: rimjax evaluate merge run-1 run-2 run-3 --json result.json
-
-    Attributes:
-        runs: The shards' folders, from `rimjax evaluate --shard 1/3 --output run-1` and so on; or
-            the folder of one finished run.
-        json: File for the figures.
-    """
-
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
-    json: Annotated[Path | None, NO_DEFAULT] = None
-
-    def run(self) -> None:
-        check_outputs(self.json)
-        run_folder.check_apart(self.runs, self.json)
-        description, results = run_folder.merge_runs(self.runs)
-        _report(description, run_folder.summarise_run(description, results), self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +65,14 @@ class Evaluate:
             "background" isn't counted). LabelMe's VOC export is such a folder too.
         data: Folder that holds a published data set in mmsegmentation's layout: VOCdevkit/VOC2012,
             VOCdevkit/VOC2010 or coco_stuff164k.
-        output: Folder of the run, which gets each image's result when it is there. The same
-            command resumes a stopped run. A run knows its data set by name and image names: after
-            changing images or labels, choose another folder.
+        output: Folder of the run, which gets each image's result when it is there, and at the end
+            a report (report.html; `rimjax report` writes that of a run in shards). The same command
+            resumes a stopped run. A run knows its data set by name and image names: after changing
+            images or labels, choose another folder.
         shard: Evaluate only every n-th image from the i-th on, as "i/n" with i from 1; `rimjax
             evaluate merge` combines the shards.
-        save_labels: Write each label map to OUTPUT/labels/ID.png.
+        save_labels: Write each label map to OUTPUT/labels/ID.png; without them the report has no
+            pictures.
         limit: Number of images to evaluate, from the first on.
         bank: A bank's manifest, as `rimjax bank build` prints it, or a packed bank, instead of
             building a bank; its classes must be the data set's. It keeps its configuration unless
@@ -135,7 +94,7 @@ class Evaluate:
     data: Annotated[Path | None, NO_DEFAULT] = None
     output: Annotated[Path | None, NO_DEFAULT] = None
     shard: Annotated[str | None, default("all images")] = None
-    save_labels: Flag = False
+    save_labels: Annotated[bool, default("with --output")] = True
     limit: Annotated[int | None, default("all")] = None
     bank: Annotated[Path | None, NO_DEFAULT] = None
     only_bank_classes: Flag = False
@@ -159,8 +118,8 @@ class Evaluate:
             return self.command.run()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
-        if self.output is None and (self.shard is not None or self.save_labels):
-            raise ValueError("output must be given with --shard and --save-labels, got none")
+        if self.output is None and self.shard is not None:
+            raise ValueError("output must be given with --shard, got none")
         start, step = parse_shard(self.shard)
         check_outputs(self.json)
         run_folder.check_apart([self.output] if self.output else [], self.json)
@@ -192,13 +151,28 @@ class Evaluate:
         if self.output is not None:  # before anything is drawn
             run_folder.check_run(self.output, description, unknown=("bank",))
             check_writable(self.output)
-        bank, description["bank"] = self._open_bank(manifest, dataset, models)
+            check_outputs(self.output / REPORT)
+        bank, manifest = self._open_bank(manifest, dataset, models)
+        description["bank"] = store.digest_references(manifest)
+        description["sources"] = self._locate_sources(manifest)
         results = self._evaluate_items(items[start::step], dataset, bank, models, description)
         if not results:
             print(f"shard {self.shard} of {len(items)} images is empty; merge it with the others")
             return None
-        _report(description, run_folder.summarise_run(description, results), self.json)
+        report_figures(description, run_folder.summarise_run(description, results), self.json)
+        if self.output is not None and self.shard is None:
+            add_report(read_run([self.output]), self.output / REPORT)
         return None
+
+    def _locate_sources(self, manifest: store.Manifest) -> dict[str, str | None]:
+        """Return where data set and bank are, for a later report."""
+        folder = Path(self.dataset)
+        named = self.dataset == "fashion-scenes" or self.dataset in datasets.READERS
+        return {
+            "dataset": self.dataset if named else str(folder.absolute()),
+            "data": None if self.data is None else str(self.data.absolute()),
+            "bank": str(manifest.path.absolute()),
+        }
 
     def _load_models(self, manifest: store.Manifest | None) -> Models:
         models = self.models.load(with_bank=manifest is not None)
@@ -212,8 +186,8 @@ class Evaluate:
 
     def _open_bank(
         self, manifest: store.Manifest | None, dataset: Dataset, models: Models
-    ) -> tuple[ReferenceBank, str]:
-        """Return the bank and a digest of its references."""
+    ) -> tuple[ReferenceBank, store.Manifest]:
+        """Return the bank and its manifest."""
         if manifest is None:
             manifest, references = build_references(
                 dataset.prompts, models, cache_dir=self.cache_dir, progress=show_class_progress
@@ -222,7 +196,7 @@ class Evaluate:
             references = store.read_all_references(manifest)
         bank = assemble_bank(references, models.references, manifest.encoder)
         check_encoder(bank, models)
-        return bank, store.digest_references(manifest)
+        return bank, manifest
 
     def _evaluate_items(
         self,

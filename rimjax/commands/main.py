@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from rimjax.commands.app import App
 from rimjax.commands.bank import Bank
 from rimjax.commands.bench import Bench
 from rimjax.commands.console import name_flag, shorten, warn
@@ -21,6 +22,7 @@ from rimjax.commands.devices import share_gpu_memory
 from rimjax.commands.doctor import Doctor
 from rimjax.commands.evaluate import Evaluate
 from rimjax.commands.regions import Regions
+from rimjax.commands.report import Report
 from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
 from rimjax.images import PictureWarning
@@ -30,8 +32,10 @@ from rimjax.references.reference import ReferenceWarning
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[App, tyro.conf.subcommand("app")]
     | Annotated[Bank, tyro.conf.subcommand("bank")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Regions, tyro.conf.subcommand("regions")]
     | Annotated[ConvertCoco, tyro.conf.subcommand("convert-coco")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]

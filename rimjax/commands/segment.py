@@ -24,6 +24,7 @@ from rimjax.commands.console import (
     show_class_progress,
     warn,
 )
+from rimjax.commands.explanation import ExplainOptions
 from rimjax.commands.options import (
     CACHE_DEFAULT,
     NO_DEFAULT,
@@ -45,7 +46,7 @@ from rimjax.images import read_image
 from rimjax.models.protocols import Models
 from rimjax.pipeline import UnfamiliarImageWarning, check_encoder, segment
 from rimjax.references import store
-from rimjax.references.build import build_bank, load_bank
+from rimjax.references.build import assemble_bank, build_references, load_bank
 from rimjax.results import Segmentation
 from rimjax.settings import name_configuration
 from rimjax.show.draw import OPACITY
@@ -64,6 +65,7 @@ class Segment:
 
     Example: rimjax segment photo.jpg --classes "sneaker,bag" --output out.png --json out.json
     Example: rimjax segment photos --classes "sneaker,bag" --output out --format labels,coco
+    Example: rimjax segment photo.jpg --bank BANK.json --explain why.png --explain-at 120,80
 
     Attributes:
         files: Image files, folders, or patterns such as "photos/*.jpg".
@@ -98,6 +100,7 @@ class Segment:
     stop_on_error: Flag = False
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
     naming: UnknownOptions = field(default_factory=UnknownOptions)
+    explaining: ExplainOptions = field(default_factory=ExplainOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
@@ -113,6 +116,7 @@ class Segment:
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
         files = list_pictures(self.files)
+        self.explaining.check(files)
         formats = [name.strip() for name in self.format.split(",")]
         outputs = Outputs(files, self.output, formats, self.json, self.coco_ids, self.opacity)
         outputs.check(self.overwrite)
@@ -130,7 +134,7 @@ class Segment:
         models = self.naming.apply(models)
         named = classes[0] if manifest is None else manifest.names
         models.segmentation.list_names((BACKGROUND, *named))  # before a bank is drawn
-        bank = _open_bank(manifest, classes, models, self.cache_dir)
+        bank, manifest = _open_bank(manifest, classes, models, self.cache_dir)
         shown = models.segmentation.list_names(bank.names)
         outputs.check_ids(shown)
         configuration = name_configuration(models.references, models.segmentation)
@@ -141,7 +145,7 @@ class Segment:
         results: list[dict[str, Any]] = []
         report: dict[str, Any] = {"results": results, "bad_images": {}, **origin}
         try:
-            found = self._segment_files(outputs, bank, models, origin, bad, results)
+            found = self._segment_files(outputs, bank, manifest, models, origin, bad, results)
             for count, _ in enumerate(progress(found, "segment", "image", len(files)), 1):
                 report["bad_images"] = {str(path): reason for path, reason in bad.items()}
                 if self.json is not None and count % max(1, count // 20) == 0:
@@ -162,6 +166,7 @@ class Segment:
         self,
         outputs: Outputs,
         bank: ReferenceBank,
+        manifest: store.Manifest,
         models: Models,
         origin: Mapping[str, Any],
         bad: dict[Path, str],
@@ -175,6 +180,8 @@ class Segment:
         depends = [digest_bank(bank), origin["settings"], origin["weights"], outputs.settings]
         key = digest([*depends, known])
         done, kept = read_record(outputs.folder, key), 0
+        if self.explaining.explain is not None:
+            done = {}  # a stored result can't be explained
         writing: deque[Future[dict[str, Any]]] = deque()
 
         def read(path: Path) -> np.ndarray | None:
@@ -202,6 +209,7 @@ class Segment:
                             writing.append(writers.submit(outputs.describe, path, result))
                         else:
                             self._report_timings(path, seg)
+                            self.explaining.write(image, seg, bank, models, manifest)
                             writing.append(writers.submit(outputs.write, path, image, seg, key))
                     yield path
                     while len(writing) > 2 * self.jobs:
@@ -260,16 +268,17 @@ def _open_bank(
     classes: Classes,
     models: Models,
     cache_dir: Path | None,
-) -> ReferenceBank:
+) -> tuple[ReferenceBank, store.Manifest]:
     names, references = classes
     if manifest is None:
-        return build_bank(
+        manifest, groups = build_references(
             names,
             models,
             cache_dir=cache_dir,
             references=references,
             progress=show_class_progress,
         )
+        return assemble_bank(groups, models.references, models.features), manifest
     bank = load_bank(manifest, models.references)
     check_encoder(bank, models)
     if names and (tuple(names) != bank.names[1:]):
@@ -280,4 +289,4 @@ def _open_bank(
     kept = {name: prompts for name, prompts in names.items() if prompts}
     if kept and kept != manifest.prompts:
         raise ValueError("classes must have the bank's prompts or none; leave --classes out")
-    return bank
+    return bank, manifest

@@ -150,18 +150,48 @@ def bootstrap_means(
     Raises:
         ValueError: no image, or a wrong number of samples.
     """
+    return _average_present(_draw_ious(counts, samples, seed)[:, 0 if background else 1 :])
+
+
+def bootstrap_class_intervals(
+    counts: Counts, level: float = 0.95, samples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "C 2"]:
+    """Bootstrap a percentile interval of each class's IoU over images.
+
+    Args:
+        counts: of n >= 1 images.
+        level: coverage in (0, 1).
+        samples: number of draws, at least 1.
+        seed: random seed; the draws are those of `bootstrap_means`.
+
+    Returns:
+        Lower and upper bound in [0, 1], over the draws that hold the class; NaN where none does.
+
+    Raises:
+        ValueError: no image, a level out of range or a wrong number of samples.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+    ious = _draw_ious(counts, samples, seed)
+    bounds = np.full((ious.shape[1], 2), np.nan)
+    present = ~np.isnan(ious).all(0)
+    quantiles = [(1 - level) / 2, (1 + level) / 2]
+    bounds[present] = np.nanquantile(ious[:, present], quantiles, axis=0).T
+    return bounds
+
+
+def _draw_ious(counts: Counts, samples: int, seed: int) -> Float[np.ndarray, "samples C"]:
+    """Compute each class's IoU over images drawn with replacement, `samples` times."""
     if not len(counts):
         raise ValueError("counts must hold at least one image, got none")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    n, start = len(counts), 0 if background else 1
+    n = len(counts)
     random = np.random.default_rng(seed)
     weights = random.multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)
     # float64: integer products don't use BLAS, and pixel counts stay exact up to 2**53.
-    hits, unions = (
-        weights @ pixels[:, start:].astype(np.float64) for pixels in (counts.hits, counts.unions)
-    )
-    return _average_present(_divide(hits, unions))
+    hits, unions = (weights @ pixels.astype(np.float64) for pixels in (counts.hits, counts.unions))
+    return _divide(hits, unions)
 
 
 def _average_present(iou: Float[np.ndarray, "*n C"]) -> np.ndarray:

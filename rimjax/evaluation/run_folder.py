@@ -2,7 +2,8 @@
 
     RUN/run.json        settings, bank, weights and versions of the run
     RUN/images.jsonl    a line per image, appended and synced when the image is done
-    RUN/labels/ID.png   label maps, if asked for
+    RUN/labels/ID.png   label maps, unless they aren't wanted
+    RUN/report.html     the report
 
 run.json and each line carry a digest of their own. A line that a kill cut short has no newline; it
 is dropped, and its image is done again.
@@ -29,10 +30,11 @@ from rimjax.files import WriteError, is_full, is_temporary, write_json
 from rimjax.sealed import read_sealed, seal, unseal
 from rimjax.types import BACKGROUND
 
-MAY_DIFFER = ("versions",)
+MAY_DIFFER = ("versions", "sources")
 """Parts of run.json that may change before a run is resumed."""
 
-_RUN, _IMAGES, _LOCK = "run.json", "images.jsonl", "run.lock"
+REPORT = "report.html"
+_RUN, _IMAGES, _LOCK, _LABELS = "run.json", "images.jsonl", "run.lock", "labels"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
         raise ValueError(f"{folder}: is a file; choose another folder for the run")
     # Looked at before run.json, which another process that starts the run writes before the rest.
     files = list(folder.iterdir()) if folder.exists() else []
+    own = (_IMAGES, _LOCK, _LABELS, REPORT)
     has_results = images.is_file() and images.stat().st_size > 0
     if path.exists():
         ours = json.loads(json.dumps(description))
@@ -93,7 +96,7 @@ def check_run(folder: Path, description: Mapping[str, Any], unknown: Sequence[st
                 f"{folder}: this run was started with other settings ({'; '.join(changes[:3])}); "
                 "choose another folder for the run"
             )
-    elif any(file.name not in (_IMAGES, _LOCK) and not is_temporary(file) for file in files):
+    elif any(file.name not in own and not is_temporary(file) for file in files):
         raise ValueError(f"{folder}: isn't the folder of a run; choose another folder")
     elif has_results:
         raise ValueError(
@@ -156,7 +159,7 @@ def check_apart(folders: Sequence[Path], json: Path | None) -> None:
     """Raise ValueError if a file for figures would replace one of a run's own, existing or not."""
     if json is None:
         return
-    parts = (_RUN, _IMAGES, _LOCK, "labels")
+    parts = (_RUN, _IMAGES, _LOCK, _LABELS, REPORT)
     own = {(folder / part).resolve() for folder in folders for part in parts}
     if own & {json.resolve(), json.resolve().parent}:
         raise ValueError(f"json must not be a file of the run itself, got {json}; choose another")

@@ -59,6 +59,9 @@ class Segmentation:
             for an invalid region. None for models or settings that aren't calibrated.
         familiar: whether the image is like the scenes that the preset's encoder was trained on;
             None where that isn't known.
+        features: the regions' features, as the encoder gives them; None where pixels were named.
+        agents: the references that each region was compared through (Eq. 6), as of `Match`; None
+            likewise.
     """
 
     labels: Integer[np.ndarray, "H W"]
@@ -70,6 +73,8 @@ class Segmentation:
     owners: Int32[np.ndarray, "H W"] | None = None
     confidence: Float[np.ndarray, " P"] | None = None
     familiar: bool | None = None
+    features: Float[np.ndarray, "P D"] | None = None
+    agents: Int[np.ndarray, "P N"] | None = None
 
     @cached_property
     def margins(self) -> Float[np.ndarray, " P"]:

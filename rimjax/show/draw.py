@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
 from rimjax.images import ImageSource, read_image
 from rimjax.references.contents import ClassReferences
 from rimjax.results import Segmentation
-from rimjax.types import UNKNOWN
+from rimjax.show.colours import colour_labels as colour_labels
+from rimjax.show.colours import colour_names as colour_names
+from rimjax.show.colours import pick_colours as pick_colours
+from rimjax.show.plot import explanation as explanation
 
 GAP, LEAST_SIDE, LONGEST_SIDE = 4, 384, 4096
 OPACITY, DIMMED = 0.55, 0.35
-_COLOURS = (  # as different as colour names are
-    *("#e6194b", "#3cb44b", "#ffe119", "#0082c8", "#f58230", "#911eb4", "#46f0f0", "#fabed4"),
-    *("#aa6e28", "#d2f53c", "#f032e6", "#008080", "#800000", "#dcbeff", "#808000"),
-)
-
-
-def pick_colours(count: int) -> UInt8[np.ndarray, "C 3"]:
-    """Return distinct colours, dark grey first for the background.
-
-    From the 17th colour on, only neighbours differ clearly.
-    """
-    colours = [ImageColor.getrgb(name) for name in ("#404040", *_COLOURS)]
-    hues = [index * 0.381966 % 1 for index in range(count - len(colours))]
-    bright = [
-        colorsys.hsv_to_rgb(hue, 0.85 if index % 2 else 0.6, 1.0 if index % 3 else 0.8)
-        for index, hue in enumerate(hues)
-    ]
-    more = np.round(np.reshape(bright, (-1, 3)) * 255)
-    return np.concatenate([colours, more])[:count].astype(np.uint8)
-
-
-def colour_names(names: Sequence[str]) -> UInt8[np.ndarray, "C 3"]:
-    """Return `pick_colours` for a segmentation's names; a last name "unknown" is light grey."""
-    colours = pick_colours(len(names))
-    if names[-1] == UNKNOWN:
-        colours[-1] = ImageColor.getrgb("#d0d0d0")
-    return colours
-
-
-def colour_labels(labels: np.ndarray, names: int | Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """Colour a label map; labels beyond the classes (255: ignored) are white.
-
-    Args:
-        labels: [H, W].
-        names: a segmentation's names, or C, their number.
-    """
-    colours = pick_colours(names) if isinstance(names, int) else colour_names(names)
-    colours = np.concatenate([colours, np.full((1, 3), 255, np.uint8)])
-    return colours[np.minimum(labels, len(colours) - 1)]
 
 
 def _draw_legend(
@@ -81,13 +43,18 @@ def _draw_legend(
     return sheet
 
 
+def find_factor(picture: np.ndarray, least: int = LEAST_SIDE) -> int:
+    """Return the whole factor by which `overlay` enlarges a picture [H, W, 3]."""
+    sides = picture.shape[:2]
+    return max(1, min(-(-least // min(sides)), LONGEST_SIDE // max(sides)))
+
+
 def _enlarge(picture: np.ndarray, least: int) -> Image.Image:
     """Enlarge a picture by a whole factor until its short side has `least` pixels.
 
     A long side beyond LONGEST_SIDE isn't made.
     """
-    image = Image.fromarray(picture)
-    factor = max(1, min(-(-least // min(image.size)), LONGEST_SIDE // max(image.size)))
+    image, factor = Image.fromarray(picture), find_factor(picture, least)
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.NEAREST)
 
@@ -217,6 +184,53 @@ def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return _stack(rows)
 
 
+def draw_references(references: ClassReferences, most: int = 16) -> list[dict[str, Image.Image]]:
+    """Draw each image of a class with what was found in it.
+
+    Args:
+        references: read with their pictures.
+        most: number of images drawn.
+
+    Returns:
+        Of each image: "image", "attention" (not of photographs), "points" (of photographs with a
+        box around the object) and "mask" -> a picture of 128x128 pixels.
+
+    Raises:
+        ValueError: the references were read without their pictures.
+    """
+    if references.images is None or references.masks is None:
+        raise ValueError("references must be read with pictures=True to be drawn")
+    drawn, photographs, side = [], _are_photographs(references), (128, 128)
+    for image, mask, attention, points in zip(
+        references.images[:most],
+        references.masks[:most],
+        references.attention[:most],
+        references.points[:most],
+        strict=True,
+    ):
+        heat = (np.clip(attention / max(float(attention.max()), 1e-6), 0, 1) * 255).astype(np.uint8)
+        warm = np.stack([heat, heat // 2, 255 - heat], axis=-1)
+        dotted = Image.fromarray(image).resize(side)
+        pen = ImageDraw.Draw(dotted)
+        places = points * 128 / np.array(image.shape[1::-1])
+        if photographs and np.isfinite(places[1:]).all():
+            pen.rectangle(places[1:].ravel().tolist(), outline="red", width=2)
+            places = places[:1]
+        for x, y in places[np.isfinite(places).all(1)]:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="red", outline="white")
+        cut = np.where(mask[..., None], image, image // 5)
+        views = {
+            "image": Image.fromarray(image).resize(side),
+            "attention": Image.fromarray(warm).resize(side),
+            "points": dotted,
+            "mask": Image.fromarray(cut).resize(side),
+        }
+        if photographs:
+            del views["attention"]
+        drawn.append(views)
+    return drawn
+
+
 def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
     """Draw a class's references: each image, its attention map, its prompt points and its mask.
 
@@ -229,35 +243,18 @@ def contact_sheet(references: ClassReferences, most: int = 16) -> Image.Image:
     Raises:
         ValueError: the references were read without their pictures.
     """
-    if references.images is None or references.masks is None:
-        raise ValueError("references must be read with pictures=True to be drawn")
-    columns, photographs = [], _are_photographs(references)
-    for image, mask, attention, points in zip(
-        references.images, references.masks, references.attention, references.points, strict=True
-    ):
-        heat = (np.clip(attention / max(float(attention.max()), 1e-6), 0, 1) * 255).astype(np.uint8)
-        warm = np.stack([heat, heat // 2, 255 - heat], axis=-1)
-        side = (128, 128)
-        dotted = Image.fromarray(image).resize(side)
-        pen = ImageDraw.Draw(dotted)
-        places = points * 128 / np.array(image.shape[1::-1])
-        if photographs and np.isfinite(places[1:]).all():
-            pen.rectangle(places[1:].ravel().tolist(), outline="red", width=2)
-            places = places[:1]
-        for x, y in places[np.isfinite(places).all(1)]:
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="red", outline="white")
-        cut = np.where(mask[..., None], image, image // 5)
-        views = [
-            Image.fromarray(image).resize(side),
-            *([] if photographs else [Image.fromarray(warm).resize(side)]),
-            dotted,
-            Image.fromarray(cut).resize(side),
-        ]
-        columns.append(_stack(views))
-        if len(columns) == most:
-            break
+    columns = [_stack(list(views.values())) for views in draw_references(references, most)]
     line = describe_references(references)
     return _add_title(line, grid(columns, 8), width=8 * (128 + GAP))
+
+
+def dot(picture: np.ndarray, place: tuple[float, float]) -> Image.Image:
+    """Draw a red dot at (x, y) in pixels of a picture uint8[H, W, 3]."""
+    image = Image.fromarray(picture)
+    radius = max(2, min(image.size) / 40)
+    (x, y), pen = place, ImageDraw.Draw(image)
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill="red", outline="white")
+    return image
 
 
 def describe_references(references: ClassReferences) -> str:

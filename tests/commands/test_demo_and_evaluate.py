@@ -35,6 +35,7 @@ def test_demo_writes_figures_and_pictures(demo: Path) -> None:
     pictures = sorted(path.name for path in demo.glob("*.png"))
     assert pictures == ["references.png", *(f"scene-{i:02d}.png" for i in range(4)), "scenes.png"]
     assert np.asarray(Image.open(demo / "scenes.png")).std() > 10
+    assert f"mIoU {100 * results['miou']:.1f} %" in (demo / "report.html").read_text()
 
 
 def test_evaluate_equals_the_demo_and_its_merged_shards(

@@ -5,48 +5,33 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli import refused, run
-from own_pictures import encode, find_box, find_scene, list_objects, save_photograph, write_coco
+from own_pictures import find_box, find_scene, list_objects, save_documented_files, save_photograph
 from PIL import Image
 
-import rimjax
+from rimjax import presets
 from rimjax.references import store
 from rimjax.references.contents import Manifest
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def take_section(heading: str) -> str:
-    return README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-
-
-SECTION = take_section("With your own photographs")
-COMMANDS = [line for line in SECTION.splitlines() if line.startswith("rimjax ")]
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/photographs.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("rimjax ")
+]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the README's section names."""
-    folder = tmp_path_factory.mktemp("own")
-    scene = find_scene(1)
-    mask = list_objects(scene)[0][1]
-    places = ("mug1.jpg", "mug2.jpg", "mugs/mug1.jpg", "mugs/mug2.jpg", "more/mug3.jpg")
-    for name in (*places, "photo.png"):
-        save_photograph(folder / name, scene)
-    Image.fromarray(mask).save(folder / "mugs/mug1.png")
-    (folder / "refs.csv").write_text(
-        "class,image,x,y\ncup,mug1.jpg,60,70\ncup,mugs/mug2.jpg,64,64\n"
-    )
-    things = [
-        {"category_id": 1, "segmentation": encode(mask)},
-        {"category_id": 2, "segmentation": [], "bbox": [20, 30, 80, 80]},
-    ]
-    write_coco(folder / "annotations.json", scene, things, ["mug", "plate", "pan"])
-    return folder
+    """The files that the page names."""
+    return save_documented_files(tmp_path_factory.mktemp("own"))
 
 
 def build(capsys: pytest.CaptureFixture[str], *words: object) -> Manifest:
@@ -54,8 +39,10 @@ def build(capsys: pytest.CaptureFixture[str], *words: object) -> Manifest:
     return store.read_manifest(printed.strip().splitlines()[-1])
 
 
-def test_the_readme_has_each_form() -> None:
-    assert len(COMMANDS) == 7 and "```python" in SECTION
+def test_the_page_has_each_form_and_the_readme_no_other() -> None:
+    section = (ROOT / "README.md").read_text().split("\n## With your own photographs\n")[1]
+    readme = section.split("```\n")[1].splitlines()
+    assert len(COMMANDS) == 7 and len(readme) == 4 and set(readme) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +61,7 @@ def test_the_readme_has_each_form() -> None:
         strict=True,
     ),
 )
-def test_the_readmes_commands_run(
+def test_the_pages_commands_run(
     pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -92,14 +79,15 @@ def test_the_readmes_commands_run(
     assert counts == expected
 
 
-def test_the_readmes_python_runs(
+def test_the_pages_python_runs(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(pictures)
     monkeypatch.setenv("RIMJAX_CACHE", str(tmp_path))
-    (code,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
-    models = rimjax.load_preset("mini", steps=2)
-    space: dict = {"rimjax": rimjax, "models": models}
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    few = partial(presets.load_preset, steps=2)
+    monkeypatch.setattr(presets, "load_preset", few)
+    space: dict = {}
     exec(code, space)
     assert space["bank"].names == ("background", "mug", "plate", "cup")
 

@@ -12,6 +12,7 @@ import sklearn.metrics
 
 from rimjax.evaluation.metrics import (
     Counts,
+    bootstrap_class_intervals,
     bootstrap_interval,
     confusion_matrix,
     iou_per_class,
@@ -138,6 +139,20 @@ def test_the_interval_equals_a_plain_loops() -> None:
     assert low < mean_iou(confusions.sum(axis=0)) < high
 
 
+def test_a_classes_interval_equals_a_plain_loops_over_the_draws_that_hold_it() -> None:
+    confusions = make_confusions()
+    confusions[2:, 2], confusions[2:, :, 2] = 0, 0  # the last class is rare
+    confusions = np.pad(confusions, ((0, 0), (0, 1), (0, 1)))  # and one is nowhere
+    bounds = bootstrap_class_intervals(Counts.from_confusions(confusions), samples=400)
+    rng, count = np.random.default_rng(7), len(confusions)
+    draws = (confusions[rng.integers(0, count, count)].sum(axis=0) for _ in range(400))
+    ious = np.stack([iou_per_class(draw) for draw in draws])
+    assert np.isnan(ious[:, 2]).any() and not np.isnan(ious[:, 2]).all()
+    expected = np.nanquantile(ious[:, :3], [0.025, 0.975], axis=0).T
+    np.testing.assert_allclose(bounds[:3], expected, atol=0.03)  # quantiles of other draws
+    assert np.isnan(bounds[3]).all()
+
+
 def test_the_seed_decides_the_interval() -> None:
     confusions = make_confusions()
     counts = Counts.from_confusions(confusions)
@@ -177,6 +192,7 @@ def count_nothing(images: int) -> Counts:
         (lambda: bootstrap_interval(count_nothing(0)), "counts must hold at least one image"),
         (lambda: bootstrap_interval(count_nothing(2), level=1.0), "level must"),
         (lambda: bootstrap_interval(count_nothing(2), samples=0), "samples must"),
+        (lambda: bootstrap_class_intervals(count_nothing(2), level=0), "level must"),
     ],
 )
 def test_bad_arguments_are_named(call: Callable[[], object], message: str) -> None:

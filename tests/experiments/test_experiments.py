@@ -23,7 +23,7 @@ from rimjax.models.protocols import Models
 FOLDER = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem.startswith(("table", "fig")))
 SCRIPTS = [name for name in SCRIPTS if name != "tables"] + ["beyond", "ablations", "failures"]
-SCRIPTS += ["half_precision"]
+SCRIPTS += ["half_precision", "rankings"]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,18 @@ def test_every_script_writes_its_results(
     if "measured" in rows[0]:
         measured = [float(row[2]) for row in rows[1:] if row[2] != "-"]
         assert measured and all(0 <= value <= 100 for value in measured)
-    if name.startswith("fig") or name in ("beyond", "failures"):
+    if name.startswith("fig") or name in ("beyond", "failures", "rankings"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
+
+
+def test_the_tour_is_a_picture_of_an_image_and_its_explanation(
+    harness: ModuleType, cache: Path, tmp_path: Path
+) -> None:
+    tour: Any = importlib.import_module("tour")
+    tour.main(tour.Tour(image=1, images=3, cache_dir=cache, out=tmp_path))
+    picture = np.asarray(Image.open(tmp_path / "tour.png"))
+    assert picture.shape[1] == 1210 and picture.shape[0] > 1300
+    assert picture[:300].std() > 20 and picture[-300:].std() > 20
 
 
 def test_regions_are_computed_once_and_count_as_in_evaluate(

@@ -152,10 +152,12 @@ def test_another_platform_asks_for_the_step_again(
 def test_the_page_says_what_it_shows(script: Callable[[str], Any], tmp_path: Path) -> None:
     (tmp_path / "table2.csv").write_text("row,measured\na|b,44.5\n")
     (tmp_path / "table3.csv").write_text("")
-    titles = {"table2": "Table 2", "table3": "Table 3", "fig3": "Figure 3"}
+    titles = {"table2": "Table 2", "table3": "Table 3", "fig3": "Figure 3", "report": "Report"}
     reasons = {"fig3": "Failed: status 2; fig3.py: no space"}
     facts = {"preset": "mini", "device": "cpu"}
+    (tmp_path / "report.html").write_text("<p>report</p>")
     page = script("page").write_page(tmp_path, titles, reasons, facts).read_text()
+    assert "## Report\n\n[report.html](report.html) shows" in page
     for expected in (
         "| preset | mini |\n| device | cpu |",
         "## Table 2\n\n| row | measured |\n| --- | --- |\n| a\\|b | 44.5 |",

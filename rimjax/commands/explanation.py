@@ -1,0 +1,86 @@
+"""Options of `rimjax segment` that explain a region's name in a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from rimjax.commands.options import NO_DEFAULT, default
+from rimjax.files import atomic_file
+from rimjax.models.protocols import Models
+from rimjax.references.contents import Manifest
+from rimjax.references.packed import PackedBank
+from rimjax.references.store import read_all_references
+from rimjax.results import Segmentation
+from rimjax.show.explain import explain
+from rimjax.show.plot import explanation
+from rimjax.types import ReferenceBank
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """A picture of why a region got its name.
+
+    Attributes:
+        explain: PNG file for a picture of one region's agents, rankings, scores and nearest
+            references (a single image only).
+        explain_at: Point "X,Y" of the region to explain.
+    """
+
+    explain: Annotated[Path | None, NO_DEFAULT] = None
+    explain_at: Annotated[str | None, default("the largest region that isn't background")] = None
+
+    def check(self, files: Sequence[Path]) -> None:
+        """Raise ValueError, before any work is done, for options that can't be followed."""
+        if self.explain is None:
+            if self.explain_at is not None:
+                raise ValueError("explain_at needs --explain FILE.png, got none")
+            return
+        if len(files) != 1:
+            raise ValueError(f"explain needs a single image, got {len(files)}; name one file")
+        if self.explain.suffix.lower() != ".png":
+            raise ValueError(f"explain must be a PNG file, got {self.explain}")
+        if self.explain_at is not None:
+            self._read_point(self.explain_at)
+
+    def write(
+        self,
+        image: np.ndarray,
+        seg: Segmentation,
+        bank: ReferenceBank,
+        models: Models,
+        manifest: Manifest,
+    ) -> None:
+        """Draw the picture.
+
+        Raises:
+            ValueError: there is no region to explain.
+        """
+        if self.explain is None:
+            return
+        if self.explain_at is not None:
+            region = self._read_point(self.explain_at)
+        else:
+            segments = sorted(seg.segments, key=lambda segment: segment.area)
+            if not segments or seg.owners is None:
+                raise ValueError("explain found no region but background; give --explain-at X,Y")
+            region = segments[-1].id - 1
+        packed = isinstance(manifest, PackedBank)  # which holds no pictures
+        references = [] if packed else read_all_references(manifest, pictures=True)
+        explained = explain(seg, region, bank, models, references=references)
+        self.explain.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.explain) as temporary:
+            explanation(image, explained).save(temporary, "PNG")
+        print(f"explanation: {self.explain}")
+
+    @staticmethod
+    def _read_point(text: str) -> tuple[int, int]:
+        try:
+            x, y = (int(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(f'explain_at must be a point "X,Y" in pixels, got {text!r}') from None
+        return x, y

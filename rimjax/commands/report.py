@@ -1,0 +1,73 @@
+"""`rimjax report`, and the reports that other commands write at their end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rimjax.commands.console import check_outputs
+from rimjax.commands.options import NO_DEFAULT, default
+from rimjax.evaluation.run_folder import REPORT
+from rimjax.show.report.contents import Contents, read_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write a report of an evaluation: one HTML file that opens in any browser, offline.
+
+    It shows the IoU of each class, which class is taken for which, the worst and best images beside
+    their truth, the references, times and settings. `rimjax demo` and `rimjax evaluate --output`
+    write it too.
+
+    Example: rimjax report run-1
+
+    Example: rimjax report shard-1 shard-2 --output report.html
+
+    Attributes:
+        runs: Folder of a finished run, as `rimjax evaluate --output` writes it; or the folders of
+            all its shards.
+        output: The HTML file.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
+    output: Annotated[Path | None, default(f"{REPORT} in the first folder")] = None
+
+    def run(self) -> None:
+        contents = read_run(self.runs)
+        path = self.output or self.runs[0] / REPORT
+        check_outputs(path)
+        write_report(contents, path)
+        print(path)
+
+
+def write_report(contents: Contents, path: Path) -> None:
+    """Write a report.
+
+    Args:
+        contents: what it shows.
+        path: the HTML file.
+
+    Raises:
+        ImportError: a package is missing; the message says what to install.
+        ValueError: no image could be used, or every pixel is ignored.
+        WriteError: the file can't be written.
+    """
+    try:
+        from rimjax.show.report import page
+    except ModuleNotFoundError as error:
+        remedy = 'pip install "rimjax[report]"'
+        raise ImportError(f"a report needs {error.name}: {remedy}") from error
+    page.write_report(contents, path)
+
+
+def add_report(contents: Contents, path: Path) -> None:
+    """Write a report beside other results and say where; say so if a package is missing."""
+    try:
+        write_report(contents, path)
+    except ImportError as error:
+        print(f"no {path.name}: {error}")
+    else:
+        print(f"report: {path}")

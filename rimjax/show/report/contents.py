@@ -1,0 +1,163 @@
+"""What a report shows, and where it comes from: the folder of a run, its data set and its bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from rimjax import datasets
+from rimjax.datasets.dataset import IGNORED, Dataset, read_labels
+from rimjax.evaluation import Evaluation
+from rimjax.evaluation.run_folder import Results, merge_runs, summarise_run
+from rimjax.references import store
+from rimjax.references.contents import ClassReferences
+from rimjax.references.packed import PackedBank
+from rimjax.types import BACKGROUND
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """An image with its labels.
+
+    Attributes:
+        image: RGB.
+        truth: true labels; 255 is ignored.
+        prediction: predicted labels.
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]
+    truth: UInt8[np.ndarray, "H W"]
+    prediction: UInt8[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a report shows.
+
+    Attributes:
+        description: "dataset", "classes", "background" (whether it counts), and what
+            `describe_origin` tells, as in run.json.
+        results: image id -> result.
+        read: reads an image by its id; raises ValueError or OSError where it can't be read. Or the
+            reason why the report has no pictures.
+        references: the bank's classes with their pictures, or the reason why there are none.
+    """
+
+    description: Mapping[str, Any]
+    results: Results
+    read: Callable[[str], Labelled] | str
+    references: Iterable[ClassReferences] | str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, the background first."""
+        return (BACKGROUND, *self.description["classes"])
+
+    @property
+    def images(self) -> list[str]:
+        """Ids of the images that could be used, in the order of `summarise`'s counts."""
+        return sorted(name for name, result in self.results.items() if result.error is None)
+
+    def summarise(self) -> Evaluation:
+        """Compute the figures; raises as `summarise_run`."""
+        return summarise_run(self.description, self.results)
+
+    def score_images(self, evaluation: Evaluation) -> Float[np.ndarray, " n"]:
+        """Compute each image's mean IoU over the classes in its truth or prediction, in [0, 1].
+
+        NaN where every pixel is ignored.
+        """
+        start = 0 if evaluation.background else 1
+        unions = evaluation.counts.unions[:, start:]
+        present = unions > 0
+        ious = evaluation.counts.hits[:, start:] / np.maximum(unions, 1)
+        count = present.sum(1)
+        means = np.full(len(ious), np.nan)
+        return np.divide(ious.sum(1), count, out=means, where=count > 0)
+
+
+def read_run(folders: Sequence[Path]) -> Contents:
+    """Read what the report of a run shows.
+
+    Args:
+        folders: the run's folder, or those of all its shards.
+
+    Raises:
+        FileNotFoundError: a folder isn't a run's.
+        ValueError: a run is damaged or unfinished, or the folders aren't shards of the same run.
+    """
+    description, results = merge_runs(folders)
+    sources = description.get("sources", {})
+    return Contents(
+        description,
+        results,
+        _open_images(description, sources, folders),
+        _open_references(description, sources),
+    )
+
+
+def _open_images(
+    description: Mapping[str, Any], sources: Mapping[str, Any], folders: Sequence[Path]
+) -> Callable[[str], Labelled] | str:
+    """Return a function that reads an image, or the reason why none can be read."""
+    if not description.get("save_labels"):
+        return "the run kept no label maps (it was started with --no-save-labels)"
+    try:
+        dataset = _open_dataset(description, sources)
+    except (ValueError, OSError) as error:
+        return f"the data set can't be read: {error}"
+    items = {item.id: item for item in dataset.items}
+
+    def read(name: str) -> Labelled:
+        if name not in items:
+            raise ValueError(f"{name}: the data set has no such image any more")
+        paths = [folder / f"labels/{name}.png" for folder in folders]
+        prediction = read_labels(next((path for path in paths if path.exists()), paths[0]))
+        image, truth = items[name].read()
+        if prediction.shape != truth.shape:
+            raise ValueError(f"{name}: the data set's labels have another size than the run's")
+        if not description["background"]:
+            truth = np.where(truth == 0, IGNORED, truth).astype(np.uint8)
+        return Labelled(image, truth, prediction)
+
+    return read
+
+
+def _open_dataset(description: Mapping[str, Any], sources: Mapping[str, Any]) -> Dataset:
+    if not sources.get("dataset"):
+        raise ValueError("the run doesn't record where it is")
+    dataset = datasets.load(sources["dataset"], sources.get("data"))
+    classes = description["classes"]
+    if missing := [name for name in classes if name not in dataset.classes]:
+        raise ValueError(f"{dataset.name} has no class {missing[0]} any more")
+    if tuple(classes) != dataset.classes:  # --only-bank-classes
+        dataset = dataset.restrict([dataset.prompts[dataset.classes.index(n)] for n in classes])
+    return replace(dataset, background=description["background"])
+
+
+def _open_references(
+    description: Mapping[str, Any], sources: Mapping[str, Any]
+) -> Iterable[ClassReferences] | str:
+    """Return the references of a run's bank, or the reason why they can't be shown."""
+    if not sources.get("bank"):
+        return "the run doesn't record where its bank is"
+    try:
+        manifest = store.read_manifest(sources["bank"])
+        if isinstance(manifest, PackedBank):
+            return f"{manifest.path}: a packed bank holds no pictures"
+        if store.digest_references(manifest) != description["bank"]:
+            return f"{manifest.path}: the bank isn't the one that the run used"
+    except (ValueError, OSError) as error:
+        return f"the bank can't be read: {error}"
+    return read_references(manifest)
+
+
+def read_references(manifest: store.Manifest) -> Iterator[ClassReferences]:
+    """Read a bank's classes with their pictures, one at a time."""
+    for folder in manifest.folders:
+        yield store.read_references(manifest.cache / "references" / folder, pictures=True)
