@@ -184,9 +184,9 @@ def test_unknown_words_are_refused_before_the_models_are_loaded(
             ("bag=a photo of a {zebra}", "zebra"),
             ("bag=a {bag} on a table", "table"),
         ):
-            start = time.monotonic()
+            start = time.process_time()
             line = refused(capsys, *words, "--classes", given)
-            assert time.monotonic() - start < 1
+            assert time.process_time() - start < 1
             assert f"ankle boot, got '{word}'; --preset paper draws others" in line
 
 
