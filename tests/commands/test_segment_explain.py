@@ -30,5 +30,5 @@ def test_segment_explains_on_the_command_line(
     )
     assert "PNG" in refused(capsys, "segment", *words, "--explain", tmp_path / "why.jpg")
     wrong = refused(capsys, "segment", *words, "--explain", why, "--explain-at", "2;2")
-    assert 'explain_at must be a point "X,Y"' in wrong
+    assert '--explain-at must be a point "X,Y"' in wrong
     assert "--explain FILE.png" in refused(capsys, "segment", *words, "--explain-at", "2,2")
