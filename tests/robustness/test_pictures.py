@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, features
 from scenes import as_exif
@@ -79,8 +80,10 @@ def list_modes() -> Iterator[Case]:
     for kind in ("JPEG", "TIFF"):
         options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
         yield f"cmyk.{kind}", save(image.convert("CMYK"), kind, **options), RGB, 14
-    for name, other in (("ycbcr", image.convert("YCbCr")), ("lab", to_lab(image))):
-        yield f"{name}.tif", save(other, "TIFF"), RGB, 6
+    # Pillow 12 can't read uncompressed YCbCr, not even what it has written itself.
+    ycbcr = RGB if PIL.__version__ >= "13" else "unreadable or truncated"
+    yield "ycbcr.tif", save(image.convert("YCbCr"), "TIFF"), ycbcr, 6
+    yield "lab.tif", save(to_lab(image), "TIFF"), RGB, 6
     for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits"):
         yield f"{compression}.tif", save(image, "TIFF", compression=compression), RGB, 0
     yield (
