@@ -52,7 +52,7 @@ class Session:
     models: Models
     cache_dir: Path | None = None
     photographs: list[tuple[str, np.ndarray, Point]] = field(default_factory=list)
-    _banks: dict[Any, Bank] = field(default_factory=dict)
+    _bank: tuple[list[str], Bank] | None = None  # of the photographs, and the classes drawn
     _shown: tuple[np.ndarray, Segmentation, Bank] | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -84,16 +84,15 @@ class Session:
         if not (0 <= point[0] < width and 0 <= point[1] < height):
             raise ValueError("Click on the object in the photograph.")
         self.photographs.append((name.strip(), pixels, point))
+        self._bank = None
 
     def clear_photographs(self) -> None:
         self.photographs.clear()
+        self._bank = None
 
     def draw_photographs(self) -> list[tuple[Image.Image, str]]:
         """Return the photographs with a dot on their objects, and their classes."""
-        pictures = []
-        for name, pixels, (x, y) in self.photographs:
-            pictures.append((draw.dot(pixels, (x, y)), name))
-        return pictures
+        return [(draw.dot(pixels, place), name) for name, pixels, place in self.photographs]
 
     def segment(
         self, image: ImageSource | None, classes: str, report: Any = lambda done, text: None
@@ -156,23 +155,22 @@ class Session:
         for name, pixels, point in self.photographs:
             own.setdefault(name, []).append(Reference(pixels, point=point))
         drawn = [name for name in names if name not in own]
-        key = (tuple(drawn), tuple((name, id(pixels), at) for name, pixels, at in self.photographs))
-        if key not in self._banks:
+        if self._bank is not None and self._bank[0] == drawn:
+            return self._bank[1]
 
-            def show(classes: Iterable[str]) -> Iterator[str]:
-                listed = list(classes)
-                for index, name in enumerate(listed):
-                    self._stop_if_cancelled()
-                    report(0.9 * index / len(listed), f"references of {name}")
-                    yield name
+        def show(classes: Iterable[str]) -> Iterator[str]:
+            listed = list(classes)
+            for index, name in enumerate(listed):
+                self._stop_if_cancelled()
+                report(0.9 * index / len(listed), f"references of {name}")
+                yield name
 
-            manifest, groups = build_references(
-                drawn, self.models, cache_dir=self.cache_dir, references=own, progress=show
-            )
-            bank = assemble_bank(groups, self.models.references, self.models.features)
-            self._banks.clear()  # a visitor needs one at a time; the cache on disk keeps the others
-            self._banks[key] = Bank(bank, read_all_references(manifest, pictures=True))
-        return self._banks[key]
+        manifest, groups = build_references(
+            drawn, self.models, cache_dir=self.cache_dir, references=own, progress=show
+        )
+        bank = assemble_bank(groups, self.models.references, self.models.features)
+        self._bank = drawn, Bank(bank, read_all_references(manifest, pictures=True))
+        return self._bank[1]
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled.is_set():

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
 from rimjax.match import permutation_probabilities
+from rimjax.match.classify import TIE
 from rimjax.match.rankings import SCORE_MAPS
 from rimjax.match.readings import READINGS, compare_rankings, compute_cosines
 from rimjax.models.protocols import Models
@@ -160,8 +161,8 @@ def explain(
             probabilities=_rank(table[row, nearest], settings)[1][order],
         )
 
-    best = int(seg.region_labels[index])
-    if best >= len(bank.names):  # unknown
+    best, scores = int(seg.region_labels[index]), seg.scores[index]
+    if best >= len(scores) or scores[best] < scores.max() - TIE:  # left unknown
         best = int(by_score[0])
     others = [label for label in by_score.tolist() if label != best]
     return Explanation(

@@ -51,6 +51,15 @@ def test_photographs_are_references_of_their_own(tmp_path: Path) -> None:
     (picture, name) = session.draw_photographs()[0]
     assert name == "my mug" and picture.getpixel((12, 12)) == (255, 0, 0)
     session.clear_photographs()
+    photograph[8:24, 8:24] = pick_colour("sky")
+    session.add_photograph("my mug", photograph, (12.0, 12.0))
+    image[image[..., 0] != 128] = pick_colour("sky")
+    session.segment(image, "leaf")
+    nearest = session.explain((144, 120))[0].neighbours[0]
+    assert nearest.name == "my mug"
+    colour = np.median(nearest.image[nearest.mask], axis=0)
+    np.testing.assert_array_equal(colour, pick_colour("sky"), "the new photograph's colour")
+    session.clear_photographs()
     with pytest.raises(ValueError, match="Name a class, or add a photograph"):
         session.segment(image, " , ")
 

@@ -158,6 +158,10 @@ def test_an_unknown_region_is_explained_by_what_it_is_nearest_to(tmp_path: Path)
     seg = rimjax.segment(make_scene()[0], bank, models)
     explained = rimjax.explain(seg, 0, bank, models)
     assert explained.name == "unknown" and explained.winner.name in NAMES
+    hidden = replace(models.segmentation, unknown="background")
+    seg_hidden = rimjax.segment(make_scene()[0], bank, models, settings=hidden)
+    again = rimjax.explain(seg_hidden, 0, bank, models, settings=hidden)
+    assert again.name == BACKGROUND and again.winner.name == explained.winner.name
     with pytest.raises(ValueError, match=r"^region must be from 0 to 2, got 3"):
         rimjax.explain(seg, 3, bank, models)
     with pytest.raises(ValueError, match=r"^region must lie in the \d+x\d+ image, got x=-1, y=0"):
