@@ -29,7 +29,7 @@ def port(
     Normalise images with `CLIP_MEAN` and `CLIP_STD`, not with ImageNet's.
 
     Args:
-        state_dict: {key: NumPy array or torch tensor on the CPU}, float32, float16 or bfloat16
+        state_dict: {key: NumPy array or torch tensor}, float32, float16 or bfloat16
             (converted to float32, which is exact), in either layout; the keys tell which. OpenAI's
             `.pt` is a TorchScript archive: `torch.jit.load(path).state_dict()`.
         num_heads: default: a head for every 64 features, as in all of OpenAI's models (but not in

@@ -22,7 +22,7 @@ def port(
     """Port a DINOv2 checkpoint, up to the last layer's keys.
 
     Args:
-        state_dict: {key: NumPy array or torch tensor on the CPU}, float32, in either layout; the
+        state_dict: {key: NumPy array or torch tensor}, float32, in either layout; the
             keys tell which.
         num_heads: default: a head for every 64 features, as in all published models.
 

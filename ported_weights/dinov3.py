@@ -21,7 +21,7 @@ def port(
     """Port a DINOv3 ViT-S, B or L, up to the last layer's keys.
 
     Args:
-        state_dict: {key: NumPy array or torch tensor on the CPU}, float32.
+        state_dict: {key: NumPy array or torch tensor}, float32.
         num_heads: default: a head for every 64 features, as in ViT-S, B and L.
 
     Returns:

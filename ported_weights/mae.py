@@ -22,7 +22,7 @@ def port(
     """Port an MAE's encoder, up to the last layer's keys.
 
     Args:
-        state_dict: {key: NumPy array or torch tensor on the CPU}, float32, float16 or bfloat16
+        state_dict: {key: NumPy array or torch tensor}, float32, float16 or bfloat16
             (converted to float32, which is exact), in either layout; the keys tell which.
             facebookresearch's files keep it under "model", see `checkpoints.read_state_dict`.
         num_heads: default: as in the published models, 16 for ViT-H's 1280 features, else a head

@@ -57,7 +57,7 @@ def apply(
 
     Args:
         rules: every key of the state dict must match exactly one rule.
-        state_dict: NumPy arrays or torch tensors on the CPU.
+        state_dict: NumPy arrays or torch tensors.
         shapes: nested dicts of leaves with `shape` and `dtype`.
         widen_halves: convert float16 and bfloat16 to float32, which is exact; without it they are
             a mismatch like any other dtype.
@@ -81,6 +81,7 @@ def apply(
         if not rule.targets:
             continue
         try:
+            value = to_host(value)
             arrays = rule.transform(np.asarray(widen(value) if widen_halves else value))
         except (TypeError, ValueError, RuntimeError) as error:
             problems.append(f"{key}: can't be converted ({error})")
@@ -142,6 +143,11 @@ def check_finite(where: object, weights: Mapping[str, Any]) -> None:
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ValueError(f"{where}: {broken[0]}{more} holds NaN or infinity; get the weights again")
+
+
+def to_host(value: Any) -> Any:
+    """Return a tensor on the CPU, without gradients, wherever it is; return others as they are."""
+    return value.detach().cpu() if hasattr(value, "detach") else value
 
 
 def widen(value: Any) -> Any:

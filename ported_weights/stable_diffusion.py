@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ported_weights.rules import build_tree, check_fit, flatten_tree, widen
+from ported_weights.rules import build_tree, check_fit, flatten_tree, to_host, widen
 
 POSITION_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
 """0, 1, 2, ...: published files hold them, transformers no longer does."""
@@ -24,7 +24,7 @@ def port(part: str, state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) ->
     Args:
         part: "unet" (diffusers' UNet2DConditionModel), "vae" (AutoencoderKL) or "text_encoder"
             (transformers' CLIPTextModel).
-        state_dict: {key: torch tensor on the CPU}, float32, float16 or bfloat16 (converted to
+        state_dict: {key: torch tensor}, float32, float16 or bfloat16 (converted to
             float32, which is exact).
         shapes: the Flax model's tree of leaves with `shape` and `dtype`.
 
@@ -35,7 +35,9 @@ def port(part: str, state_dict: Mapping[str, Any], shapes: Mapping[str, Any]) ->
         ValueError: the weights don't fit the Flax model; the message lists every mismatch.
         ImportError: diffusers or transformers is missing.
     """
-    tensors = {key: widen(value) for key, value in state_dict.items() if key not in POSITION_IDS}
+    tensors = {
+        key: widen(to_host(value)) for key, value in state_dict.items() if key not in POSITION_IDS
+    }
     rename = _rename_text_encoder if part == "text_encoder" else _rename_diffusers
     expected = flatten_tree(shapes)
     weights, problems = rename(tensors, shapes)

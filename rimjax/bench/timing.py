@@ -14,11 +14,17 @@ import jax
 Row = dict[str, Any]
 
 
-def time_call(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
+def time_call(call: Callable[[], Any], repeats: int = 7, together: int = 1) -> tuple[float, float]:
     """Time a call: seconds of compilation and the median seconds of a call.
 
     Compilation is what the first call takes longer than the others. Short calls are repeated more
     often than `repeats`.
+
+    Args:
+        call: returns arrays.
+        repeats: how often it is timed at least, if it takes less than a second.
+        together: how many calls to start before waiting for the device. Several leave out how long
+            the host takes to start a call and to wait for it.
     """
     start = time.perf_counter()
     jax.block_until_ready(call())
@@ -35,8 +41,10 @@ def time_call(call: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
             # take twice as long.
             time.sleep(0.001)
         start = time.perf_counter()
+        for _ in range(together - 1):
+            call()
         jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - start) / together)
     median = statistics.median(seconds)
     return max(0.0, first - median), median
 

@@ -188,9 +188,9 @@ def match(
     copies += 0 if isinstance(features, jax.Array) else size * row  # onto the device
     sizes = (size, r, agents, features.shape[1])
     tiling = plan_tiling(features, max_bytes, size * columns, sizes, copies)
-    check_finite("regions", features, valid)
-    check_finite("prototypes", bank.prototypes)
-    check_finite("classes", bank.classes)
+    check_finite(
+        {"regions": features, "prototypes": bank.prototypes, "classes": bank.classes}, valid
+    )
     if size > count:
         features, valid = pad_rows(features, valid, size)
     result = classify_regions(features, valid, bank, allowed, scalars, options, tiling)

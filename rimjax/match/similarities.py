@@ -145,8 +145,7 @@ def relation_aware_similarity(
     regions, prototypes, classes = placed = [use_auto_mesh(rows) for rows in arrays.values()]
     p, r, c = map(len, placed)
     tiling = plan_tiling(regions, max_bytes, p * r, (p, r, c, classes.shape[1]))
-    for name, rows in zip(arrays, placed, strict=True):
-        check_finite(name, rows)
+    check_finite(dict(zip(arrays, placed, strict=True)))
     return compare_regions(regions, prototypes, classes, scalars, options, tiling)
 
 

@@ -266,6 +266,16 @@ def test_load_says_what_is_wrong(sam):
         adapter.load(state, CONFIG)
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_parameters_of_a_model_in_use_can_be_loaded(sam, device):
+    """On its device, and with gradients."""
+    state = copy.deepcopy(sam.model).to(device).requires_grad_().state_dict(keep_vars=True)
+    assert adapter.load(state, CONFIG, device="cpu").fingerprint == sam.fingerprint
+
+
 def test_nan_among_the_weights_is_refused_by_name(sam):
     state = {name: tensor.clone() for name, tensor in sam.model.state_dict().items()}
     state["mask_decoder.iou_token.weight"][0, 0] = torch.nan

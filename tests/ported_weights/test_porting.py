@@ -1,5 +1,6 @@
 """CLIP and MAE ported from all their layouts, against transformers' PyTorch models."""
 
+import copy
 import re
 from dataclasses import replace
 from typing import Any
@@ -245,6 +246,24 @@ def test_facebookresearchs_layout_gives_the_same_params(layouts):
         "decoder_blocks.0.norm1.bias": torch.zeros(16),
     }
     assert_same(mae.port(whole, num_heads=3)[0], hub[0])
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        ),
+    ],
+)
+def test_parameters_of_a_model_in_use_can_be_ported(models, layouts, device):
+    """On its device, and with gradients."""
+    used = copy.deepcopy(models["CLIPModel"]).to(device).requires_grad_()
+    assert_same(
+        clip.port(used.state_dict(keep_vars=True), num_heads=3)[0],
+        clip.port(layouts["clip hub"], num_heads=3)[0],
+    )
 
 
 @pytest.mark.parametrize("name", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])

@@ -165,28 +165,6 @@ class Candidate:
     score: float
     stability: float
 
-    @classmethod
-    def create(
-        cls,
-        full: Bool[np.ndarray, "T S"],
-        tiles: Int64[np.ndarray, "k 2"],
-        pixels: Bool[np.ndarray, "k side side"],
-        shape: tuple[int, int],
-        scores: tuple[float, float],
-    ) -> Candidate:
-        """Pack a mask, and measure its box and area."""
-        spans = []
-        for axis, size in enumerate(shape):
-            marked = np.repeat(full.any(1 - axis, keepdims=True).reshape(-1, 1), TILE, axis=1)
-            np.logical_or.at(marked, tiles[:, axis], pixels.any(2 - axis))
-            at = np.flatnonzero(marked.ravel()[:size])
-            spans.append((int(at[0]), int(at[-1])) if len(at) else (0, 0))
-        (y0, y1), (x0, x1) = spans
-        rows, columns = map(_count_pixels, shape)
-        area = int(rows @ full @ columns) + int(pixels.sum())
-        bits = np.packbits(pixels.reshape(-1, TILE * TILE), axis=1)
-        return cls(full, tiles, bits, shape, (0, 0), (x0, y0, x1, y1), area, *scores)
-
     def move(self, x: int, y: int) -> Candidate:
         """Return the mask in an image of which this one's image is the crop from x, y on."""
         (top, left), (x0, y0, x1, y1) = self.corner, self.box
@@ -229,20 +207,41 @@ def _sift(
     mixed = (~full & (high > threshold - OFFSET)).nonzero()
     rows, columns = (torch.from_numpy(_count_pixels(n)).to(full.device) for n in frame.size)
     inner = (full * rows[:, None] * columns).sum((1, 2), dtype=torch.int32)
-    outer, parts = inner.clone(), [full.new_zeros(0, TILE, TILE)]
+    outer, area, parts = inner.clone(), inner.clone(), [full.new_zeros(0, TILE, TILE)]
+    # Pixels set in each row and column of each mask; of a full tile one, for one is enough.
+    filled = [full.any(axis).int()[..., None].repeat(1, 1, TILE).flatten(0, 1) for axis in (2, 1)]
     for tiles in mixed.split(MAX_TILES):
-        values = frame.resize(logits, tiles)
+        values, mask = frame.resize(logits, tiles), tiles[:, 0]
         for count, level in ((inner, threshold + OFFSET), (outer, threshold - OFFSET)):
             above = (values > level).view(torch.int8).flatten(1)  # booleans are slow to sum
-            count.index_add_(0, tiles[:, 0], above.sum(1, dtype=torch.int32))
+            count.index_add_(0, mask, above.sum(1, dtype=torch.int32))
         parts.append(values > threshold)
+        for axis, count in enumerate(filled, 1):
+            along = parts[-1].view(torch.int8).sum(3 - axis, dtype=torch.int32)
+            count.index_add_(0, mask * full.shape[axis] + tiles[:, axis], along)
+            if axis == 1:
+                area.index_add_(0, mask, along.sum(1, dtype=torch.int32))
     shares = (inner / outer).tolist()  # NaN where both are 0
-    pixels, tiles, filled = torch.cat(parts).cpu().numpy(), mixed.cpu().numpy(), full.cpu().numpy()
+    (y0, y1), (x0, x1) = (
+        _find_ends(count.reshape(len(full), n * TILE)[:, :pixels] > 0)
+        for count, n, pixels in zip(filled, full.shape[1:], frame.size, strict=True)
+    )
+    boxes, areas = torch.stack([x0, y0, x1, y1], dim=1).tolist(), area.tolist()
+    bits = np.packbits(torch.cat(parts).flatten(1).cpu().numpy(), axis=1)
+    tiles, full = mixed.cpu().numpy(), full.cpu().numpy()
     ends = np.searchsorted(tiles[:, 0], np.arange(len(logits) + 1))
-    for index, both in enumerate(zip(scores.tolist(), shares, strict=True)):
-        if stability <= 0 or both[1] >= stability:
+    for index, (score, share) in enumerate(zip(scores.tolist(), shares, strict=True)):
+        if stability <= 0 or share >= stability:
             own = slice(ends[index], ends[index + 1])
-            yield Candidate.create(filled[index], tiles[own, 1:], pixels[own], frame.size, both)
+            place = frame.size, (0, 0), tuple(boxes[index]), areas[index]
+            yield Candidate(full[index], tiles[own, 1:], bits[own], *place, score, share)
+
+
+def _find_ends(marked: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the first and the last position that is set in each row; 0 and 0 where none is."""
+    marked = marked.int()
+    first, after = marked.argmax(1), marked.flip(1).argmax(1)
+    return first, torch.where(marked.any(1), marked.shape[1] - 1 - after, 0)
 
 
 def suppress(
