@@ -105,7 +105,7 @@ def check_fit(
     """Check that weights are exactly the expected ones: names, shapes, dtypes, finite values.
 
     Args:
-        weights: NumPy arrays or torch tensors on the CPU, by name.
+        weights: NumPy arrays or torch tensors, by name.
         expected: leaves with `shape` and `dtype`, by name.
         sources: the source key of a weight, for messages, where it differs from the name.
         problems: further mismatches to list.
@@ -120,7 +120,7 @@ def check_fit(
             problems.append(f"{label}: the model has no such weight")
         elif (actual := _describe(weight)) != (wanted := _describe(expected[name])):
             problems.append(f"{label}: must be {wanted}, got {actual}")
-        elif not np.isfinite(np.asarray(weight)).all():
+        elif not np.isfinite(np.asarray(to_host(weight))).all():
             problems.append(f"{label}: holds NaN or infinity")
     problems += [f"{name}: missing" for name in expected if name not in weights]
     if problems:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ported_weights.rules import check_fit, to_host, widen
+from ported_weights.rules import check_fit, widen
 from rimjax.files import fingerprint
 from rimjax.models.protocols import (
     CopiedByFields,
@@ -260,7 +260,7 @@ def load(
         torch.manual_seed(seed)
         model = build(config)
     if state is not None:
-        state = {name: widen(to_host(tensor)) for name, tensor in state.items()}
+        state = {name: widen(tensor) for name, tensor in state.items()}
         check_fit(state, model.state_dict())
         model.load_state_dict(state)
     for part in (model.image_encoder, model.mask_decoder):
