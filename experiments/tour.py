@@ -18,7 +18,6 @@ import rimjax
 from rimjax.commands.console import show_class_progress
 from rimjax.files import atomic_file
 from rimjax.references.build import assemble_bank, build_references
-from rimjax.references.store import read_all_references
 from rimjax.show import draw
 
 
@@ -47,8 +46,7 @@ def main(experiment: Tour) -> None:
     if not seg.segments:
         raise ValueError(f"image must show one of the classes, got {experiment.image}; try another")
     region = max(seg.segments, key=lambda segment: segment.area).id - 1
-    pictures = read_all_references(manifest, pictures=True)
-    explained = rimjax.explain(seg, region, bank, models, references=pictures)
+    explained = rimjax.explain(seg, region, bank, models, references=manifest)
     strip = draw_strip(image, seg)
     height = round(strip.height * 1210 / strip.width)
     tour = draw.grid([strip.resize((1210, height)), draw.explanation(image, explained)], 1)

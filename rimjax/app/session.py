@@ -15,8 +15,8 @@ from rimjax.images import ImageSource, read_image
 from rimjax.models.protocols import Models
 from rimjax.pipeline import segment
 from rimjax.references.build import assemble_bank, build_references
+from rimjax.references.contents import Manifest
 from rimjax.references.reference import Point, Reference
-from rimjax.references.store import read_all_references
 from rimjax.results import Segmentation
 from rimjax.show import draw
 from rimjax.show.explain import Explanation, explain
@@ -33,10 +33,10 @@ class CancelledError(Exception):
 
 @dataclass
 class Bank:
-    """A bank, and the pictures of its references."""
+    """A bank, and the manifest that leads to its references."""
 
     bank: ReferenceBank
-    references: Sequence[Any]
+    manifest: Manifest
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Session:
         x, y = place[0] // factor, place[1] // factor
         if not (x < width and y < height):
             raise ValueError("Click on the picture, above the legend.")
-        explained = explain(seg, (x, y), bank.bank, self.models, references=bank.references)
+        explained = explain(seg, (x, y), bank.bank, self.models, references=bank.manifest)
         return explained, draw.explanation(pixels, explained)
 
     def _open_bank(self, names: Sequence[str], report: Any) -> Bank:
@@ -169,7 +169,7 @@ class Session:
             drawn, self.models, cache_dir=self.cache_dir, references=own, progress=show
         )
         bank = assemble_bank(groups, self.models.references, self.models.features)
-        self._bank = drawn, Bank(bank, read_all_references(manifest, pictures=True))
+        self._bank = drawn, Bank(bank, manifest)
         return self._bank[1]
 
     def _stop_if_cancelled(self) -> None:

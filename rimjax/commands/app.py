@@ -19,8 +19,10 @@ from PIL import Image
 from rimjax import datasets
 from rimjax.commands.console import keep_compilations
 from rimjax.commands.options import CACHE_DEFAULT, ModelOptions, default
+from rimjax.images import read_image
 from rimjax.presets import PRESETS
 from rimjax.references import store
+from rimjax.regions.extract import extract
 
 EXAMPLES = 4
 
@@ -67,6 +69,8 @@ class App:
         models = self.models.load()
         keep_compilations(cache)
         examples = _write_examples(folder) if self.models.preset == "mini" else []
+        for path in examples[:1]:  # compiles the encoder, for which the first visitor would wait
+            extract(models, read_image(path))
         classes = ", ".join(PRESETS[self.models.preset].diffusion.vocabulary or ())
         page = build_page(partial(Session, models, cache), classes, examples)
         address = launch(page, self.host, self.port, prevent_thread_lock=True)

@@ -13,8 +13,6 @@ from rimjax.commands.options import NO_DEFAULT, default
 from rimjax.files import atomic_file
 from rimjax.models.protocols import Models
 from rimjax.references.contents import Manifest
-from rimjax.references.packed import PackedBank
-from rimjax.references.store import read_all_references
 from rimjax.results import Segmentation
 from rimjax.show.explain import explain
 from rimjax.show.plot import explanation
@@ -69,9 +67,7 @@ class ExplainOptions:
             if not segments or seg.owners is None:
                 raise ValueError("explain found no region but background; give --explain-at X,Y")
             region = segments[-1].id - 1
-        packed = isinstance(manifest, PackedBank)  # which holds no pictures
-        references = [] if packed else read_all_references(manifest, pictures=True)
-        explained = explain(seg, region, bank, models, references=references)
+        explained = explain(seg, region, bank, models, references=manifest)
         self.explain.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.explain) as temporary:
             explanation(image, explained).save(temporary, "PNG")

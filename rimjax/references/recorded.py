@@ -40,12 +40,10 @@ def read_recorded(path: Path, name: str, recorded: Mapping[str, str]) -> bytes:
     return content
 
 
-def read_pictures(path: Path, kind: str, count: int, recorded: Mapping[str, str]) -> np.ndarray:
-    """Read the first `count` pictures of a kind, "image" or "mask"; raises as `read_recorded`."""
-    names = [name_picture(kind, index) for index in range(count)]
-    return np.stack(
-        [np.asarray(Image.open(BytesIO(read_recorded(path, name, recorded)))) for name in names]
-    )
+def read_picture(path: Path, kind: str, index: int, recorded: Mapping[str, str]) -> np.ndarray:
+    """Read a picture of a kind, "image" or "mask"; raises as `read_recorded`."""
+    content = read_recorded(path, name_picture(kind, index), recorded)
+    return np.asarray(Image.open(BytesIO(content)))
 
 
 def name_picture(kind: str, index: int) -> str:

@@ -36,7 +36,7 @@ from rimjax.files import (
 from rimjax.models.protocols import Generated
 from rimjax.references.contents import FEATURES, ClassReferences, Manifest, read_prompts
 from rimjax.references.packed import SUFFIX, PackedBank, is_packed, read_packed, write_packed
-from rimjax.references.recorded import find_inside, name_picture, read_pictures, read_recorded
+from rimjax.references.recorded import find_inside, name_picture, read_picture, read_recorded
 from rimjax.sealed import read_sealed, seal
 
 ARRAYS = (*FEATURES, "attention", "points")
@@ -95,12 +95,15 @@ def write_references(path: Path, references: ClassReferences) -> bool:
     return True
 
 
-def read_references(path: Path, pictures: bool = False) -> ClassReferences:
+def read_references(
+    path: Path, pictures: bool = False, only: Sequence[int] | None = None
+) -> ClassReferences:
     """Read a class's folder, checking each file that is read against its sha256.
 
     Args:
         path: the class's folder.
         pictures: read images and masks too.
+        only: numbers of the images to read; default: all.
 
     Raises:
         ValueError: a file is missing, damaged, not recorded, or outside the cache.
@@ -115,8 +118,11 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
         record = read_sealed(find_inside(path, _RECORD_FILE), _RECORD_TYPES)
         recorded = {check_plain_name(name, path): sha for name, sha in record["files"].items()}
         arrays = load(read_recorded(path, _ARRAY_FILE, recorded))
+        wanted = range(len(arrays["attention"])) if only is None else only
         images, masks = (
-            read_pictures(path, kind, len(arrays["attention"]), recorded) if pictures else None
+            np.stack([read_picture(path, kind, index, recorded) for index in wanted])
+            if pictures
+            else None
             for kind in ("image", "mask")
         )
         return ClassReferences(
@@ -127,7 +133,7 @@ def read_references(path: Path, pictures: bool = False) -> ClassReferences:
             drawing=record["drawing"],
             sources={stage: str(name) for stage, name in dict(record.get("sources", {})).items()},
             prompts=read_prompts(record.get("prompts", [])),
-            **{name: arrays[name] for name in ARRAYS},
+            **{name: arrays[name][list(wanted)] for name in ARRAYS},
         )
     except KeyError as error:
         raise ValueError(f"{path}: {error} isn't recorded; {remedy}") from error

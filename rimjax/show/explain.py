@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -17,7 +17,7 @@ from rimjax.match.rankings import SCORE_MAPS
 from rimjax.match.readings import READINGS, compare_rankings, compute_cosines
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
-from rimjax.references.contents import ClassReferences
+from rimjax.references.contents import Manifest
 from rimjax.results import Segmentation
 from rimjax.settings import SegmentSettings
 from rimjax.show.neighbours import Neighbour, find_neighbours
@@ -92,7 +92,7 @@ def explain(
     models: Models,
     *,
     settings: SegmentSettings | None = None,
-    references: Sequence[ClassReferences] = (),
+    references: Manifest | None = None,
     most: int = 8,
 ) -> Explanation:
     """Explain the name of a region.
@@ -103,8 +103,8 @@ def explain(
         bank: the bank that `seg` was made with.
         models: the models, likewise.
         settings: the settings, if others than the models' were given to `segment`.
-        references: the bank's references with their pictures, for the nearest of them, e.g.
-            `rimjax.references.store.read_all_references(manifest, pictures=True)`.
+        references: the bank's manifest, e.g. `rimjax.references.store.read_manifest(path)`, so that
+            the nearest reference images are found; None: none are.
         most: number of nearest reference images.
 
     Raises:
@@ -177,7 +177,9 @@ def explain(
         probabilities=chances[order],
         winner=describe(best),
         runner_up=describe(others[0]) if others else None,
-        neighbours=find_neighbours(np.asarray(feature[0]), bank, references, most),
+        neighbours=()
+        if references is None
+        else find_neighbours(np.asarray(feature[0]), bank, references, most),
     )
 
 

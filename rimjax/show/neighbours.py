@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -10,7 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from rimjax.match.readings import compute_cosines
-from rimjax.references.contents import ClassReferences
+from rimjax.references.contents import Manifest
+from rimjax.references.packed import PackedBank
+from rimjax.references.store import read_all_references, read_references
 from rimjax.types import BACKGROUND, ReferenceBank, normalise_rows
 
 
@@ -34,29 +35,32 @@ class Neighbour:
 def find_neighbours(
     feature: Float32[np.ndarray, " D"],
     bank: ReferenceBank,
-    references: Sequence[ClassReferences],
+    manifest: Manifest,
     most: int,
 ) -> tuple[Neighbour, ...]:
-    """Find the reference images whose features are nearest to a region's, whitened likewise."""
-    places: list[tuple[ClassReferences, int, bool]] = []
+    """Find the reference images whose features are nearest to a region's, whitened likewise.
+
+    Only their pictures are read. A packed bank has none, so nothing is found.
+    """
+    if isinstance(manifest, PackedBank):
+        return ()
+    places: list[tuple[int, int, bool]] = []  # class, image, and whether it is the background
     parts: list[np.ndarray] = []
-    for each in references:
-        if each.images is None or each.masks is None:
-            raise ValueError("references must be read with pictures=True to be shown")
+    for label, each in enumerate(read_all_references(manifest)):
         for rows, behind in ((each.foreground, False), (each.background, True)):
             whole = np.flatnonzero(np.isfinite(rows).all(1))
-            places += [(each, index, behind) for index in whole.tolist()]
+            places += [(label, index, behind) for index in whole.tolist()]
             parts.append(rows[whole])
-    if not places:
-        return ()
     kept = jnp.asarray(np.concatenate(parts))
     if bank.whitening is not None:
         kept = bank.whitening.apply(kept)
     cosines = np.asarray(compute_cosines(kept, normalise_rows(feature[None])))[:, 0]
     neighbours = []
     for row in np.argsort(-cosines, kind="stable")[:most].tolist():
-        each, index, behind = places[row]
+        label, index, behind = places[row]
+        folder = manifest.cache / "references" / manifest.folders[label]
+        each = read_references(folder, pictures=True, only=[index])
         assert each.images is not None and each.masks is not None
-        name, mask = (BACKGROUND, ~each.masks[index]) if behind else (each.name, each.masks[index])
-        neighbours.append(Neighbour(name, float(cosines[row]), each.images[index], mask))
+        name, mask = (BACKGROUND, ~each.masks[0]) if behind else (each.name, each.masks[0])
+        neighbours.append(Neighbour(name, float(cosines[row]), each.images[0], mask))
     return tuple(neighbours)

@@ -17,7 +17,7 @@ from rimjax import ReferenceBank, SegmentSettings, draw
 from rimjax.models.protocols import Models
 from rimjax.pipeline import name_regions
 from rimjax.references.build import build_references
-from rimjax.references.store import read_all_references
+from rimjax.references.store import pack_bank
 from rimjax.types import BACKGROUND, Regions
 
 CLASSES = (BACKGROUND, *(f"class {index}" for index in range(1, 12)))
@@ -131,19 +131,20 @@ def test_a_point_stands_for_the_region_on_top_of_it(tmp_path: Path) -> None:
     models = fake_models()
     manifest, _ = build_references(NAMES, models, cache_dir=tmp_path)
     bank = rimjax.load_bank(manifest)
-    references = read_all_references(manifest, pictures=True)
     image, truth = make_scene()
     seg = rimjax.segment(image, bank, models)
     for label, name in enumerate(NAMES, 1):
         y, x = np.argwhere(truth == label)[0].tolist()
-        explained = rimjax.explain(seg, (x, y), bank, models, references=references, most=5)
+        explained = rimjax.explain(seg, (x, y), bank, models, references=manifest, most=5)
         assert explained.name == name and explained.mask[y, x]
         nearest = explained.neighbours
         assert len(nearest) == 5 and [each.name for each in nearest[:3]] == [name] * 3
         assert all(each.image[each.mask].std(0).max() == 0 for each in nearest[:3]), "its colour"
         picture = draw.explanation(image, explained)
         assert picture.width > 800 and np.asarray(picture).std() > 20
-    explained = rimjax.explain(seg, 0, bank, models)
+    packed = pack_bank(manifest, tmp_path / "bank.safetensors")
+    explained = rimjax.explain(seg, 0, bank, models, references=packed)
+    assert not explained.neighbours, "which have no pictures"
     y, x = np.argwhere(truth == 0)[0].tolist()
     with pytest.raises(ValueError, match=rf"^no region lies at x={x}, y={y}; choose"):
         rimjax.explain(seg, (x, y), bank, models)
