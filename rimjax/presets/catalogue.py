@@ -158,7 +158,7 @@ _MINI = Preset(
         points_per_side=10,
         pred_iou_thresh=0.5,
         stability_score_thresh=0.4,
-        box_nms_thresh=0.5,
+        box_nms_thresh=0.7,
         min_area=30,
     ),
     references=ReferenceSettings(num_images=24),
