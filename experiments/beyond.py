@@ -43,7 +43,7 @@ def main(experiment: Experiment) -> None:
         "step by step: score map exp": (single, replace(theirs, score_map="exp")),
         "step by step: similarity weighted": (single, best),
         "step by step: whitened, half centred = rimjax": (whitened, best),
-        "the first edition's: whitened, only agents may win": (
+        "an earlier rimjax: whitened, only agents may win": (
             experiment.build_bank(ours, centre=1.0),
             exp,
         ),

@@ -59,7 +59,7 @@ class UnknownOptions:
     was among the classes; other presets, classes and unfamiliar pictures have none.
 
     Attributes:
-        min_score: Least score for a region to get its class's name; 0.55 is a good start for mini
+        min_score: Least score for a region to get its class's name; 0.65 is a good start for mini
             (docs/unknown.md).
         min_margin: Least margin.
         min_confidence: Least confidence, from 0 to 1; mini only.
