@@ -152,7 +152,7 @@ def main() -> None:
     scaling = 1 / mean.std()
     print(f"scaling_factor {scaling:.5f}")
     tokenizer = clip.make_tokenizer()
-    words = [tokenizer(name)["input_ids"][-1] for name in HARD]
+    words = [tokenizer.encode(name)[-1] for name in HARD]
     hard = np.flatnonzero(np.isin(pool["tokens"][:SINGLES, -1].numpy(), words))
     empty = tokenizer("", padding="max_length", return_tensors="pt")["input_ids"]
     with torch.inference_mode():

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import numpy as np
 
+from rimjax.commands.console import write_picture
 from rimjax.commands.options import NO_DEFAULT, default
-from rimjax.files import atomic_file
 from rimjax.models.protocols import Models
 from rimjax.references.contents import Manifest
 from rimjax.results import Segmentation
@@ -68,9 +68,7 @@ class ExplainOptions:
                 raise ValueError("explain found no region but background; give --explain-at X,Y")
             region = segments[-1].id - 1
         explained = explain(seg, region, bank, models, references=manifest)
-        self.explain.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.explain) as temporary:
-            explanation(image, explained).save(temporary, "PNG")
+        write_picture(self.explain, explanation(image, explained))
         print(f"explanation: {self.explain}")
 
     @staticmethod

@@ -118,7 +118,8 @@ class Segment:
         files = list_pictures(self.files)
         self.explaining.check(files)
         formats = [name.strip() for name in self.format.split(",")]
-        outputs = Outputs(files, self.output, formats, self.json, self.coco_ids, self.opacity)
+        settings = (formats, self.json, self.coco_ids, self.opacity, self.explaining.explain)
+        outputs = Outputs(files, self.output, *settings)
         outputs.check(self.overwrite)
         if self.bank is None:
             outputs.check_ids((BACKGROUND, *classes[0]))

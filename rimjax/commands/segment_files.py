@@ -67,6 +67,7 @@ class Outputs:
         json: the report; None for none.
         ids_from: a COCO file whose image and category ids are used; None numbers them.
         opacity: of the overlay's colours.
+        explanation: the picture of a region's explanation; None for none.
     """
 
     files: Sequence[Path]
@@ -75,6 +76,7 @@ class Outputs:
     json: Path | None
     ids_from: Path | None
     opacity: float
+    explanation: Path | None = None
 
     @cached_property
     def ids(self) -> CocoIds | None:
@@ -156,7 +158,7 @@ class Outputs:
             raise ValueError(f"output must be a folder for {', '.join(sorted(shared))}, got none")
         outputs = [place for path in self.files for place in self.locate(path).values()]
         written = [*outputs, *self.locate_shared().values()]
-        written += [] if self.json is None else [self.json]
+        written += [path for path in (self.json, self.explanation) if path is not None]
         inputs = {path.resolve() for path in self.files}
         if overwritten := [str(path) for path in written if path.resolve() in inputs]:
             raise ValueError(
@@ -164,7 +166,7 @@ class Outputs:
                 "name"
             )
         if len({path.resolve() for path in written}) < len(written):
-            raise ValueError(f"json must be a file of its own, got {self.json}; choose another")
+            raise ValueError("json and explain must be files of their own; choose other names")
         ours = self._list_recorded()
         check_outputs(*(path for path in written if path not in ours), overwrite=overwrite)
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int
 
-from rimjax.match import permutation_probabilities
 from rimjax.match.classify import TIE
-from rimjax.match.rankings import SCORE_MAPS
-from rimjax.match.readings import READINGS, compare_rankings, compute_cosines
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references.contents import Manifest
 from rimjax.results import Segmentation
 from rimjax.settings import SegmentSettings
+from rimjax.show.comparison import compare_region, rank_agents
 from rimjax.show.neighbours import Neighbour, find_neighbours
-from rimjax.types import ReferenceBank, normalise_rows
+from rimjax.types import ReferenceBank
 
-MOST_RANKED = 8
-"""Agents whose N! rankings are still listed."""
+SAME = 1e-3
+"""Difference of two scores, for each prototype that they are made of, that rounding may make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +106,8 @@ def explain(
 
     Raises:
         ValueError: there is no such region, it is invalid, or no region lies under the point;
-            pixels were named instead of regions; or the bank isn't the segmentation's.
+            pixels were named instead of regions; or bank, settings or references aren't the
+            segmentation's.
     """
     settings = settings or models.segmentation
     check_encoder(bank, models)
@@ -119,34 +117,37 @@ def explain(
             f"bank must be the segmentation's, with the classes {', '.join(seg.names)}, got "
             f"{', '.join(bank.names)}"
         )
+    if references is not None and references.names != bank.names[1:]:
+        raise ValueError(
+            f"references must be the bank's, of {', '.join(bank.names[1:])}, got "
+            f"{', '.join(references.names)}"
+        )
+    if not most >= 0:
+        raise ValueError(f"most must be at least 0, got {most}")
     assert seg.features is not None and seg.agents is not None
-    feature = jnp.asarray(seg.features[index : index + 1])
-    if bank.whitening is not None:
-        feature = bank.whitening.apply(feature)
     from_prototypes = settings.agent_source == "prototypes"
     rows = bank.prototypes if from_prototypes else bank.classes
     owners = np.asarray(bank.owners) if from_prototypes else np.arange(len(bank.names))
     agents = seg.agents[index]
-    units, prototypes = normalise_rows(rows)[agents], normalise_rows(bank.prototypes)
-    similarities = np.asarray(
-        _compare_jit(
-            feature,
-            units,
-            prototypes,
+    feature, similarities, own, cosines, table = map(
+        np.asarray,
+        compare_region(
+            jnp.asarray(seg.features[index : index + 1]),
+            bank.whitening,
+            jnp.asarray(rows)[agents],
+            jnp.asarray(bank.prototypes),
             jnp.float32(settings.temperature),
             jnp.float32(settings.relation_weight),
             settings.similarity,
             settings.score_map,
             settings.measure,
-        )
+        ),
     )
-    own = np.asarray(compute_cosines(feature, units))[0]
-    cosines = np.asarray(compute_cosines(feature, prototypes))[0]
-    table = np.asarray(compute_cosines(prototypes, units))
     nearest = np.argsort(-own, kind="stable")
-    rankings, chances = _rank(own[nearest], settings)
+    rankings, chances = rank_agents(own[nearest], settings)
     order = np.argsort(-chances, kind="stable")
     by_score = np.argsort(-seg.scores[index], kind="stable")
+    _check_score(seg.scores[index], int(by_score[0]), similarities, bank, settings)
 
     def describe(label: int) -> Candidate:
         rows = np.flatnonzero(np.asarray(bank.owners) == label)
@@ -158,7 +159,7 @@ def explain(
             similarity=float(similarities[row]),
             cosine=float(cosines[row]),
             cosines=table[row, nearest],
-            probabilities=_rank(table[row, nearest], settings)[1][order],
+            probabilities=rank_agents(table[row, nearest], settings)[1][order],
         )
 
     best, scores = int(seg.region_labels[index]), seg.scores[index]
@@ -177,21 +178,25 @@ def explain(
         probabilities=chances[order],
         winner=describe(best),
         runner_up=describe(others[0]) if others else None,
-        neighbours=()
-        if references is None
-        else find_neighbours(np.asarray(feature[0]), bank, references, most),
+        neighbours=() if references is None else find_neighbours(feature, bank, references, most),
     )
 
 
 def _find_region(seg: Segmentation, region: int | tuple[int, int]) -> int:
     if seg.features is None or seg.agents is None:
         raise ValueError("seg must have regions to be explained, got one of single pixels")
-    if isinstance(region, int | np.integer):
+    if isinstance(region, int | np.integer) and not isinstance(region, bool):
         if not 0 <= region < len(seg.masks):
             raise ValueError(f"region must be from 0 to {len(seg.masks) - 1}, got {region}")
         index = int(region)
     else:
-        x, y = region
+        try:
+            x, y = map(operator.index, region)  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError):
+            raise ValueError(
+                "region must be a row of seg.masks or a point (x, y) in whole pixels, got "
+                f"{region!r}"
+            ) from None
         height, width = seg.labels.shape
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"region must lie in the {width}x{height} image, got x={x}, y={y}")
@@ -208,55 +213,18 @@ def _find_region(seg: Segmentation, region: int | tuple[int, int]) -> int:
     return index
 
 
-def _compare(
-    feature: Float32[Array, "1 D"],
-    units: Float32[Array, "N D"],
-    prototypes: Float32[Array, "R D"],
-    temperature: Float32[Array, ""],
-    weight: Float32[Array, ""],
-    similarity: str,
-    score_map: str,
-    measure: str,
-) -> Float32[Array, " R"]:
-    """Compute a region's similarities to all prototypes, through agents, as `match` does.
-
-    Args:
-        feature: the region's, whitened.
-        units: the agents, of length 1.
-        prototypes: of length 1.
-        temperature: as of `match`, and so are the others.
-    """
-
-    def rank() -> Float32[Array, "1 R"]:
-        return compare_rankings(
-            compute_cosines(feature, units),
-            jnp.arange(len(units))[None],
-            compute_cosines(units, prototypes),
-            temperature,
-            score_map=score_map,
-            measure=measure,
+def _check_score(
+    scores: Float32[np.ndarray, " C"],
+    label: int,
+    similarities: Float32[np.ndarray, " R"],
+    bank: ReferenceBank,
+    settings: SegmentSettings,
+) -> None:
+    """Raise ValueError where the best class's score isn't made of these similarities (Eq. 10)."""
+    own = similarities[np.asarray(bank.owners) == label]
+    score = {"mean": np.mean, "sum": np.sum, "max": np.max}[settings.class_score](own)
+    if abs(score - scores[label]) > SAME * max(1, len(own)):
+        raise ValueError(
+            f"bank and settings must be the segmentation's: {bank.names[label]!r} has the score "
+            f"{scores[label]:.3f} there, and {score:.3f} with these"
         )
-
-    combine = READINGS[similarity].combine
-    return combine(lambda: compute_cosines(feature, prototypes), rank, weight)[0]
-
-
-_compare_jit = jax.jit(_compare, static_argnames=("similarity", "score_map", "measure"))
-
-
-def _rank(
-    cosines: Float32[np.ndarray, " N"], settings: SegmentSettings
-) -> tuple[Int[np.ndarray, "rankings N"], Float32[np.ndarray, " rankings"]]:
-    """List the rankings of N agents with their probabilities (Eq. 7), as `itertools` orders them.
-
-    Args:
-        cosines: to the agents.
-        settings: the score map.
-    """
-    count = len(cosines)
-    if count > MOST_RANKED or not READINGS[settings.similarity].uses_rankings:
-        return np.zeros((0, count), int), np.zeros(0, np.float32)
-    numbers = list(jnp.asarray(cosines))
-    weights = jnp.stack(SCORE_MAPS[settings.score_map](numbers, jnp.float32(settings.temperature)))
-    orders = np.array(list(itertools.permutations(range(count))))
-    return orders, np.asarray(permutation_probabilities(weights))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Array, Bool, Float32, UInt8
 
 from rimjax.match.readings import compute_cosines
 from rimjax.references.contents import Manifest
 from rimjax.references.packed import PackedBank
 from rimjax.references.store import read_all_references, read_references
-from rimjax.types import BACKGROUND, ReferenceBank, normalise_rows
+from rimjax.types import BACKGROUND, ReferenceBank, Whitening, normalise_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +52,9 @@ def find_neighbours(
             whole = np.flatnonzero(np.isfinite(rows).all(1))
             places += [(label, index, behind) for index in whole.tolist()]
             parts.append(rows[whole])
-    kept = jnp.asarray(np.concatenate(parts))
-    if bank.whitening is not None:
-        kept = bank.whitening.apply(kept)
-    cosines = np.asarray(compute_cosines(kept, normalise_rows(feature[None])))[:, 0]
+    cosines = np.asarray(
+        _compare(jnp.asarray(feature), jnp.asarray(np.concatenate(parts)), bank.whitening)
+    )
     neighbours = []
     for row in np.argsort(-cosines, kind="stable")[:most].tolist():
         label, index, behind = places[row]
@@ -64,3 +64,11 @@ def find_neighbours(
         name, mask = (BACKGROUND, ~each.masks[0]) if behind else (each.name, each.masks[0])
         neighbours.append(Neighbour(name, float(cosines[row]), each.images[0], mask))
     return tuple(neighbours)
+
+
+@jax.jit
+def _compare(
+    feature: Float32[Array, " D"], rows: Float32[Array, "n D"], whitening: Whitening | None
+) -> Float32[Array, " n"]:
+    rows = rows if whitening is None else whitening.apply(rows)
+    return compute_cosines(rows, normalise_rows(feature[None]))[:, 0]

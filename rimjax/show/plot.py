@@ -13,7 +13,7 @@ from rimjax.show.explain import Explanation, Neighbour
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_CLASSES, MOST_RANKINGS = 12, 6
+MOST_CLASSES, MOST_RANKINGS, LONGEST = 12, 6, 20  # LONGEST: letters of a name
 REGION, WINNER, RUNNER_UP = "#222222", "#0072b2", "#d55e00"
 
 
@@ -69,12 +69,18 @@ def plot_explanation(image: ImageSource, explained: Explanation) -> Figure:
     return figure
 
 
+def _spell(name: str) -> str:
+    """Shorten a long name, and escape the dollars that matplotlib would read as mathematics."""
+    return (name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…").replace("$", r"\$")
+
+
 def _title(explained: Explanation) -> str:
-    title = f"{explained.name}, region {explained.region}"
+    title = f"{_spell(explained.name)}, region {explained.region}"
     if explained.runner_up is None:
         return title
     margin = explained.winner.score - explained.runner_up.score
-    title += f": {explained.winner.name} before {explained.runner_up.name} by {margin:.3f}"
+    title += f": {_spell(explained.winner.name)} before {_spell(explained.runner_up.name)}"
+    title += f" by {margin:.3f}"
     if explained.confidence is None:
         return title
     return f"{title}, confidence {explained.confidence:.0%}"
@@ -91,7 +97,7 @@ def _show_masked(axes: Any, pixels: np.ndarray, mask: np.ndarray) -> None:
 
 def _show_neighbour(axes: Any, neighbour: Neighbour) -> None:
     _show_masked(axes, neighbour.image, neighbour.mask)
-    axes.set_title(f"{neighbour.name}\n{neighbour.cosine:.2f}", fontsize=9)
+    axes.set_title(f"{_spell(neighbour.name)}\n{neighbour.cosine:.2f}", fontsize=9)
 
 
 def _plot_scores(axes: Any, explained: Explanation) -> None:
@@ -106,7 +112,7 @@ def _plot_scores(axes: Any, explained: Explanation) -> None:
     finite = [value if np.isfinite(value) else 0 for value in values]
     bars = axes.barh(range(len(names)), finite, color=colours)
     axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=9)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(_spell, names)))
     axes.invert_yaxis()
     axes.margins(x=0.15)
     rest = len(explained.scores) - len(names)
@@ -119,7 +125,9 @@ def _list_rows(explained: Explanation) -> list[tuple[str, str, np.ndarray, np.nd
     rows = [("region", REGION, explained.cosines, explained.probabilities)]
     for colour, one in ((WINNER, explained.winner), (RUNNER_UP, explained.runner_up)):
         if one is not None:
-            rows.append((f"{one.name}'s reference", colour, one.cosines, one.probabilities))
+            rows.append(
+                (f"reference of {_spell(one.name)}", colour, one.cosines, one.probabilities)
+            )
     return rows
 
 
@@ -129,8 +137,9 @@ def _plot_agents(axes: Any, explained: Explanation) -> None:
     width = 0.8 / len(rows)
     for index, (label, colour, cosines, _) in enumerate(rows):
         axes.bar(places + index * width, cosines, width, label=label, color=colour)
-    slant = 0 if len(explained.agents) <= 5 else 30
-    axes.set_xticks(places + width * (len(rows) - 1) / 2, explained.agents, rotation=slant)
+    names = list(map(_spell, explained.agents))
+    slant = 0 if sum(map(len, names)) <= 40 else 30
+    axes.set_xticks(places + width * (len(rows) - 1) / 2, names, rotation=slant)
     axes.axhline(0, color="#222222", linewidth=0.8)
     axes.set_title("cosine to the region's agents")
     _tidy(axes)
@@ -148,7 +157,8 @@ def _plot_rankings(axes: Any, explained: Explanation) -> None:
     height = 0.8 / len(rows)
     for index, (_, colour, _, probabilities) in enumerate(rows):
         axes.barh(places + index * height, probabilities[: len(shown)], height, color=colour)
-    labels = [" > ".join(explained.agents[agent] for agent in ranking) for ranking in shown]
+    names = list(map(_spell, explained.agents))
+    labels = [" > ".join(names[agent] for agent in ranking) for ranking in shown]
     axes.set_yticks(places + height * (len(rows) - 1) / 2, labels, fontsize=8)
     axes.invert_yaxis()
     _tidy(axes)

@@ -24,6 +24,14 @@ def test_segment_explains_on_the_command_line(
     assert str(why) in printed and Image.open(why).width > 800
     at = run("segment", *words, "--explain", why, "--explain-at", "2,2", capsys=capsys)
     assert str(why) in at, "again, although the image's results are there"
+    theirs = tmp_path / "theirs.png"
+    theirs.write_bytes(scene.read_bytes())
+    assert "rimjax didn't write it" in refused(capsys, "segment", *words, "--explain", theirs)
+    assert "must not overwrite an image" in refused(capsys, "segment", *words, "--explain", scene)
+    run("segment", *words, "--explain", theirs, "--overwrite", capsys=capsys)
+    single = (*words[:-1], tmp_path / "one.png")
+    both = ("--json", why, "--explain", why)
+    assert "files of their own" in refused(capsys, "segment", *single, *both)
     two = (scene, shutil.copy(scene, tmp_path / "second.png"))
     assert "explain needs a single image" in refused(
         capsys, "segment", *two, *words[1:], "--explain", why

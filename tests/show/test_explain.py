@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import fake_models
+from jaxtyping import TypeCheckError
 from scenes import NAMES, make_scene
 
 import rimjax
@@ -18,6 +19,7 @@ from rimjax.models.protocols import Models
 from rimjax.pipeline import name_regions
 from rimjax.references.build import build_references
 from rimjax.references.store import pack_bank
+from rimjax.show.plot import plot_explanation
 from rimjax.types import BACKGROUND, Regions
 
 CLASSES = (BACKGROUND, *(f"class {index}" for index in range(1, 12)))
@@ -170,3 +172,46 @@ def test_an_unknown_region_is_explained_by_what_it_is_nearest_to(tmp_path: Path)
     other = rimjax.build_bank(NAMES[:2], models, cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"^bank must be the segmentation's"):
         rimjax.explain(seg, 0, other, models)
+
+
+@pytest.mark.parametrize(
+    "region", [(60.5, 70.2), "60,70", (1, 2, 3), None, True, [[1, 2]]], ids=repr
+)
+def test_a_region_is_a_row_or_a_point(region: Any) -> None:
+    bank = make_bank()
+    seg = segment_random(bank, SegmentSettings())
+    with pytest.raises((ValueError, TypeCheckError), match="region"):
+        rimjax.explain(seg, region, bank, models_for(bank, SegmentSettings()))
+
+
+def test_another_bank_and_other_settings_are_refused(tmp_path: Path) -> None:
+    bank, settings = make_bank(), SegmentSettings()
+    seg, models = segment_random(bank, settings), models_for(make_bank(), settings)
+    swapped = replace(bank, owners=np.asarray(bank.owners)[::-1].copy())
+    with pytest.raises(ValueError, match=r"^bank and settings must be the segmentation's: 'class"):
+        rimjax.explain(seg, 0, swapped, models)
+    with pytest.raises(ValueError, match=r"^bank and settings must be the segmentation's: 'class"):
+        rimjax.explain(seg, 0, bank, models, settings=SegmentSettings(similarity="cosine"))
+    with pytest.raises(ValueError, match=r"^most must be at least 0, got -1"):
+        rimjax.explain(seg, 0, bank, models, most=-1)
+    other, _ = build_references(NAMES, fake_models(), cache_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"^references must be the bank's"):
+        rimjax.explain(seg, 0, bank, models, references=other)
+
+
+def test_any_name_can_be_drawn() -> None:
+    """Matplotlib reads dollars as mathematics, and hides a legend's entries that begin with "_"."""
+    names = (r"$\bad{$", "a$1_2$b", "_hidden", "a very long name of a class, longer than its place")
+    plain = make_bank()
+    bank = replace(plain, names=(BACKGROUND, *names, *plain.names[5:]))
+    seg = segment_random(bank, SegmentSettings())
+    for region in range(4):
+        explained = rimjax.explain(seg, region, bank, models_for(bank, SegmentSettings()))
+        for index, name in enumerate(names):
+            agents = (name, *explained.agents[1:])
+            winner = replace(explained.winner, name=name)
+            other = replace(explained, agents=agents, winner=winner, name=names[-1 - index])
+            figure = plot_explanation(np.zeros((4, 4, 3), np.uint8), other)
+            (legend,) = figure.subfigs[1].legends
+            assert len(legend.get_texts()) == 3
+            draw.explanation(np.zeros((4, 4, 3), np.uint8), other)
