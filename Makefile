@@ -21,7 +21,7 @@ experiments: $(INSTALLED)
 
 # The site, in build/site; open it with `python -m http.server -d build/site`.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	EXECUTE_NOTEBOOKS=true NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

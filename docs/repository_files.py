@@ -11,6 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -31,6 +32,7 @@ def place_in_repository(src_uri: str) -> str:
     return f"docs/{src_uri}" if (ROOT / "docs" / src_uri).exists() else src_uri
 
 
+@event_priority(100)  # before the plugin that makes pages of notebooks
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what pages link to outside `docs/`, and what these link to in turn."""
     waiting = [file.src_uri for file in files.documentation_pages()]
@@ -40,8 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         page = waiting.pop()
         path = place_in_repository(page)
         if not path.startswith("docs/") and (ROOT / path).is_file():
-            file = File.generated(config, path, abs_src_path=str(ROOT / path))
-            files.append(file)
+            files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
         if PurePosixPath(path).suffix != ".md" or not (ROOT / path).is_file():
             continue
         for link in LINK.findall((ROOT / path).read_text()):
