@@ -16,6 +16,7 @@ import trees
 from browser import Visit
 from cli import refused, run
 from fakes import fake_models
+from PIL import Image
 
 from rimjax.commands import options
 from rimjax.evaluation.run_folder import ImageResult, open_run
@@ -267,6 +268,12 @@ def test_the_worst_images_have_the_command_that_explains_them(
     words = shlex.split(commands[0])
     image = data / f"images/{content['worst'][0]}.png"
     assert words[:3] == ["rimjax", "segment", str(image)]
+    x, y = map(int, words[words.index("--explain-at") + 1].split(","))
+    truth, prediction = (
+        np.asarray(Image.open(folder / f"labels/{image.stem}.png"))[y, x]
+        for folder in (data, output)
+    )
+    assert content["images"][image.stem]["mistake"] == [truth, prediction] and truth != prediction
     why = tmp_path / "why.png"
     words[words.index("why.png")] = str(why)
     printed = run(*words[1:], "--output", tmp_path / "overlay.png", capsys=capsys)

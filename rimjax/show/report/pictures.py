@@ -72,8 +72,8 @@ def order_images(
         the images that the page embeds, the most telling first: worst, best, one example of each
         confusion, further ones, then others.
     """
-    positions = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]  # NaN are last
-    ranked = [images[index] for index in positions]
+    positions: list[int] = np.argsort(scores, kind="stable").tolist()
+    ranked = [images[index] for index in positions if np.isfinite(scores[index])]
     below = int((scores <= np.nanmean(scores) + 1e-9).sum()) if ranked else 0
     worst, best = ranked[:below][:SHOWN], ranked[below:][::-1][:SHOWN]
     confusions = sorted(
@@ -144,9 +144,9 @@ def find_mistake(labelled: Labelled) -> tuple[int, int, tuple[int, int]] | None:
     )
     true_class, named = divmod(int(codes[counts.argmax()]), 256)
     mistake = (truth == true_class) & (prediction == named)
-    depth = ndimage.distance_transform_edt(np.pad(mistake, 1))[1:-1, 1:-1]
+    depth = np.asarray(ndimage.distance_transform_edt(np.pad(mistake, 1)))
     y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return true_class, named, (int(x), int(y))
+    return true_class, named, (int(x) - 1, int(y) - 1)
 
 
 def encode_references(groups: Iterable[ClassReferences], count: int) -> list[dict[str, Any]]:
