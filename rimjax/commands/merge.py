@@ -25,7 +25,11 @@ def format_evaluation(evaluation: Evaluation) -> str:
     count = f"{len(evaluation.counts)} images"
     lines.append(f"  {'mIoU':<{width}} {100 * evaluation.miou:5.1f}   ({interval}; {count})")
     stages = [f"{stage} {1000 * sec:.0f} ms" for stage, sec in evaluation.timings.items()]
-    return "\n".join([*lines, f"per image: {'  '.join(stages)}"])
+    of_what = "median" if len(evaluation.counts) > 1 else "1 image: compilation included"
+    lines.append(f"per image: {'  '.join(stages)}   ({of_what})")
+    if evaluation.slow_start is not None:
+        lines.append(f"first image: {evaluation.slow_start:.1f} s, compilation included")
+    return "\n".join(lines)
 
 
 def report_figures(description: dict[str, Any], evaluation: Evaluation, file: Path | None) -> None:

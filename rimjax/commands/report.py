@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from rimjax.commands.console import check_outputs
+from rimjax.commands.console import check_outputs, warn
 from rimjax.commands.options import NO_DEFAULT, default
 from rimjax.evaluation.run_folder import REPORT
 from rimjax.show.report.contents import Contents, read_run
@@ -29,13 +29,15 @@ class Report:
     Attributes:
         runs: Folder of a finished run, as `rimjax evaluate --output` writes it; or the folders of
             all its shards.
-        output: The HTML file.
+        output: The HTML file; its name ends in .html.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
     output: Annotated[Path | None, default(f"{REPORT} in the first folder")] = None
 
     def run(self) -> None:
+        if self.output is not None and self.output.suffix.lower() != ".html":
+            raise ValueError(f"output must be an HTML file, got {self.output}; name it NAME.html")
         contents = read_run(self.runs)
         path = self.output or self.runs[0] / REPORT
         check_outputs(path)
@@ -44,7 +46,7 @@ class Report:
 
 
 def write_report(contents: Contents, path: Path) -> None:
-    """Write a report.
+    """Write a report; warn of what it lacks.
 
     Args:
         contents: what it shows.
@@ -60,7 +62,8 @@ def write_report(contents: Contents, path: Path) -> None:
     except ModuleNotFoundError as error:
         remedy = 'pip install "rimjax[report]"'
         raise ImportError(f"a report needs {error.name}: {remedy}") from error
-    page.write_report(contents, path)
+    for line in page.write_report(contents, path):
+        warn(f"{path}: {line}")
 
 
 def add_report(contents: Contents, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from rimjax.settings import SegmentSettings
 from rimjax.types import BACKGROUND, ReferenceBank
 
 Setup = tuple[ReferenceBank, SegmentSettings]
+
+_SLOW = 3
+"""A first image that takes this many times the median was compiled for."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,11 @@ class Evaluation:
     Attributes:
         names: classes, the background first.
         counts: pixels of each image.
-        timings: mean seconds per image of each stage.
+        timings: median seconds per image of each stage.
         background: whether the background counts as a class.
         bad: images that couldn't be used, and why.
         confusion: pixels of all images, rows the true class; None where only `counts` were kept.
+        first_seconds: seconds that the first image took in these stages; 0 where it isn't known.
     """
 
     names: tuple[str, ...]
@@ -129,6 +134,14 @@ class Evaluation:
     background: bool = True
     bad: Mapping[str, str] = field(default_factory=dict)
     confusion: Int[np.ndarray, "C C"] | None = None
+    first_seconds: float = 0.0
+
+    @property
+    def slow_start(self) -> float | None:
+        """Seconds of the first image if it was much slower, as compilation makes it."""
+        usual = sum(self.timings.values())
+        is_slow = self.first_seconds > max(_SLOW * usual, usual + 0.1)
+        return self.first_seconds if is_slow else None
 
     @property
     def per_class(self) -> dict[str, float | None]:
@@ -213,24 +226,35 @@ def evaluate(
             keep.append(outcome.segmentations[""])
     if not counts:
         raise ValueError("dataset must hold at least one image, got none")
+    timings, first = summarise_timings(seconds)
     evaluation = Evaluation(
         names,
         metrics.Counts.stack(counts),
-        average_timings(seconds),
+        timings,
         background,
         confusion=total,
+        first_seconds=first,
     )
     check_counted(evaluation.counts)
     return evaluation
 
 
-def average_timings(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average each stage's seconds over images; stages that some image lacks are left out."""
-    return {
-        stage: float(np.mean([seconds[stage] for seconds in timings]))
-        for stage in timings[0]
-        if all(stage in seconds for seconds in timings)
+def summarise_timings(timings: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], float]:
+    """Summarise the seconds of each stage over images.
+
+    Args:
+        timings: stage -> seconds of each image, in the order that they were worked on.
+
+    Returns:
+        Each stage's median (of an even number of images the lower one, so that of two images it is
+        the one without compilation), and the first image's seconds in all. Stages that some image
+        lacks are left out of both.
+    """
+    stages = [stage for stage in timings[0] if all(stage in seconds for seconds in timings)]
+    medians = {
+        stage: float(median_low([seconds[stage] for seconds in timings])) for stage in stages
     }
+    return medians, float(sum(timings[0][stage] for stage in stages))
 
 
 def check_counted(counts: metrics.Counts) -> None:

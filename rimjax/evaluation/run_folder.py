@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Int64
 
-from rimjax.evaluation.loop import Evaluation, average_timings, check_counted
+from rimjax.evaluation.loop import Evaluation, check_counted, summarise_timings
 from rimjax.evaluation.metrics import Counts
 from rimjax.files import WriteError, is_full, is_temporary, write_json
 from rimjax.sealed import read_sealed, seal, unseal
@@ -207,28 +207,25 @@ def merge_runs(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
 
 
 def summarise_run(description: Mapping[str, Any], results: Results) -> Evaluation:
-    """Compute the figures of a run, whatever order its images came in.
+    """Compute the figures of a run; its images' order decides only which of them was the first.
 
     Raises:
         ValueError: no image could be used, or every pixel is ignored.
     """
-    usable = sorted(
-        (result for result in results.values() if result.error is None),
-        key=lambda result: result.image,
-    )
+    usable = [result for result in results.values() if result.error is None]
     bad = {name: result.error for name, result in results.items() if result.error is not None}
     if not usable:
         reason = ": ".join(next(iter(bad.items()))) if bad else "the shard holds no image"
         raise ValueError(f"no image could be used; {reason}")
     names = (BACKGROUND, *description["classes"])
     counts, total = [], np.zeros((len(names), len(names)), np.int64)
-    for result in usable:
+    for result in sorted(usable, key=lambda result: result.image):
         confusion = result.fill_confusion(len(names))
         total += confusion
         counts.append(Counts.from_confusions(confusion[None]))
-    timings = average_timings([result.timings for result in usable])
+    timings, first = summarise_timings([result.timings for result in usable])
     background = description["background"]
-    evaluation = Evaluation(names, Counts.stack(counts), timings, background, bad, total)
+    evaluation = Evaluation(names, Counts.stack(counts), timings, background, bad, total, first)
     check_counted(evaluation.counts)
     return evaluation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,55 +11,47 @@ import numpy as np
 import plotly.graph_objects as go
 
 from rimjax.evaluation import Evaluation
-from rimjax.evaluation.metrics import bootstrap_class_intervals
-from rimjax.types import BACKGROUND
+from rimjax.show.report.classes import ClassFigures, count_pixels
 
 _LEAST_SHARE = -4
 """The palest colour of the confusion matrix: this power of 10, 0.01 %."""
 
 
-def sort_classes(evaluation: Evaluation) -> list[tuple[str, float, tuple[float, float]]]:
-    """Return name, IoU and its 95 % interval of each class present, the best first."""
-    ious = evaluation.counts.iou_per_class()
-    bounds = bootstrap_class_intervals(evaluation.counts)
-    rows = [
-        (name, float(iou), (float(low), float(high)))
-        for name, iou, (low, high) in zip(evaluation.names, ious, bounds, strict=True)
-        if not np.isnan(iou) and (evaluation.background or name != BACKGROUND)
-    ]
-    return sorted(rows, key=lambda row: -row[1])
-
-
-def draw_classes(evaluation: Evaluation) -> dict[str, Any]:
+def draw_classes(classes: Sequence[ClassFigures], miou: float) -> dict[str, Any]:
     """Draw the classes' IoU as bars with intervals, and the mIoU as a line."""
-    names, ious, bounds = zip(*sort_classes(evaluation), strict=True)
-    low, high = 100 * np.array(bounds).T
-    values = 100 * np.array(ious)
     bars = go.Bar(
-        x=values.tolist(),
-        y=list(names),
+        x=[100 * each.iou for each in classes],
+        y=[
+            _escape(each.name) + ("" if each.pixels else "<br>(not in the truth)")
+            for each in classes
+        ],
         orientation="h",
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": np.maximum(high - values, 0).tolist(),
-            "arrayminus": np.maximum(values - low, 0).tolist(),
+            "array": [
+                100 * max(each.interval[1] - each.iou, 0) if each.interval else None
+                for each in classes
+            ],
+            "arrayminus": [
+                100 * max(each.iou - each.interval[0], 0) if each.interval else None
+                for each in classes
+            ],
             "thickness": 1.5,
             "width": 4,
         },
-        customdata=np.stack([low, high], axis=1).tolist(),
-        hovertemplate="%{y}: IoU %{x:.1f} %<br>95 %: %{customdata[0]:.1f} to "
-        "%{customdata[1]:.1f}<extra></extra>",
+        hovertext=[_describe_class(each) for each in classes],
+        hovertemplate="%{hovertext}<extra></extra>",
     )
     figure = go.Figure(bars)
     figure.add_vline(
-        x=100 * evaluation.miou,
+        x=100 * miou,
         line={"dash": "dot", "width": 1.5},
-        annotation={"text": f"mIoU {100 * evaluation.miou:.1f}", "yanchor": "bottom"},
+        annotation={"text": f"mIoU {100 * miou:.1f}", "yanchor": "bottom"},
         annotation_position="top",
     )
     figure.update_layout(
-        height=70 + 26 * len(names),
+        height=70 + 26 * len(classes),
         margin={"l": 10, "r": 20, "t": 26, "b": 40},
         xaxis={"title": {"text": "IoU (%)"}, "range": [0, 100], "fixedrange": True},
         yaxis={
@@ -75,7 +68,7 @@ def draw_classes(evaluation: Evaluation) -> dict[str, Any]:
 
 def draw_confusion(evaluation: Evaluation) -> dict[str, Any]:
     """Draw the share of each true class's pixels that each class got, in logarithmic colours."""
-    pixels, names = count_pixels(evaluation), list(evaluation.names)
+    pixels, names = count_pixels(evaluation), [_escape(name) for name in evaluation.names]
     start = 0 if evaluation.background else 1
     shares = share_pixels(pixels)
     with np.errstate(divide="ignore"):
@@ -98,7 +91,7 @@ def draw_confusion(evaluation: Evaluation) -> dict[str, Any]:
         y=names[start:],
         text=texts[start:],
         hovertemplate="%{text}<extra></extra>",
-        hoverongaps=False,
+        hoverongaps=True,  # without it a click on an empty cell is no event
         zmin=_LEAST_SHARE,
         zmax=0,
         xgap=1,
@@ -123,12 +116,12 @@ def draw_confusion(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def list_confusions(evaluation: Evaluation, most: int = 10) -> list[dict[str, Any]]:
-    """List the pairs of classes that are confused most, by the share of the true class's pixels."""
-    pixels = count_pixels(evaluation)
+    """List the pairs of classes that are confused most, by pixels; a share is of the true class."""
+    pixels = count_pixels(evaluation).copy()
     shares = share_pixels(pixels)
-    np.fill_diagonal(shares, 0)
-    order = np.argsort(-shares, axis=None, kind="stable")[:most]
-    pairs: Sequence[tuple[int, int]] = [divmod(int(index), len(shares)) for index in order]
+    np.fill_diagonal(pixels, 0)
+    order = np.argsort(-pixels, axis=None, kind="stable")[:most]
+    pairs: Sequence[tuple[int, int]] = [divmod(int(index), len(pixels)) for index in order]
     return [
         {
             "truth": truth,
@@ -137,20 +130,36 @@ def list_confusions(evaluation: Evaluation, most: int = 10) -> list[dict[str, An
             "pixels": int(pixels[truth, prediction]),
         }
         for truth, prediction in pairs
-        if shares[truth, prediction] > 0
+        if pixels[truth, prediction] > 0
     ]
-
-
-def count_pixels(evaluation: Evaluation) -> np.ndarray:
-    """Return the confusion matrix, int64[C, C]; without a background nothing is truly of it."""
-    if evaluation.confusion is None:
-        raise ValueError("evaluation must hold the confusion of all images, got counts only")
-    return evaluation.confusion
 
 
 def share_pixels(pixels: np.ndarray) -> np.ndarray:
     """Divide each row of a confusion matrix by its sum; a row of zeros stays."""
     return pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
+
+
+def _describe_class(figures: ClassFigures) -> str:
+    """Describe a class's bar in plotly's markup."""
+    name = _escape(figures.name)
+    if not figures.pixels:
+        return f"{name}: not in the truth<br>{figures.named:,} pixels are named so"
+    interval = figures.interval
+    return "<br>".join(
+        [
+            f"{name}: IoU {100 * figures.iou:.1f} %",
+            f"95 %: {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+            if interval
+            else "no interval, since only one image has it",
+            f"in the truth: {figures.pixels:,} pixels, "
+            f"{figures.images:,} image{'s' if figures.images != 1 else ''}",
+        ]
+    )
+
+
+def _escape(name: str) -> str:
+    """Escape a name for plotly, which draws a few HTML tags and entities in any text."""
+    return html.escape(name, quote=False)
 
 
 def _as_json(figure: go.Figure) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from rimjax import datasets
-from rimjax.datasets.dataset import IGNORED, Dataset, read_labels
+from rimjax.datasets.dataset import IGNORED, Dataset, Item, read_labels
 from rimjax.evaluation import Evaluation
 from rimjax.evaluation.run_folder import Results, merge_runs, summarise_run
 from rimjax.references import store
 from rimjax.references.contents import ClassReferences
 from rimjax.references.packed import PackedBank
+from rimjax.settings import CONFIGURATIONS
 from rimjax.types import BACKGROUND
 
 
@@ -46,12 +49,14 @@ class Contents:
         read: reads an image by its id; raises ValueError or OSError where it can't be read. Or the
             reason why the report has no pictures.
         references: the bank's classes with their pictures, or the reason why there are none.
+        files: image id -> its file; none of a data set that is rendered.
     """
 
     description: Mapping[str, Any]
     results: Results
     read: Callable[[str], Labelled] | str
     references: Iterable[ClassReferences] | str
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,6 +67,21 @@ class Contents:
     def images(self) -> list[str]:
         """Ids of the images that could be used, in the order of `summarise`'s counts."""
         return sorted(name for name, result in self.results.items() if result.error is None)
+
+    def write_explain_command(self, name: str, point: tuple[int, int]) -> str:
+        """Write the shell command that explains the region at a point (x, y) of an image.
+
+        An image without a file is called NAME.png, and an unknown bank BANK.
+        """
+        bank = self.description.get("sources", {}).get("bank") or "BANK"
+        image, (x, y) = self.files.get(name, f"{name}.png"), point
+        words = ["rimjax", "segment", str(image), "--bank", bank]
+        words += ["--explain", "why.png", "--explain-at", f"{x},{y}"]
+        if self.description.get("preset") == "paper":  # mini is the default
+            words += ["--preset", "paper"]
+        if self.description.get("configuration") in CONFIGURATIONS:
+            words += ["--configuration", self.description["configuration"]]
+        return shlex.join(words)
 
     def summarise(self) -> Evaluation:
         """Compute the figures; raises as `summarise_run`."""
@@ -93,25 +113,22 @@ def read_run(folders: Sequence[Path]) -> Contents:
     """
     description, results = merge_runs(folders)
     sources = description.get("sources", {})
-    return Contents(
-        description,
-        results,
-        _open_images(description, sources, folders),
-        _open_references(description, sources),
-    )
+    read, files = _open_images(description, sources, folders)
+    return Contents(description, results, read, _open_references(description, sources), files)
 
 
 def _open_images(
     description: Mapping[str, Any], sources: Mapping[str, Any], folders: Sequence[Path]
-) -> Callable[[str], Labelled] | str:
-    """Return a function that reads an image, or the reason why none can be read."""
+) -> tuple[Callable[[str], Labelled] | str, dict[str, Path]]:
+    """Return a function that reads an image, or the reason why none can be read; and the files."""
     if not description.get("save_labels"):
-        return "the run kept no label maps (it was started with --no-save-labels)"
+        return "the run kept no label maps (it was started with --no-save-labels)", {}
     try:
         dataset = _open_dataset(description, sources)
     except (ValueError, OSError) as error:
-        return f"the data set can't be read: {error}"
+        return f"the data set can't be read: {error}", {}
     items = {item.id: item for item in dataset.items}
+    files = {item.id: path for item in dataset.items if (path := _locate_image(item)) is not None}
 
     def read(name: str) -> Labelled:
         if name not in items:
@@ -125,7 +142,14 @@ def _open_images(
             truth = np.where(truth == 0, IGNORED, truth).astype(np.uint8)
         return Labelled(image, truth, prediction)
 
-    return read
+    return read, files
+
+
+def _locate_image(item: Item) -> Path | None:
+    """Return the file that an image is read from, as `pair_files` notes it; None without one."""
+    read = item.image
+    found = read.args[0] if isinstance(read, partial) and read.args else None
+    return found if isinstance(found, Path) else None
 
 
 def _open_dataset(description: Mapping[str, Any], sources: Mapping[str, Any]) -> Dataset:

@@ -15,35 +15,42 @@ from rimjax.evaluation import Evaluation
 from rimjax.files import write_text
 from rimjax.show import draw
 from rimjax.show.report import charts
+from rimjax.show.report.classes import count_pixels, list_classes
 from rimjax.show.report.contents import Contents
 from rimjax.show.report.pictures import (
     IMAGE_BYTES,
     encode_image,
     encode_references,
     find_examples,
+    find_mistake,
     order_images,
 )
 
 _LONGEST_LIST = 12
-"""A bank of more classes shows each class's references only when it is opened."""
+"""Of more classes, the table and each class's references are shown only when they are opened."""
 
 
-def write_report(contents: Contents, path: Path) -> None:
+def write_report(contents: Contents, path: Path) -> list[str]:
     """Write a report.
 
     Args:
         contents: what it shows.
         path: the HTML file; it is replaced if it exists.
 
+    Returns:
+        What the report lacks, and why, a line each.
+
     Raises:
         ValueError: no image could be used, or every pixel is ignored.
         WriteError: the file can't be written.
     """
-    write_text(path, render_report(contents))
+    text, missing = render_report(contents)
+    write_text(path, text)
+    return missing
 
 
-def render_report(contents: Contents) -> str:
-    """Return a report as HTML; raises ValueError as `write_report`."""
+def render_report(contents: Contents) -> tuple[str, list[str]]:
+    """Return a report as HTML, and what it lacks; raises ValueError as `write_report`."""
     evaluation = contents.summarise()
     environment = Environment(
         loader=PackageLoader("rimjax.show.report"),
@@ -54,10 +61,12 @@ def render_report(contents: Contents) -> str:
     )
     template = environment.get_template("page.html")
     low, high = evaluation.estimate_interval()
-    pixels = charts.count_pixels(evaluation)
+    pixels = count_pixels(evaluation)
+    classes = list_classes(evaluation, [contents.results[name] for name in contents.images])
     pictures, data = _collect_pictures(contents, evaluation)
+    references = _collect_references(contents)
     confusions = charts.list_confusions(evaluation)
-    return template.render(
+    text = template.render(
         description=contents.description,
         names=evaluation.names,
         miou=evaluation.miou,
@@ -67,26 +76,42 @@ def render_report(contents: Contents) -> str:
         num_images=len(evaluation.counts),
         num_classes=len(evaluation.per_class),
         bad=evaluation.bad,
-        weakest=charts.sort_classes(evaluation)[::-1][:3],
+        classes=classes,
+        weakest=[each for each in classes if each.pixels][::-1][:3],
+        untrue=[each for each in classes if not each.pixels],
         confusions=confusions,
         absent=[name for name, iou in evaluation.per_class.items() if iou is None],
         timings=evaluation.timings,
+        slow_start=evaluation.slow_start,
         settings=dict(_flatten(contents.description.get("settings", {}))),
         pictures=pictures,
-        references=_collect_references(contents),
-        open_references=len(contents.names) <= _LONGEST_LIST,
+        references=references,
+        is_short=len(contents.names) <= _LONGEST_LIST,
         data={
             **data,
             "names": evaluation.names,
             "colours": [_name_colour(rgb) for rgb in draw.pick_colours(len(contents.names))],
             "charts": {
-                "classes": charts.draw_classes(evaluation),
+                "classes": charts.draw_classes(classes, evaluation.miou),
                 "confusion": charts.draw_confusion(evaluation),
             },
             "first": [confusions[0]["truth"], confusions[0]["prediction"]] if confusions else [],
         },
         plotly=Markup(get_plotlyjs()),
     )
+    return text, _list_missing(pictures, references)
+
+
+def _list_missing(pictures: Mapping[str, Any], references: Mapping[str, Any]) -> list[str]:
+    """List what a report lacks, and why, a line each."""
+    unreadable = pictures["unreadable"]
+    lines = [f"no pictures: {pictures['reason']}"] if pictures["reason"] else []
+    if unreadable and not lines:
+        count = f"{len(unreadable)} image{'s' if len(unreadable) > 1 else ''}"
+        lines.append(f"no picture of {count}: {unreadable[0]}")
+    if references["reason"]:
+        lines.append(f"no references: {references['reason']}")
+    return lines
 
 
 def _collect_pictures(
@@ -105,7 +130,8 @@ def _collect_pictures(
     for name in order:
         assert not isinstance(read, str)
         try:
-            content = encode_image(name, read(name), contents.names)
+            labelled = read(name)
+            content = encode_image(name, labelled, contents.names)
         except (ValueError, OSError) as error:
             unreadable.append(" ".join(str(error).split()))
             continue
@@ -114,6 +140,11 @@ def _collect_pictures(
             break
         iou = ious[name]
         encoded[name] = {**content, "iou": None if np.isnan(iou) else round(float(iou), 4)}
+        mistake = find_mistake(labelled) if name in worst else None
+        if mistake is not None:
+            true_class, named, point = mistake
+            encoded[name]["mistake"] = [true_class, named]
+            encoded[name]["command"] = contents.write_explain_command(name, point)
     if unreadable and not encoded:
         reason = f"no image can be read: {unreadable[0]}"
     said = {
@@ -121,6 +152,7 @@ def _collect_pictures(
         "count": len(encoded),
         "sampled": len(encoded) + len(unreadable) < len(images),
         "unreadable": unreadable,
+        "without_files": [name for name in worst if name in encoded and name not in contents.files],
         "has_best": any(name in encoded for name in best),
     }
     return said, {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from rimjax.datasets.dataset import IGNORED
 from rimjax.evaluation.run_folder import ImageResult
@@ -67,13 +68,14 @@ def order_images(
         examples: as of `find_examples`.
 
     Returns:
-        The worst images, the best, worst and best first, and the images that the page embeds, the
-        most telling first: worst, best, one example of each confusion, further ones, then others.
+        The worst images, at most as good as the mean, the best, above it, worst and best first, and
+        the images that the page embeds, the most telling first: worst, best, one example of each
+        confusion, further ones, then others.
     """
     positions: list[int] = np.argsort(scores, kind="stable").tolist()
     ranked = [images[index] for index in positions if np.isfinite(scores[index])]
-    worst = ranked[:SHOWN]
-    best = [name for name in ranked[::-1][:SHOWN] if name not in worst]
+    below = int((scores <= np.nanmean(scores) + 1e-9).sum()) if ranked else 0
+    worst, best = ranked[:below][:SHOWN], ranked[below:][::-1][:SHOWN]
     confusions = sorted(
         (cell for cell in examples if cell[0] != cell[1]),
         key=lambda cell: -examples[cell][0][1],
@@ -126,6 +128,25 @@ def encode_image(name: str, labelled: Labelled, names: Sequence[str]) -> dict[st
         },
         "classes": present.tolist(),
     }
+
+
+def find_mistake(labelled: Labelled) -> tuple[int, int, tuple[int, int]] | None:
+    """Find an image's largest mistake: the true and the predicted class, and a point (x, y) of it.
+
+    The point is the one farthest from the mistake's border. None where every pixel is right.
+    """
+    truth, prediction = labelled.truth, labelled.prediction
+    wrong = (prediction != truth) & (truth != IGNORED)
+    if not wrong.any():
+        return None
+    codes, counts = np.unique(
+        256 * truth[wrong].astype(int) + prediction[wrong], return_counts=True
+    )
+    true_class, named = divmod(int(codes[counts.argmax()]), 256)
+    mistake = (truth == true_class) & (prediction == named)
+    depth = np.asarray(ndimage.distance_transform_edt(np.pad(mistake, 1)))
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return true_class, named, (int(x) - 1, int(y) - 1)
 
 
 def encode_references(groups: Iterable[ClassReferences], count: int) -> list[dict[str, Any]]:

@@ -28,7 +28,9 @@ function drawCharts() {
   const config = { displayModeBar: false, responsive: true, doubleClick: false, doubleClickDelay: 0 };
   const { classes, confusion } = data.charts;
   const bar = { ...classes.data[0], marker: { color: colours.bar } };
-  bar.error_x = { ...bar.error_x, color: colours.ink };
+  const bounds = (values) => values.map((value) => value ?? NaN); // null would be a bar of 0
+  bar.error_x = { ...bar.error_x, color: colours.ink, array: bounds(bar.error_x.array),
+    arrayminus: bounds(bar.error_x.arrayminus) };
   Plotly.react("chart-classes", [bar], colourLayout(classes.layout, colours), config);
   const map = { ...confusion.data[0], colorscale: [[0, colours.pale], [1, colours.accent]] };
   const layout = colourLayout(confusion.layout, colours);
@@ -37,7 +39,7 @@ function drawCharts() {
 }
 
 // Cards: an image under its layers, with a slider between prediction and truth.
-function makeCard(name, note) {
+function makeCard(name, note, explained = false) {
   const image = data.images[name];
   const card = find("card").content.cloneNode(true).firstElementChild;
   const stage = card.querySelector(".stage");
@@ -67,6 +69,12 @@ function makeCard(name, note) {
     entry.append(square, data.names[index]);
     card.querySelector(".legend").append(entry);
   }
+  const explain = card.querySelector(".explain");
+  if (explained && image.command) {
+    const [truth, prediction] = image.mistake.map((index) => data.names[index]);
+    explain.querySelector("p").textContent = `Largest mistake: ${truth} named ${prediction}`;
+    explain.querySelector("code").textContent = image.command;
+  } else explain.remove();
   return card;
 }
 
@@ -90,8 +98,9 @@ function showCell(truth, prediction) {
 }
 
 drawCharts().then((chart) => chart.on("plotly_click", (event) => {
-  const { x, y } = event.points[0];
-  showCell(data.names.indexOf(y), data.names.indexOf(x));
+  const [row, column] = event.points[0].pointIndex;
+  const start = data.names.length - event.points[0].data.y.length; // without a background, 1
+  showCell(start + row, column);
 }));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
 
@@ -107,6 +116,6 @@ for (const choice of document.querySelectorAll(".views input")) {
   });
 }
 for (const list of ["worst", "best"]) {
-  if (find(list)) find(list).replaceChildren(...data[list].map((name) => makeCard(name, "")));
+  if (find(list)) find(list).replaceChildren(...data[list].map((name) => makeCard(name, "", list === "worst")));
 }
 if (data.first.length) showCell(...data.first);
