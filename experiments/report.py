@@ -45,6 +45,7 @@ def main(experiment: Experiment) -> None:
             "dataset": dataset.name,
             "classes": dataset.classes,
             "background": dataset.background,
+            "sources": {"bank": str(manifest.path.absolute())},
             **describe_origin(models),
         }
         contents = Contents(description, results, read, read_references(manifest))

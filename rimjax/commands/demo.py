@@ -102,6 +102,7 @@ class Demo:
             "dataset": dataset.name,
             "classes": dataset.classes,
             "background": dataset.background,
+            "sources": {"bank": str(manifest.path.absolute())},
             **origin,
         }
         add_report(Contents(description, results, read_scene, stored), self.output / REPORT)
