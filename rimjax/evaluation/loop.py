@@ -247,14 +247,16 @@ def summarise_timings(timings: Sequence[Mapping[str, float]]) -> tuple[dict[str,
 
     Returns:
         Each stage's median (of an even number of images the lower one, so that of two images it is
-        the one without compilation), and the first image's seconds in all. Stages that some image
-        lacks are left out of both.
+        the one without compilation), and the first image's seconds in all. A stage that most
+        images were spared, whose regions were stored, is left out of both.
     """
-    stages = [stage for stage in timings[0] if all(stage in seconds for seconds in timings)]
+    listed = dict.fromkeys(stage for seconds in timings for stage in seconds)
     medians = {
-        stage: float(median_low([seconds[stage] for seconds in timings])) for stage in stages
+        stage: float(median_low([seconds.get(stage, -1) for seconds in timings]))
+        for stage in listed
     }
-    return medians, float(sum(timings[0][stage] for stage in stages))
+    medians = {stage: seconds for stage, seconds in medians.items() if seconds >= 0}
+    return medians, float(sum(timings[0].get(stage, 0) for stage in medians))
 
 
 def check_counted(counts: metrics.Counts) -> None:
