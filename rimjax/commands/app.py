@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from PIL import Image
 
@@ -22,7 +23,11 @@ from rimjax.commands.options import CACHE_DEFAULT, ModelOptions, default
 from rimjax.images import read_image
 from rimjax.presets import PRESETS
 from rimjax.references import store
+from rimjax.references.one_class import references_key
 from rimjax.regions.extract import extract
+
+if TYPE_CHECKING:
+    from rimjax.app.session import Session
 
 EXAMPLES = 4
 
@@ -61,25 +66,32 @@ class App:
             import gradio  # noqa: F401
         except ImportError:
             raise ImportError('app needs Gradio: pip install ".[app]"') from None
+        import jax
+
         from rimjax.app.page import build_page, launch
         from rimjax.app.session import Session
 
         warnings.filterwarnings("ignore", module="gradio")  # Starlette's, of names that it renames
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has its limit
         cache = store.locate_cache(self.cache_dir)
         models = self.models.load()
         keep_compilations(cache)
+        # Explanations take many small programs, together seconds; kept, they take a fifth of that.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         examples = _write_examples(folder) if self.models.preset == "mini" else []
-        for path in examples[:1]:  # compiles the encoder, for which the first visitor would wait
-            extract(models, read_image(path))
-        classes = ", ".join(PRESETS[self.models.preset].diffusion.vocabulary or ())
-        page = build_page(partial(Session, models, cache), classes, examples)
+        classes = PRESETS[self.models.preset].diffusion.vocabulary or ()
+        make_session = partial(Session, models, cache)
+        explaining = _warm_up(make_session(), classes, examples)
+        page = build_page(make_session, ", ".join(classes), examples)
         address = launch(page, self.host, self.port, prevent_thread_lock=True)
         print(f"open {address} (Ctrl-C ends it)", flush=True)
+        explaining.start()
         try:
             while True:
                 time.sleep(3600)
         finally:
             page.close(verbose=False)
+            explaining.join()
 
 
 @contextmanager
@@ -102,3 +114,36 @@ def _write_examples(folder: Path) -> list[Path]:
         paths.append(folder / f"scene-{index}.png")
         Image.fromarray(item.image()).save(paths[-1])
     return paths
+
+
+def _warm_up(
+    session: Session, classes: Sequence[str], examples: Sequence[Path]
+) -> threading.Thread:
+    """Segment an example, so that the first visitor doesn't wait for what compiles.
+
+    Without a bank of the classes, whose drawing takes minutes, only the encoder is compiled.
+
+    Returns:
+        A thread to start, which does the same for explanations.
+    """
+
+    def explain() -> None:
+        with suppress(ValueError, OSError):  # a damaged bank, of which a visitor is told
+            session.explain((0, 0))
+
+    if examples and not _is_built(session, classes):
+        extract(session.models, read_image(examples[0]))
+    elif examples:
+        with suppress(ValueError, OSError):
+            session.segment(examples[0], ", ".join(classes))
+    return threading.Thread(target=explain)
+
+
+def _is_built(session: Session, classes: Sequence[str]) -> bool:
+    """Return whether the cache has the references of all classes."""
+    assert session.cache_dir is not None
+    models, folders = session.models, []
+    for name in classes:
+        key = references_key(name, models, models.references)
+        folders.append(store.locate_references(session.cache_dir, name, key))
+    return all(folder.exists() for folder in folders)
