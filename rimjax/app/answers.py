@@ -21,6 +21,7 @@ from rimjax.show import draw
 Upload = Mapping[str, Any] | None
 """Gradio's ImageData as a mapping; None without an image."""
 
+WAITING = "The segmentation appears here."
 NOTHING = (None, "", "", gradio.update(value=None, visible="hidden"), "")
 """Empties the overlay, the regions, and the explanation's heading, picture and scores."""
 _COLUMNS = (
@@ -32,7 +33,7 @@ _COLUMNS = (
 def choose(session: Session, image: Upload) -> Any:
     """Empty the page of what belongs to another image."""
     if session.choose(_find_path(image)):
-        return "", *NOTHING
+        return WAITING, *NOTHING
     return [gradio.skip()] * (1 + len(NOTHING))
 
 

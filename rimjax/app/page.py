@@ -72,7 +72,7 @@ def build_page(
         classes: class names to begin with, comma-separated.
         examples: image files to pick from.
     """
-    sessions: MutableMapping[str | None, Session] = WeakValueDictionary()  # by Gradio's own
+    sessions: MutableMapping[str | None, Session] = WeakValueDictionary()  # by Gradio's session hash
 
     def start_work(session: Session, image: answers.Upload, request: gradio.Request) -> Any:
         sessions[request.session_hash] = session
@@ -113,7 +113,7 @@ def build_page(
                     start = gradio.Button("Segment", variant="primary", elem_id="segment")
                     stop = gradio.Button("Cancel", elem_id="cancel")
             with gradio.Column():
-                message = gradio.HTML("The segmentation appears here.", elem_id="message")
+                message = gradio.HTML(answers.WAITING, elem_id="message")
                 overlay = gradio.Image(
                     show_label=False,
                     interactive=False,
@@ -136,14 +136,13 @@ def build_page(
         explanation = [why, picture, scores]
         shown = [message, overlay, table, *explanation]
         at_once: dict[str, Any] = dict(queue=False, show_progress="hidden")
-        raw = dict(preprocess=False)
-        image.change(answers.choose, [state, image], shown, **at_once, **raw)
-        start.click(start_work, [state, image], shown, **at_once, **raw).then(
+        image.change(answers.choose, [state, image], shown, preprocess=False, **at_once)
+        start.click(start_work, [state, image], shown, preprocess=False, **at_once).then(
             answers.segment,
             [state, image, names, opacity],
             shown,
             show_progress_on=overlay,
-            **raw,
+            preprocess=False,
         )
         stop.click(answers.cancel, state, message, **at_once)
         opacity.change(
@@ -182,7 +181,7 @@ def _add_photographs(state: gradio.State) -> None:
             clear = gradio.Button("Clear", elem_id="clear")
         note = gradio.HTML("", elem_id="own-message")
         gallery = gradio.Gallery(
-            label="Photographs",
+            show_label=False,
             columns=4,
             fit_columns=False,
             height=180,
@@ -191,10 +190,11 @@ def _add_photographs(state: gradio.State) -> None:
             buttons=["fullscreen"],
             elem_id="gallery",
         )
-        raw = dict(preprocess=False)
-        photograph.change(answers.show_photograph, photograph, [marked, chosen, note], **raw)
-        marked.select(answers.mark, photograph, [marked, chosen], **raw)
-        add.click(answers.add, [state, name, photograph, chosen], [gallery, note], **raw)
+        photograph.change(
+            answers.show_photograph, photograph, [marked, chosen, note], preprocess=False
+        )
+        marked.select(answers.mark, photograph, [marked, chosen], preprocess=False)
+        add.click(answers.add, [state, name, photograph, chosen], [gallery, note], preprocess=False)
         clear.click(answers.clear, state, [gallery, note])
 
 

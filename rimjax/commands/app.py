@@ -8,26 +8,20 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from PIL import Image
 
 from rimjax import datasets
 from rimjax.commands.console import keep_compilations
 from rimjax.commands.options import CACHE_DEFAULT, ModelOptions, default
-from rimjax.images import read_image
 from rimjax.presets import PRESETS
 from rimjax.references import store
-from rimjax.references.one_class import references_key
-from rimjax.regions.extract import extract
-
-if TYPE_CHECKING:
-    from rimjax.app.session import Session
 
 EXAMPLES = 4
 
@@ -70,6 +64,7 @@ class App:
 
         from rimjax.app.page import build_page, launch
         from rimjax.app.session import Session
+        from rimjax.app.warm_up import warm_up
 
         warnings.filterwarnings("ignore", module="gradio")  # Starlette's, of names that it renames
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has its limit
@@ -81,17 +76,21 @@ class App:
         examples = _write_examples(folder) if self.models.preset == "mini" else []
         classes = PRESETS[self.models.preset].diffusion.vocabulary or ()
         make_session = partial(Session, models, cache)
-        explaining = _warm_up(make_session(), classes, examples)
+        explaining = [
+            threading.Thread(target=warm_up(make_session(), classes, path)) for path in examples[:1]
+        ]
         page = build_page(make_session, ", ".join(classes), examples)
         address = launch(page, self.host, self.port, prevent_thread_lock=True)
         print(f"open {address} (Ctrl-C ends it)", flush=True)
-        explaining.start()
+        for thread in explaining:
+            thread.start()
         try:
             while True:
                 time.sleep(3600)
         finally:
             page.close(verbose=False)
-            explaining.join()
+            for thread in explaining:
+                thread.join()
 
 
 @contextmanager
@@ -114,36 +113,3 @@ def _write_examples(folder: Path) -> list[Path]:
         paths.append(folder / f"scene-{index}.png")
         Image.fromarray(item.image()).save(paths[-1])
     return paths
-
-
-def _warm_up(
-    session: Session, classes: Sequence[str], examples: Sequence[Path]
-) -> threading.Thread:
-    """Segment an example, so that the first visitor doesn't wait for what compiles.
-
-    Without a bank of the classes, whose drawing takes minutes, only the encoder is compiled.
-
-    Returns:
-        A thread to start, which does the same for explanations.
-    """
-
-    def explain() -> None:
-        with suppress(ValueError, OSError):  # a damaged bank, of which a visitor is told
-            session.explain((0, 0))
-
-    if examples and not _is_built(session, classes):
-        extract(session.models, read_image(examples[0]))
-    elif examples:
-        with suppress(ValueError, OSError):
-            session.segment(examples[0], ", ".join(classes))
-    return threading.Thread(target=explain)
-
-
-def _is_built(session: Session, classes: Sequence[str]) -> bool:
-    """Return whether the cache has the references of all classes."""
-    assert session.cache_dir is not None
-    models, folders = session.models, []
-    for name in classes:
-        key = references_key(name, models, models.references)
-        folders.append(store.locate_references(session.cache_dir, name, key))
-    return all(folder.exists() for folder in folders)
