@@ -72,7 +72,9 @@ def build_page(
         classes: class names to begin with, comma-separated.
         examples: image files to pick from.
     """
-    sessions: MutableMapping[str | None, Session] = WeakValueDictionary()  # by Gradio's session hash
+    sessions: MutableMapping[str | None, Session] = (
+        WeakValueDictionary()
+    )  # by Gradio's session hash
 
     def start_work(session: Session, image: answers.Upload, request: gradio.Request) -> Any:
         sessions[request.session_hash] = session
