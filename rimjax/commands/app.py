@@ -76,8 +76,8 @@ class App:
         examples = _write_examples(folder) if self.models.preset == "mini" else []
         classes = PRESETS[self.models.preset].diffusion.vocabulary or ()
         make_session = partial(Session, models, cache)
-        explaining = [
-            threading.Thread(target=warm_up(make_session(), classes, path)) for path in examples[:1]
+        explaining = [  # once the first page has come, which it would slow down
+            threading.Timer(2, warm_up(make_session(), classes, path)) for path in examples[:1]
         ]
         page = build_page(make_session, ", ".join(classes), examples)
         address = launch(page, self.host, self.port, prevent_thread_lock=True)
@@ -90,6 +90,7 @@ class App:
         finally:
             page.close(verbose=False)
             for thread in explaining:
+                thread.cancel()
                 thread.join()
 
 
