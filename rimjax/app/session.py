@@ -25,6 +25,8 @@ from rimjax.types import ReferenceBank
 MOST_PHOTOGRAPHS = 64
 LARGEST = 2048
 """Longest side, in pixels, of the images that the page works on; larger ones are made smaller."""
+MOST_PIXELS = 64_000_000
+"""Pixels that a picture may have, since all of them are decoded before it is made smaller."""
 
 
 class CancelledError(Exception):
@@ -39,26 +41,66 @@ class Bank:
     manifest: Manifest
 
 
+Photographs = tuple[tuple[str, np.ndarray, Point], ...]
+"""Class, image and point on the object of each."""
+
+
 @dataclass
 class Session:
     """A visitor's photographs, bank and segmentation.
 
+    `start` and `cancel` may be called from another thread than the one that segments.
+
     Attributes:
         models: from `load_preset`, which all visitors share.
         cache_dir: folder that keeps banks.
-        photographs: (class, image, point on the object).
+        photographs: the visitor's own; another tuple after each change, which marks banks made of
+            the photographs before.
     """
 
     models: Models
     cache_dir: Path | None = None
-    photographs: list[tuple[str, np.ndarray, Point]] = field(default_factory=list)
-    _bank: tuple[list[str], Bank] | None = None  # of the photographs, and the classes drawn
+    photographs: Photographs = ()
+    _bank: tuple[list[str], Photographs, Bank] | None = None  # and what it was made of
     _shown: tuple[np.ndarray, Segmentation, Bank] | None = None
+    _image: str | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+    _started: bool = False
 
-    def cancel(self) -> None:
-        """Stop the work before its next class or stage."""
+    def start(self, image: str | None = None) -> None:
+        """Announce a call of `segment`, which `cancel` stops from now on, even before it begins.
+
+        What is shown is forgotten.
+
+        Args:
+            image: path of the image.
+        """
+        self._image, self._shown, self._started = image, None, True
+        self._cancelled = threading.Event()  # work before may have to see that it is cancelled
+
+    def cancel(self) -> bool:
+        """Stop the work before its next class or stage; until `start`, none begins.
+
+        Returns:
+            Whether there is any.
+        """
         self._cancelled.set()
+        return self._started
+
+    def choose(self, image: str | None) -> bool:
+        """Forget what is shown of another image than this one, and cancel the work on it.
+
+        Args:
+            image: path of the image that is chosen now; None: none is.
+
+        Returns:
+            Whether it is another one.
+        """
+        if image == self._image:
+            return False
+        self.cancel()
+        self._image, self._shown = image, None
+        return True
 
     def add_photograph(self, name: str, image: ImageSource | None, point: Point | None) -> None:
         """Add a photograph of a class.
@@ -69,7 +111,8 @@ class Session:
             point: x and y of a place on the object, in pixels of `limit_size(image)`.
 
         Raises:
-            ValueError: an argument is missing, the image can't be read, or there are too many.
+            ValueError: an argument is missing, the image can't be read, the photograph is there
+                already with this point, or there are too many.
         """
         if image is None:
             raise ValueError("Choose a photograph first.")
@@ -79,16 +122,17 @@ class Session:
             raise ValueError("Click on the object in the photograph.")
         if len(self.photographs) >= MOST_PHOTOGRAPHS:
             raise ValueError(f"There are {MOST_PHOTOGRAPHS} photographs; clear them first.")
-        pixels = limit_size(read_image(image))
+        pixels = read_picture(image)
         height, width = pixels.shape[:2]
         if not (0 <= point[0] < width and 0 <= point[1] < height):
             raise ValueError("Click on the object in the photograph.")
-        self.photographs.append((name.strip(), pixels, point))
-        self._bank = None
+        for old, there, place in self.photographs:
+            if place == point and np.array_equal(there, pixels):
+                raise ValueError(f"This photograph, with this point, is there already as {old!r}.")
+        self.photographs = (*self.photographs, (name.strip(), pixels, point))
 
     def clear_photographs(self) -> None:
-        self.photographs.clear()
-        self._bank = None
+        self.photographs = ()
 
     def draw_photographs(self) -> list[tuple[Image.Image, str]]:
         """Return the photographs with a dot on their objects, and their classes."""
@@ -99,6 +143,8 @@ class Session:
     ) -> Segmentation:
         """Segment an image into classes to draw and the photographs' classes.
 
+        What was shown before is forgotten, whether or not this succeeds.
+
         Args:
             image: as of `rimjax.segment`.
             classes: names of classes to draw, comma-separated.
@@ -106,22 +152,26 @@ class Session:
 
         Raises:
             ValueError: an input is missing or can't be used.
-            CancelledError: `cancel` was called meanwhile.
+            CancelledError: `cancel` was called since `start`.
         """
-        self._cancelled.clear()
-        if image is None:
-            raise ValueError("Choose an image first.")
-        pixels = limit_size(read_image(image))
-        names = [name.strip() for name in classes.split(",") if name.strip()]
-        if not names and not self.photographs:
-            raise ValueError("Name a class, or add a photograph of one.")
-        bank = self._open_bank(names, report)
-        self._stop_if_cancelled()
-        report(0.9, "segmenting")
-        seg = segment(pixels, bank.bank, self.models)
-        self._stop_if_cancelled()
-        self._shown = pixels, seg, bank
-        return seg
+        self._shown = None
+        cancelled = self._cancelled
+        try:
+            _stop_if(cancelled)
+            if image is None:
+                raise ValueError("Choose an image first.")
+            pixels = read_picture(image)
+            names = [name.strip() for name in classes.split(",") if name.strip()]
+            bank = self._open_bank(names, report, cancelled)
+            _stop_if(cancelled)
+            report(0.9, "segmenting")
+            seg = segment(pixels, bank.bank, self.models)
+            _stop_if(cancelled)
+            self._shown = pixels, seg, bank
+            return seg
+        finally:
+            if cancelled is self._cancelled:  # no other work has been announced meanwhile
+                self._started = False
 
     def draw_overlay(self, opacity: float) -> Image.Image | None:
         """Draw the segmentation over its image; None before there is any."""
@@ -150,31 +200,68 @@ class Session:
         explained = explain(seg, (x, y), bank.bank, self.models, references=bank.manifest)
         return explained, draw.explanation(pixels, explained)
 
-    def _open_bank(self, names: Sequence[str], report: Any) -> Bank:
+    def _open_bank(self, names: Sequence[str], report: Any, cancelled: threading.Event) -> Bank:
+        photographs = self.photographs  # the visitor may change them meanwhile
+        if not names and not photographs:
+            raise ValueError("Name a class, or add a photograph of one.")
         own: dict[str, list[Reference]] = {}
-        for name, pixels, point in self.photographs:
+        for name, pixels, point in photographs:
             own.setdefault(name, []).append(Reference(pixels, point=point))
         drawn = [name for name in names if name not in own]
-        if self._bank is not None and self._bank[0] == drawn:
-            return self._bank[1]
+        if self._bank is not None:
+            names_before, photographs_before, bank = self._bank
+            if names_before == drawn and photographs_before is photographs:
+                return bank
 
         def show(classes: Iterable[str]) -> Iterator[str]:
             listed = list(classes)
             for index, name in enumerate(listed):
-                self._stop_if_cancelled()
+                _stop_if(cancelled)
                 report(0.9 * index / len(listed), f"references of {name}")
                 yield name
 
         manifest, groups = build_references(
             drawn, self.models, cache_dir=self.cache_dir, references=own, progress=show
         )
-        bank = assemble_bank(groups, self.models.references, self.models.features)
-        self._bank = drawn, Bank(bank, manifest)
-        return self._bank[1]
+        bank = Bank(assemble_bank(groups, self.models.references, self.models.features), manifest)
+        self._bank = drawn, photographs, bank
+        return bank
 
-    def _stop_if_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise CancelledError
+
+def _stop_if(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise CancelledError
+
+
+def read_picture(image: ImageSource) -> np.ndarray:
+    """Read a picture that a visitor gives, at most `LARGEST` in length: uint8[H, W, 3].
+
+    Args:
+        image: as of `rimjax.segment`; only a path's pixels are counted before they are decoded.
+
+    Raises:
+        ValueError: it can't be read, or has more than `MOST_PIXELS` pixels.
+        FileNotFoundError: there is no such image.
+    """
+    if isinstance(image, str | Path):
+        _check_pixels(Path(image))
+    return limit_size(read_image(image))
+
+
+def _check_pixels(path: Path) -> None:
+    """Raise ValueError for a file that says it has too many pixels."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError:
+        width = height = MOST_PIXELS
+    except Exception:  # `read_image` says what is wrong with it
+        return
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"{path}: has more than {MOST_PIXELS // 10**6} million pixels; make it smaller, it is "
+            f"worked on at {LARGEST:,} pixels a side at most"
+        )
 
 
 def limit_size(pixels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,10 +20,8 @@ from PIL import Image
 from rimjax import datasets
 from rimjax.commands.console import keep_compilations
 from rimjax.commands.options import CACHE_DEFAULT, ModelOptions, default
-from rimjax.images import read_image
 from rimjax.presets import PRESETS
 from rimjax.references import store
-from rimjax.regions.extract import extract
 
 EXAMPLES = 4
 
@@ -61,25 +60,38 @@ class App:
             import gradio  # noqa: F401
         except ImportError:
             raise ImportError('app needs Gradio: pip install ".[app]"') from None
+        import jax
+
         from rimjax.app.page import build_page, launch
         from rimjax.app.session import Session
+        from rimjax.app.warm_up import warm_up
 
         warnings.filterwarnings("ignore", module="gradio")  # Starlette's, of names that it renames
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has its limit
         cache = store.locate_cache(self.cache_dir)
         models = self.models.load()
         keep_compilations(cache)
+        # Explanations take many small programs, together seconds; kept, they take a fifth of that.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         examples = _write_examples(folder) if self.models.preset == "mini" else []
-        for path in examples[:1]:  # compiles the encoder, for which the first visitor would wait
-            extract(models, read_image(path))
-        classes = ", ".join(PRESETS[self.models.preset].diffusion.vocabulary or ())
-        page = build_page(partial(Session, models, cache), classes, examples)
+        classes = PRESETS[self.models.preset].diffusion.vocabulary or ()
+        make_session = partial(Session, models, cache)
+        explaining = [  # once the first page has come, which it would slow down
+            threading.Timer(2, warm_up(make_session(), classes, path)) for path in examples[:1]
+        ]
+        page = build_page(make_session, ", ".join(classes), examples)
         address = launch(page, self.host, self.port, prevent_thread_lock=True)
         print(f"open {address} (Ctrl-C ends it)", flush=True)
+        for thread in explaining:
+            thread.start()
         try:
             while True:
                 time.sleep(3600)
         finally:
             page.close(verbose=False)
+            for thread in explaining:
+                thread.cancel()
+                thread.join()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import fake_models, list_drawn, pick_colour
+from PIL import Image
 from scenes import NAMES, make_scene
 
 from rimjax.app.session import LARGEST, CancelledError, Session, limit_size
@@ -83,6 +84,11 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             call()
     assert session.draw_overlay(0.5) is None and not session.photographs
+    session.add_photograph("mug", image, (1.0, 1.0))
+    with pytest.raises(ValueError, match="already as 'mug'"):
+        session.add_photograph("cup", image.copy(), (1.0, 1.0))
+    session.add_photograph("mug", image, (2.0, 1.0))
+    assert len(session.photographs) == 2
 
 
 def test_work_is_cancelled_before_the_next_class(tmp_path: Path) -> None:
@@ -95,8 +101,86 @@ def test_work_is_cancelled_before_the_next_class(tmp_path: Path) -> None:
     with pytest.raises(CancelledError):
         session.segment(make_scene()[0], ", ".join(NAMES), cancel_at_second)
     assert list_drawn(session.models) == list(NAMES[:2])
+    session.start()
     session.segment(make_scene()[0], ", ".join(NAMES))
     assert list_drawn(session.models) == list(NAMES), "what was drawn is kept"
+
+
+def test_work_is_cancelled_before_it_begins(tmp_path: Path) -> None:
+    session = Session(fake_models(), tmp_path)
+    assert not session.cancel(), "there is nothing to cancel"
+    session.start()
+    assert session.cancel()
+    with pytest.raises(CancelledError):
+        session.segment(make_scene()[0], "leaf")
+    assert not list_drawn(session.models) and not session.cancel()
+
+
+def test_new_work_leaves_the_old_cancelled(tmp_path: Path) -> None:
+    session = Session(fake_models(), tmp_path)
+
+    def start_again(share: float, text: str) -> None:
+        session.cancel()
+        session.start()
+
+    session.start()
+    with pytest.raises(CancelledError):
+        session.segment(make_scene()[0], ", ".join(NAMES), start_again)
+    assert list_drawn(session.models) == [NAMES[0]]
+    assert session.cancel(), "the new work waits"
+
+
+@pytest.mark.parametrize("changed", ["added", "cleared"])
+def test_photographs_changed_while_work_runs_count_later(tmp_path: Path, changed: str) -> None:
+    session = Session(fake_models(), tmp_path)
+    photograph = np.full((32, 32, 3), 128, np.uint8)
+    photograph[8:24, 8:24] = pick_colour("mug")
+    if changed == "cleared":
+        session.add_photograph("my mug", photograph, (12.0, 12.0))
+
+    def change(share: float, text: str) -> None:
+        if text == "references of leaf" and changed == "added":
+            session.add_photograph("my mug", photograph, (12.0, 12.0))
+        elif text == "references of leaf":
+            session.clear_photographs()
+
+    image = make_scene()[0]
+    now, then = ("leaf",), ("leaf", "my mug")
+    before, after = (now, then) if changed == "added" else (then, now)
+    assert session.segment(image, "leaf", change).names[1:] == before
+    assert session.segment(image, "leaf").names[1:] == after
+
+
+def test_nothing_is_shown_of_an_earlier_image(tmp_path: Path) -> None:
+    session = Session(fake_models(), tmp_path)
+    for path in (paths := [tmp_path / "one.png", tmp_path / "two.png"]):
+        Image.fromarray(make_scene()[0]).save(path)
+    one, two = map(str, paths)
+    session.start(one)
+    session.segment(one, "leaf")
+    assert not session.choose(one) and session.draw_overlay(0.5) is not None
+    with pytest.raises(ValueError, match="unknowable"):
+        session.segment(one, "unknowable")
+    assert session.draw_overlay(0.5) is None
+    session.segment(one, "leaf")
+    assert session.choose(two) and session.draw_overlay(0.5) is None
+    with pytest.raises(ValueError, match="Segment an image first"):
+        session.explain((0, 0))
+    session.start(two)
+    with pytest.raises(CancelledError):
+        session.segment(two, "leaf", lambda share, text: session.choose(one))
+
+
+@pytest.mark.parametrize("side", [9_000, 14_000])  # Pillow itself opens the second no more
+def test_pictures_of_too_many_pixels_are_refused_undecoded(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (side, side)).save(path)
+    path.write_bytes(path.read_bytes()[:60])  # decoding would fail
+    session = Session(fake_models(), tmp_path)
+    with pytest.raises(ValueError, match=r"huge\.png: has more than 64 million pixels"):
+        session.segment(path, "leaf")
+    with pytest.raises(ValueError, match="64 million"):
+        session.add_photograph("mug", path, (1.0, 1.0))
 
 
 def test_large_images_are_made_smaller() -> None:
