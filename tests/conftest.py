@@ -20,6 +20,7 @@ install_import_hook(["rimjax", "ported_weights"], "typecheck.check")
 
 TESTS = Path(__file__).parent
 DRAWS = (
+    "distributed",
     *("commands/", "experiments/", "presets/", "weights/", "test_docs", "test_step_versions"),
     *("references/test_class_prompts", "show/test_report"),
     *("models/test_stable_diffusion", "models/test_unet_encoder", "models/test_lowering"),

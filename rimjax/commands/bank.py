@@ -15,16 +15,19 @@ from rimjax.commands.console import (
     show_class_progress,
     write_picture,
 )
+from rimjax.commands.fill import draw_classes
 from rimjax.commands.options import (
     CACHE_DEFAULT,
     Flag,
     ModelOptions,
+    RayOptions,
     StageOptions,
     default,
 )
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
+from rimjax.references.arguments import check_call
 from rimjax.references.build import build_references, load_bank, read_settings
 from rimjax.references.packed import PackedBank
 from rimjax.settings import check_seed
@@ -49,14 +52,20 @@ class BankBuild:
     references: ClassOptions = field(default_factory=ClassOptions)
     seed: int = 0
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    cluster: RayOptions = field(default_factory=RayOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
         names, references = self.references.read(self.models.preset)
         check_seed(self.seed)
-        models = self.models.load()
+        workers, models = self.cluster.open(), self.models.load()
         settings = replace(models.references, seed=self.seed)
-        keep_compilations(store.locate_cache(self.cache_dir))
+        cache = store.locate_cache(self.cache_dir)
+        keep_compilations(cache)
+        classes, given = check_call(names, models, settings, references, None)
+        drawn = {name: prompts for name, prompts in classes.items() if name not in given}
+        models = replace(models, references=settings)
+        draw_classes(drawn, models, self.models, cache, workers)
         manifest, _ = build_references(
             names,
             models,

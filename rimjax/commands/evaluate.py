@@ -21,6 +21,7 @@ from rimjax.commands.console import (
     warn,
     write_labels,
 )
+from rimjax.commands.fill import draw_classes, extract_regions
 from rimjax.commands.merge import Merge, report_figures
 from rimjax.commands.options import (
     CACHE_DEFAULT,
@@ -28,6 +29,7 @@ from rimjax.commands.options import (
     PRESET_DEFAULT,
     Flag,
     ModelOptions,
+    RayOptions,
     default,
     parse_shard,
 )
@@ -37,7 +39,7 @@ from rimjax.evaluation import run_folder
 from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
 from rimjax.evaluation.run_folder import REPORT, ImageResult, Results
 from rimjax.files import WriteError, check_writable, digest
-from rimjax.models.protocols import Models
+from rimjax.models.protocols import Models, Pixels
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
 from rimjax.references.build import assemble_bank, build_references
@@ -106,6 +108,7 @@ class Evaluate:
     foreground_mask: Annotated[bool | None, PRESET_DEFAULT] = None
     json: Annotated[Path | None, NO_DEFAULT] = None
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    cluster: RayOptions = field(default_factory=RayOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
     command: Annotated[
         Annotated[Merge, tyro.conf.subcommand("merge")]
@@ -121,6 +124,7 @@ class Evaluate:
         if self.output is None and self.shard is not None:
             raise ValueError("output must be given with --shard, got none")
         start, step = parse_shard(self.shard)
+        workers = self.cluster.open()
         check_outputs(self.json)
         run_folder.check_apart([self.output] if self.output else [], self.json)
         dataset = datasets.load(self.dataset, self.data)
@@ -152,6 +156,13 @@ class Evaluate:
             run_folder.check_run(self.output, description, unknown=("bank",))
             check_writable(self.output)
             check_outputs(self.output / REPORT)
+        cache = store.locate_cache(self.cache_dir)
+        if manifest is None:  # workers fill the cache, which is then read
+            drawn = {name: () for name in dataset.prompts}
+            draw_classes(drawn, models, self.models, cache, workers)
+        if not isinstance(models.proposer, Pixels):
+            todo = [item for item in items[start::step] if item.id not in finished]
+            extract_regions(todo, models, self.models, cache, workers)
         bank, manifest = self._open_bank(manifest, dataset, models)
         description["bank"] = store.digest_references(manifest)
         description["sources"] = self._locate_sources(manifest)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from rimjax.distributed.units import Workers
 from rimjax.models.protocols import Models, Pixels
 from rimjax.models.sam import SamPrecision
 from rimjax.models.trust import find_confidence
@@ -199,6 +200,42 @@ class ModelOptions(StageOptions, PresetOptions):
         if self.images < 1:
             raise ValueError(f"images must be at least 1, got {self.images}")
         return replace(models, references=replace(models.references, num_images=self.images))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Workers on a Ray cluster.
+
+    Attributes:
+        ray: Address of a Ray cluster whose workers do the work; auto for the cluster that this
+            machine belongs to, local for workers on this machine alone.
+        ray_workers: Number of workers; each loads the models once.
+        ray_cpus: CPUs of a worker.
+        ray_gpus: GPUs of a worker; a fraction lets workers share a GPU.
+    """
+
+    ray: Annotated[str | None, default("this process does it all")] = None
+    ray_workers: Annotated[int | None, default("as many as there is room for")] = None
+    ray_cpus: float = 1.0
+    ray_gpus: float = 0.0
+
+    def open(self) -> Workers | None:
+        """Return the workers to ask for; None without --ray.
+
+        Raises:
+            ValueError: a number is out of range, or given without --ray.
+        """
+        if self.ray is None:
+            if (self.ray_workers, self.ray_cpus, self.ray_gpus) != (None, 1.0, 0.0):
+                raise ValueError("ray must be given with the numbers of its workers, got none")
+            return None
+        if self.ray_workers is not None and self.ray_workers < 1:
+            raise ValueError(f"ray_workers must be at least 1, got {self.ray_workers}")
+        if min(self.ray_cpus, self.ray_gpus) < 0 or not self.ray_cpus + self.ray_gpus:
+            raise ValueError("ray_cpus and ray_gpus must be at least 0, and not both 0")
+        return Workers(
+            address=self.ray, count=self.ray_workers, cpus=self.ray_cpus, gpus=self.ray_gpus
+        )
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

@@ -12,10 +12,12 @@ import tyro
 
 from rimjax import datasets
 from rimjax.commands.console import keep_compilations, progress, shorten, warn
+from rimjax.commands.fill import extract_regions
 from rimjax.commands.options import (
     CACHE_DEFAULT,
     NO_DEFAULT,
     ModelOptions,
+    RayOptions,
     default,
     parse_shard,
 )
@@ -49,6 +51,7 @@ class RegionsBuild:
     shard: Annotated[str | None, default("all images")] = None
     limit: Annotated[int | None, default("all")] = None
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    cluster: RayOptions = field(default_factory=RayOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
     def run(self) -> None:
@@ -56,10 +59,12 @@ class RegionsBuild:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
         start, step = parse_shard(self.shard)
         items = datasets.load(self.dataset, self.data).items[: self.limit][start::step]
-        models, cache = self.models.load(), locate_cache(self.cache_dir)
+        workers, models = self.cluster.open(), self.models.load()
+        cache = locate_cache(self.cache_dir)
         if isinstance(models.proposer, Pixels):
             raise ValueError("proposer must not be pixels, which have no regions to keep")
         keep_compilations(cache)
+        extract_regions(items, models, self.models, cache, workers)
         store = RegionStore.open(cache, models)
         bad, kept, computed = [], 0, 0
         reading = read_ahead(items, lambda item: item.image())

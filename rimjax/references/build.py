@@ -107,8 +107,7 @@ def build_references(
         check_writable(cache / folder)
     drawn = [name for name in classes if name not in given]
     for name in drawn:
-        key = references_key(name, models, settings, classes[name])
-        if not store.locate_references(cache, name, key).exists():
+        if not locate_class(name, models, settings, cache, classes[name]).exists():
             for words in classes[name] or (name,):
                 models.generator.check(words)
 
@@ -122,7 +121,7 @@ def build_references(
             if name in given:
                 built[name] = _cut_class(name, models, settings, cache, given[name])
             else:
-                built[name] = _draw_class(name, models, settings, cache, classes[name])
+                built[name] = draw_class(name, models, settings, cache, classes[name])
         folders, groups = zip(*(built[name] for name in order), strict=True)
         manifest = store.write_manifest(
             cache,
@@ -141,12 +140,18 @@ def build_references(
     return manifest, list(groups)
 
 
-def _draw_class(
+def locate_class(
+    name: str, models: Models, settings: ReferenceSettings, cache: Path, prompts: Sequence[str]
+) -> Path:
+    """Return the folder of a drawn class's references in a cache, whether it is there or not."""
+    return store.locate_references(cache, name, references_key(name, models, settings, prompts))
+
+
+def draw_class(
     name: str, models: Models, settings: ReferenceSettings, cache: Path, prompts: Sequence[str]
 ) -> tuple[str, ClassReferences]:
     """Return a drawn class's folder name and references: stored, or drawn now and stored."""
-    key = references_key(name, models, settings, prompts)
-    path = store.locate_references(cache, name, key)
+    path = locate_class(name, models, settings, cache, prompts)
     if path.exists():
         return path.name, store.read_references(path)
     key = drawing_key(name, models, settings, prompts)

@@ -1,0 +1,1 @@
+"""The same work on a Ray cluster: workers draw classes and extract regions into the stores."""

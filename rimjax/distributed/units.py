@@ -1,0 +1,222 @@
+"""Do small units of work on Ray's actors, each of which loads its models once.
+
+Ray schedules the actors, starts them where a device is free, and tells when one is lost. What is
+left for us is which unit to give to whom: a worker that is ready gets the next one. A unit of a
+lost worker is given to another, at most `ATTEMPTS` times. When no unit is waiting, an idle worker
+does a unit again that takes much longer than others, and the first result counts: units must be
+such that doing one twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ATTEMPTS = 3
+"""Workers that may be lost over a unit before it is given up."""
+
+STRAGGLER = 4.0
+"""A unit that takes this many times the median is done by an idle worker too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The workers to ask Ray for.
+
+    Attributes:
+        address: a cluster's address; "auto" for the cluster that this machine belongs to, "local"
+            for a cluster on this machine alone, which ends with this process.
+        count: number of workers; None for as many as the cluster has room for.
+        cpus: CPUs of a worker; fractions are allowed.
+        gpus: GPUs of a worker, likewise.
+    """
+
+    address: str
+    count: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a unit.
+
+    Attributes:
+        unit: its index.
+        result: what the work returned; None if it failed.
+        error: why it failed; None if it didn't.
+        worker: host and process that did it; "" if it was given up.
+        seconds: that the work took.
+    """
+
+    unit: int
+    result: Any = None
+    error: Exception | None = None
+    worker: str = ""
+    seconds: float = 0.0
+
+
+class Worker:
+    """What runs in an actor."""
+
+    def __init__(self, load: Callable[[], Any], work: Callable[[Any, Any], Any]) -> None:
+        self._state, self._work = load(), work
+
+    def introduce(self) -> str:
+        """Return host and process, once the models are loaded."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def run(self, unit: Any) -> tuple[Any, Exception | None, float]:
+        """Do a unit: its result, or the error that it raised; and the seconds."""
+        start = time.perf_counter()
+        try:
+            return self._work(self._state, unit), None, time.perf_counter() - start
+        except (ValueError, OSError) as error:  # of this unit; others may be well
+            return None, type(error)(str(error)), time.perf_counter() - start
+
+
+def connect(workers: Workers) -> int:
+    """Connect to the cluster; return the number of workers to start.
+
+    Raises:
+        ImportError: Ray is missing.
+        ValueError: there is no such cluster, or it has no room for a worker.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ImportError('ray needs Ray: pip install ".[ray]"') from None
+    if not ray.is_initialized():
+        address = None if workers.address == "local" else workers.address
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError) as error:
+            raise ValueError(
+                f"ray must be a cluster's address, auto or local, got {workers.address!r} "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+    have = ray.cluster_resources()
+    room = [
+        int(have.get(name, 0) / each)
+        for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus))
+        if each > 0
+    ]
+    if not room or not min(room):
+        raise ValueError(
+            f"ray's cluster must have room for a worker of {workers.cpus:g} CPUs and "
+            f"{workers.gpus:g} GPUs, got {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
+        )
+    return min(room) if workers.count is None else workers.count
+
+
+def run_units(
+    units: Sequence[Any],
+    load: Callable[[], Any],
+    work: Callable[[Any, Any], Any],
+    workers: Workers,
+) -> Iterator[Outcome]:
+    """Do units on the cluster's workers; yield each unit's outcome once, as it comes.
+
+    Args:
+        units: what a worker is sent.
+        load: called once in each worker: the models.
+        work: of the models and a unit; doing a unit twice must change nothing.
+        workers: the workers.
+
+    Raises:
+        ChildProcessError: a worker can't load its models.
+    """
+    if units:
+        yield from _Run(units, load, work, workers).do()
+
+
+class _Run:
+    def __init__(self, units: Sequence[Any], load: Any, work: Any, workers: Workers) -> None:
+        import ray
+
+        count = min(connect(workers), len(units))
+        resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
+        make = ray.remote(Worker).options(**resources, max_restarts=0)
+        self._ray, self._units, self._make = ray, units, lambda: make.remote(load, work)
+        self._waiting = deque(range(len(units)))
+        self._attempts, self._done = [0] * len(units), set[int]()
+        self._starting: dict[Any, Any] = {}  # reference -> actor
+        self._running: dict[Any, tuple[int, Any, float]] = {}  # reference -> unit, actor, start
+        self._idle: list[Any] = []
+        self._names: dict[Any, str] = {}
+        self._seconds: list[float] = []
+        for _ in range(count):
+            self._start()
+
+    def do(self) -> Iterator[Outcome]:
+        try:
+            while len(self._done) < len(self._units):
+                refs = [*self._starting, *self._running]
+                for ref in self._ray.wait(refs, num_returns=1, timeout=1)[0]:
+                    yield from self._welcome(ref) if ref in self._starting else self._finish(ref)
+                while self._idle and (unit := self._choose()) is not None:
+                    actor = self._idle.pop()
+                    ref = actor.run.remote(self._units[unit])
+                    self._running[ref] = unit, actor, time.monotonic()
+        finally:
+            running = [actor for _, actor, _ in self._running.values()]
+            for actor in [*self._idle, *self._starting.values(), *running]:
+                self._ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self._make()
+        self._starting[actor.introduce.remote()] = actor
+
+    def _welcome(self, ref: Any) -> Iterator[Outcome]:
+        actor = self._starting.pop(ref)
+        try:
+            self._names[actor] = self._ray.get(ref)
+            self._idle.append(actor)
+        except self._ray.exceptions.RayActorError as error:
+            if "The actor died because of an error raised in its creation task" in str(error):
+                raise ChildProcessError(f"a worker couldn't load its models: {error}") from error
+            self._start()  # its node is gone
+        yield from ()
+
+    def _finish(self, ref: Any) -> Iterator[Outcome]:
+        unit, actor, _ = self._running.pop(ref)
+        try:
+            result, error, seconds = self._ray.get(ref)
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError):
+            self._start()
+            self._attempts[unit] += 1
+            if unit in self._done or any(unit == other for other, *_ in self._running.values()):
+                return
+            if self._attempts[unit] < ATTEMPTS:
+                self._waiting.appendleft(unit)
+                return
+            self._done.add(unit)
+            lost = ChildProcessError(
+                f"{ATTEMPTS} workers were lost over it, for want of memory perhaps"
+            )
+            yield Outcome(unit, error=lost)
+            return
+        self._idle.append(actor)
+        if unit not in self._done:
+            self._done.add(unit)
+            self._seconds.append(seconds)
+            yield Outcome(unit, result, error, self._names[actor], seconds)
+
+    def _choose(self) -> int | None:
+        """Choose a unit for an idle worker: the next, or one that holds up the end."""
+        if self._waiting:
+            return self._waiting.popleft()
+        if not self._seconds:
+            return None
+        late = time.monotonic() - STRAGGLER * statistics.median(self._seconds)
+        running = [unit for unit, *_ in self._running.values()]
+        for unit, _, start in self._running.values():
+            if start < late and running.count(unit) == 1 and unit not in self._done:
+                return unit
+        return None
