@@ -191,7 +191,7 @@ def test_an_image_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixtu
     words = ("segment", "a.png", *IMAGES[4:], "--output", "a.png", "--overwrite")
     assert "must not overwrite an image" in refused(capsys, *words)
     words = ("segment", "a.png", *IMAGES[4:], "--json", "a_labels.png")
-    assert "--json must be a file of its own" in refused(capsys, *words)
+    assert "--json must be a file of its own, and so must" in refused(capsys, *words)
     assert Path("a.png").read_bytes() == before
 
 
