@@ -29,6 +29,7 @@ ROOMS = (
     "rimjax.pipeline",
     "rimjax.evaluation",
     "rimjax.evaluate",
+    "rimjax.distributed",
     "rimjax.show",
     "rimjax.app",
     "rimjax.bench",

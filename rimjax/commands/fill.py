@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -82,7 +82,7 @@ def _watch(
     """Show the progress over all workers, and say who did how much; return what failed, and why."""
     failed: list[tuple[int, Exception]] = []
     shares: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for outcome in progress(outcomes, title, unit, len(names)):
         shares[outcome.worker] += 1
         seconds[outcome.worker] += outcome.seconds

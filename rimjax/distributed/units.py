@@ -9,6 +9,7 @@ such that doing one twice changes nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import statistics
@@ -95,7 +96,7 @@ def connect(workers: Workers) -> int:
     if not ray.is_initialized():
         address = None if workers.address == "local" else workers.address
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise ValueError(
                 f"ray must be a cluster's address, auto or local, got {workers.address!r} "
@@ -170,7 +171,7 @@ class _Run:
                 self._ray.kill(actor)
 
     def _start(self) -> None:
-        actor = self._make()
+        actor: Any = self._make()
         self._starting[actor.introduce.remote()] = actor
 
     def _welcome(self, ref: Any) -> Iterator[Outcome]:
