@@ -166,9 +166,7 @@ class Outputs:
                 "name"
             )
         if len({path.resolve() for path in written}) < len(written):
-            raise ValueError(
-                "json must be a file of its own, and so must explain; choose other names"
-            )
+            raise ValueError("json must be a file of its own, and so must explain")
         ours = self._list_recorded()
         check_outputs(*(path for path in written if path not in ours), overwrite=overwrite)
 

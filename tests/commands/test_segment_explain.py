@@ -31,9 +31,7 @@ def test_segment_explains_on_the_command_line(
     run("segment", *words, "--explain", theirs, "--overwrite", capsys=capsys)
     single = (*words[:-1], tmp_path / "one.png")
     both = ("--json", why, "--explain", why)
-    assert "--json must be a file of its own, and so must" in refused(
-        capsys, "segment", *single, *both
-    )
+    assert "--json must be a file of its own" in refused(capsys, "segment", *single, *both)
     two = (scene, shutil.copy(scene, tmp_path / "second.png"))
     assert "explain needs a single image" in refused(
         capsys, "segment", *two, *words[1:], "--explain", why
