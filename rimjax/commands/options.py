@@ -232,7 +232,7 @@ class RayOptions:
         if self.ray_workers is not None and self.ray_workers < 1:
             raise ValueError(f"ray_workers must be at least 1, got {self.ray_workers}")
         if min(self.ray_cpus, self.ray_gpus) < 0 or not self.ray_cpus + self.ray_gpus:
-            raise ValueError("ray_cpus and ray_gpus must be at least 0, and not both 0")
+            raise ValueError("ray_cpus and --ray-gpus must be at least 0, and not both 0")
         return Workers(
             address=self.ray, count=self.ray_workers, cpus=self.ray_cpus, gpus=self.ray_gpus
         )

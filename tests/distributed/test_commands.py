@@ -65,7 +65,7 @@ def test_workers_that_do_not_see_the_folder_send_back_what_they_made(
     [
         (("--ray-workers", "2"), "--ray must be given with the numbers of its workers"),
         (("--ray", "auto", "--ray-workers", "0"), "--ray-workers must be at least 1"),
-        (("--ray", "auto", "--ray-cpus", "0"), "--ray-cpus and ray_gpus must be at least 0"),
+        (("--ray", "auto", "--ray-cpus", "0"), "ray_cpus and --ray-gpus must be at least 0"),
         (("--ray", "auto", "--ray-gpus", "1"), "must have room for a worker of 1 CPUs and 1 GPUs"),
     ],
 )
