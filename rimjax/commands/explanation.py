@@ -30,7 +30,7 @@ class ExplainOptions:
     """
 
     explain: Annotated[Path | None, NO_DEFAULT] = None
-    explain_at: Annotated[str | None, default("the largest region that isn't background")] = None
+    explain_at: Annotated[str | None, default("the largest that isn't background")] = None
 
     def check(self, files: Sequence[Path]) -> None:
         """Raise ValueError, before any work is done, for options that can't be followed."""
@@ -63,13 +63,21 @@ class ExplainOptions:
         if self.explain_at is not None:
             region = self._read_point(self.explain_at)
         else:
-            segments = sorted(seg.segments, key=lambda segment: segment.area)
-            if not segments or seg.owners is None:
-                raise ValueError("explain found no region but background; give --explain-at X,Y")
-            region = segments[-1].id - 1
+            region = self._find_largest(seg)
         explained = explain(seg, region, bank, models, references=manifest)
         write_picture(self.explain, explanation(image, explained))
         print(f"explanation: {self.explain}")
+
+    @staticmethod
+    def _find_largest(seg: Segmentation) -> int:
+        """Return the largest region that isn't background, or the largest if all are."""
+        segments = sorted(seg.segments, key=lambda segment: segment.area)
+        if segments and seg.owners is not None:
+            return segments[-1].id - 1
+        valid = np.flatnonzero(seg.region_labels >= 0)
+        if not len(valid):
+            raise ValueError("explain found no region in the image; choose another image")
+        return int(valid[np.argmax(seg.masks[valid].sum((1, 2)))])
 
     @staticmethod
     def _read_point(text: str) -> tuple[int, int]:

@@ -319,7 +319,7 @@ def test_leaving_stops_the_work_and_queued_work_is_cancelled(
     page: Any, address: str, folder: Path, visit: Callable[..., Visit]
 ) -> None:
     other = visit(address).page
-    for each, names in ((page, "shirt, sneaker, ankle boot"), (other, "t-shirt")):
+    for each, names in ((page, "shirt, sneaker, bag, dress, coat, ankle boot"), (other, "t-shirt")):
         each.set_default_timeout(WAIT)
         name_classes(each, names)
         choose_example(each, 0)
