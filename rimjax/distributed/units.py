@@ -9,6 +9,7 @@ such that doing one twice changes nothing.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -89,10 +90,7 @@ def connect(workers: Workers) -> int:
         ImportError: Ray is missing.
         ValueError: there is no such cluster, or it has no room for a worker.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ImportError('ray needs Ray: pip install ".[ray]"') from None
+    ray = import_ray()
     if not ray.is_initialized():
         address = None if workers.address == "local" else workers.address
         try:
@@ -114,6 +112,14 @@ def connect(workers: Workers) -> int:
             f"{workers.gpus:g} GPUs, got {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
         )
     return min(room) if workers.count is None else workers.count
+
+
+def import_ray() -> Any:
+    """Import Ray, which only `--ray` needs; raise ImportError with the way out."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise ImportError('ray needs Ray: pip install ".[ray]"') from None
 
 
 def run_units(
@@ -139,8 +145,7 @@ def run_units(
 
 class _Run:
     def __init__(self, units: Sequence[Any], load: Any, work: Any, workers: Workers) -> None:
-        import ray
-
+        ray = import_ray()
         count = min(connect(workers), len(units))
         resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
         make = ray.remote(Worker).options(**resources, max_restarts=0)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-ray = pytest.importorskip("ray")
+from rimjax.distributed.units import import_ray
 
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
-
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray = import_ray()
+    make = importlib.import_module("ray.cluster_utils").Cluster
+    cluster: Any = make(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.second = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster

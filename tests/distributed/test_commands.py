@@ -13,6 +13,8 @@ from cli import refused, run
 from rimjax.distributed import fill
 from rimjax.references import store
 
+pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
+
 SMALL = ("--classes", "sneaker,bag", "--images", "2")
 
 

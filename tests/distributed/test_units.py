@@ -12,6 +12,8 @@ import pytest
 
 from rimjax.distributed.units import ATTEMPTS, Workers, run_units
 
+pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
+
 LOCAL = Workers(address="auto")
 
 
