@@ -43,8 +43,8 @@ def write_page(
             parts.append(f"![{title}]({name}.png)")
         if (folder / f"{name}.html").exists():
             parts.append(
-                f"[{name}.html]({name}.html) shows the `rimjax` configuration's classes, "
-                "confusions, worst and best images and references; it opens in any browser."
+                f"`{name}.html`, beside this page after a run, shows the `rimjax` configuration's "
+                "classes, confusions, worst and best images and references, in any browser."
             )
         if (folder / f"{name}.csv").exists():
             parts.append(_format_table(folder / f"{name}.csv"))
