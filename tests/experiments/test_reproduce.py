@@ -157,7 +157,7 @@ def test_the_page_says_what_it_shows(script: Callable[[str], Any], tmp_path: Pat
     facts = {"preset": "mini", "device": "cpu"}
     (tmp_path / "report.html").write_text("<p>report</p>")
     page = script("page").write_page(tmp_path, titles, reasons, facts).read_text()
-    assert "## Report\n\n[report.html](report.html) shows" in page
+    assert "## Report\n\n`report.html`, beside this page after a run, shows" in page
     for expected in (
         "| preset | mini |\n| device | cpu |",
         "## Table 2\n\n| row | measured |\n| --- | --- |\n| a\\|b | 44.5 |",
