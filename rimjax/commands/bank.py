@@ -62,10 +62,11 @@ class BankBuild:
         settings = replace(models.references, seed=self.seed)
         cache = store.locate_cache(self.cache_dir)
         keep_compilations(cache)
-        classes, given = check_call(names, models, settings, references, None)
-        drawn = {name: prompts for name, prompts in classes.items() if name not in given}
         models = replace(models, references=settings)
-        draw_classes(drawn, models, self.models, cache, workers)
+        if workers is not None:
+            classes, given = check_call(names, models, settings, references, None)
+            drawn = {name: prompts for name, prompts in classes.items() if name not in given}
+            draw_classes(drawn, models, self.models, cache, workers)
         manifest, _ = build_references(
             names,
             models,

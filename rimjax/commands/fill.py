@@ -34,12 +34,16 @@ def draw_classes(
     """Draw the classes that a cache lacks by workers; without workers do nothing.
 
     Raises:
+        ValueError: a class isn't known to the generator.
         ChildProcessError: a class can't be drawn.
     """
     if workers is None:
         return
     settings = models.references
     missing = list_missing(classes, models, settings, cache)
+    for name, prompts in missing:  # before any worker starts
+        for words in prompts or (name,):
+            models.generator.check(words)
     load = partial(load_models, options, settings)
     outcomes = fill_references(missing, models, settings, cache, load, workers)
     names = [name for name, _ in missing]

@@ -75,12 +75,19 @@ class Worker:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def run(self, unit: Any) -> tuple[Any, Exception | None, float]:
-        """Do a unit: its result, or the error that it raised; and the seconds."""
-        start = time.perf_counter()
+        """Do a unit: its result, or its error; and the seconds.
+
+        What the unit is to blame for, as an image that can't be read, comes as a ValueError, and
+        anything else as a ChildProcessError. Neither stops the other units.
+        """
+        start, result, failure = time.perf_counter(), None, None
         try:
-            return self._work(self._state, unit), None, time.perf_counter() - start
-        except (ValueError, OSError) as error:  # of this unit; others may be well
-            return None, type(error)(str(error)), time.perf_counter() - start
+            result = self._work(self._state, unit)
+        except (ValueError, OSError) as error:  # made anew: not every error can be sent
+            failure = ValueError(str(error))
+        except Exception as error:
+            failure = ChildProcessError(f"{type(error).__name__}: {error}")
+        return result, failure, time.perf_counter() - start
 
 
 def connect(workers: Workers) -> int:
@@ -185,7 +192,7 @@ class _Run:
             self._names[actor] = self._ray.get(ref)
             self._idle.append(actor)
         except self._ray.exceptions.RayActorError as error:
-            if "The actor died because of an error raised in its creation task" in str(error):
+            if error.actor_init_failed:
                 raise ChildProcessError(f"a worker couldn't load its models: {error}") from error
             self._start()  # its node is gone
         yield from ()

@@ -49,6 +49,13 @@ def test_workers_results_are_those_of_one_process(
     assert "propose" not in printed.split("per image")[1], "all regions were stored"
 
 
+def test_an_unknown_class_is_refused_before_any_worker_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ("bank", "build", "--classes", "zebra", "--cache-dir", tmp_path)
+    assert "zebra" in refused(capsys, *build, "--ray", "no such address")
+
+
 def test_workers_that_do_not_see_the_folder_send_back_what_they_made(
     cluster: Any,
     tmp_path: Path,

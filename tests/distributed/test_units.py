@@ -47,11 +47,18 @@ def test_a_unit_that_fails_is_named_and_the_others_are_done(cluster: Any) -> Non
     def work(state: str, unit: int) -> int:
         if unit == 3:
             raise ValueError("unit 3 can't be read")
+        if unit == 4:
+            b"\xff".decode()  # an error that can't be made from its text
+        if unit == 5:
+            raise KeyError("a fault of the program")
         return unit
 
-    outcomes = {each.unit: each for each in run_units(range(6), load, work, LOCAL)}
-    assert str(outcomes.pop(3).error) == "unit 3 can't be read"
-    assert {unit: each.result for unit, each in outcomes.items()} == {n: n for n in (0, 1, 2, 4, 5)}
+    outcomes = {each.unit: each for each in run_units(range(7), load, work, LOCAL)}
+    errors = {unit: outcomes.pop(unit).error for unit in (3, 4, 5)}
+    assert str(errors[3]) == "unit 3 can't be read" and "can't decode" in str(errors[4])
+    assert isinstance(errors[3], ValueError) and isinstance(errors[4], ValueError)
+    assert isinstance(errors[5], ChildProcessError) and "KeyError" in str(errors[5])
+    assert {unit: each.result for unit, each in outcomes.items()} == {n: n for n in (0, 1, 2, 6)}
 
 
 def test_a_unit_that_kills_its_workers_is_given_up(cluster: Any, tmp_path: Path) -> None:
