@@ -6,7 +6,6 @@ end the chains, `compare_regions` and `classify_regions`, are compiled; `tiling`
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -19,7 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rimjax.match import tiling as tiles
 from rimjax.match.rankings import MEASURES
-from rimjax.match.readings import READINGS, compare_rankings, compute_cosines, is_unrolled
+from rimjax.match.readings import (
+    BLOCK_ELEMENTS,
+    READINGS,
+    compare_rankings,
+    compute_cosines,
+    count_elements,
+    is_unrolled,
+)
 from rimjax.match.tiling import Tiling
 from rimjax.types import AnyArray, Match, ReferenceBank, normalise_rows
 
@@ -218,6 +224,7 @@ def prepare_comparison(
                 score_map=options.score_map,
                 measure=options.measure,
                 method=options.method,
+                elements=min(BLOCK_ELEMENTS, tiling.elements // n),
             )
 
         return reading.combine(
@@ -230,8 +237,7 @@ def prepare_comparison(
     if is_unrolled(n, options.method):
         return compare, tiles.fit_columns(tiling, row), chosen
     # Level by level, every member's array is gathered.
-    rankings = math.factorial(n) * n if options.method == "enumerate" else math.comb(n, n // 2)
-    return compare, tiles.fit_columns(tiling, row, rankings, copies=n), chosen
+    return compare, tiles.fit_columns(tiling, row, count_elements(n, options.method), n), chosen
 
 
 def find_candidates(

@@ -18,6 +18,10 @@ from rimjax.types import AnyArray
 
 Compute = Callable[[], Array]
 
+# Elements of a temporary array of a block of regions on a GPU or TPU: 16 MiB. On an H200 10 to 16
+# times as fast as one region at a time at N = 8 and 7; a block 4 times larger or smaller is slower.
+BLOCK_ELEMENTS = 2**22
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -88,6 +92,7 @@ def compare_rankings(
     score_map: str = "clip",
     measure: str = "cosine",
     method: str = "lattice",
+    elements: int = BLOCK_ELEMENTS,
 ) -> Float[Array, "P R"]:
     """Compare how regions and prototypes rank the regions' agents (Eq. 7-9).
 
@@ -99,6 +104,7 @@ def compare_rankings(
         score_map: a key of `SCORE_MAPS`.
         measure: a key of `MEASURES`.
         method: "lattice" or "enumerate".
+        elements: the most elements of a temporary array, where regions go through in blocks.
     """
     weigh = SCORE_MAPS[score_map]
 
@@ -107,16 +113,44 @@ def compare_rankings(
         s, r = weigh(list(region), temperature), weigh(references, temperature)
         return compare_weights(s, r, measure, method)
 
-    if is_unrolled(own.shape[1], method):
-        # One elementwise loop over all pairs, with no temporary array. Each agent is gathered
-        # alone, and the arrays are taken apart by iterating over them: indexed ([:, i]), or
-        # gathered as one array, they keep XLA from vectorising the loop, 8 times slower.
+    def compare_block(own: Float[Array, "B N"], agents: Int[Array, "B N"]) -> Float[Array, "B R"]:
+        # Each agent is gathered alone, and the arrays are taken apart by iterating over them:
+        # indexed ([:, i]), or gathered as one array, they keep XLA from vectorising the loop,
+        # 8 times slower.
         return compare([cosine[:, None] for cosine in own.T], agents.T)
-    return lax.map(
-        lambda region: compare([cosine[None] for cosine in region[0]], region[1]), (own, agents)
-    )
+
+    def compare_one_by_one(
+        own: Float[Array, "P N"], agents: Int[Array, "P N"]
+    ) -> Float[Array, "P R"]:
+        return lax.map(
+            lambda region: compare([cosine[None] for cosine in region[0]], region[1]), (own, agents)
+        )
+
+    count, n = own.shape
+    if is_unrolled(n, method):
+        return compare_block(own, agents)  # one elementwise loop over all pairs
+    size = max(1, min(count, elements // (count_elements(n, method) * table.shape[1])))
+
+    def compare_blocks(own: Float[Array, "P N"], agents: Int[Array, "P N"]) -> Float[Array, "P R"]:
+        blocks = [
+            jnp.pad(rows, ((0, -count % size), (0, 0))).reshape(-1, size, n)
+            for rows in (own, agents)
+        ]
+        return lax.map(lambda block: compare_block(*block), blocks).reshape(-1, table.shape[1])[
+            :count
+        ]
+
+    # The arrays of a single region fit a CPU's cache, where a block is slower.
+    return lax.platform_dependent(own, agents, cpu=compare_one_by_one, default=compare_blocks)
 
 
 def is_unrolled(num_agents: int, method: str) -> bool:
     """Return whether a comparison of rankings is one loop without temporary arrays."""
     return method == "lattice" and num_agents <= UNROLLED
+
+
+def count_elements(num_agents: int, method: str) -> int:
+    """Count the elements that a pair adds to the largest temporary array, if it isn't unrolled."""
+    if method == "enumerate":
+        return math.factorial(num_agents) * num_agents
+    return math.comb(num_agents, num_agents // 2)

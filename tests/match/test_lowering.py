@@ -28,16 +28,16 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-@pytest.mark.parametrize("similarity", ["relation", "cosine"])
-def test_matching_at_the_size_of_coco(similarity: str) -> None:
+@pytest.mark.parametrize(("similarity", "n"), [("relation", 4), ("relation", 8), ("cosine", 4)])
+def test_matching_at_the_size_of_coco(similarity: str, n: int) -> None:
     regions = jax.eval_shape(lambda x: Regions(x, None, x[:, 0] > 0), floats(256, 768))
     bank = jax.eval_shape(
         lambda rows, classes: ReferenceBank(rows, rows[:, 0].astype(jnp.int32), classes, ()),
         floats(648, 768),
         floats(81, 768),
     )
-    results = lower(jax.jit(partial(match, similarity=similarity)), regions, bank)
-    assert results == [("int32", (256,)), ("float32", (256, 81)), ("int32", (256, 4))]
+    results = lower(jax.jit(partial(match, similarity=similarity, num_agents=n)), regions, bank)
+    assert results == [("int32", (256,)), ("float32", (256, 81)), ("int32", (256, n))]
 
 
 def test_pooling() -> None:

@@ -1,17 +1,21 @@
 """Every reading of Sec. 3.5 against a float64 brute force."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.test_util import check_grads
 from oracle import TOLERANCE, cosine_similarity, features, make_bank, oracle_similarity
 
 from rimjax import match as m
+from rimjax.bench.match import make_features, start_from_cosines
 from rimjax.match import tiling
+from rimjax.match.readings import compare_rankings
 from rimjax.types import ReferenceBank
 
 TEMPERATURE, WEIGHT = 0.3, 0.7
@@ -232,3 +236,16 @@ def test_another_weight_needs_no_other_compilation():
             relation_weight=weight,
         )
     assert count_compilations() == before
+
+
+@pytest.mark.parametrize(("num_agents", "method"), [(7, "lattice"), (4, "enumerate")])
+@pytest.mark.parametrize("elements", [1, 35 * 18 * 5, 2**22])  # blocks of 1, of 5, all regions
+def test_blocks_of_regions_as_on_a_gpu(monkeypatch, num_agents, method, elements):
+    """What GPUs and TPUs compute gives a CPU's similarities; 13 regions leave a part of a block."""
+    own, agents, table = start_from_cosines(*make_features(0, 13, 18, 9, dim=16), num_agents)
+    compare = partial(compare_rankings, *map(jnp.asarray, (own, agents, table)), method=method)
+    expected = compare()
+    monkeypatch.setattr(
+        lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments)
+    )
+    np.testing.assert_allclose(compare(elements=elements), expected, atol=TOLERANCE)
