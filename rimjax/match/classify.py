@@ -224,7 +224,7 @@ def prepare_comparison(
                 score_map=options.score_map,
                 measure=options.measure,
                 method=options.method,
-                elements=min(BLOCK_ELEMENTS, tiling.elements // n),
+                elements=min(BLOCK_ELEMENTS, tiling.elements),
             )
 
         return reading.combine(
