@@ -27,7 +27,6 @@ from rimjax.commands.options import (
 from rimjax.pipeline import check_encoder
 from rimjax.presets import RANDOM_WEIGHTS
 from rimjax.references import store
-from rimjax.references.arguments import check_call
 from rimjax.references.build import build_references, load_bank, read_settings
 from rimjax.references.packed import PackedBank
 from rimjax.settings import check_seed
@@ -63,10 +62,7 @@ class BankBuild:
         cache = store.locate_cache(self.cache_dir)
         keep_compilations(cache)
         models = replace(models, references=settings)
-        if workers is not None:
-            classes, given = check_call(names, models, settings, references, None)
-            drawn = {name: prompts for name, prompts in classes.items() if name not in given}
-            draw_classes(drawn, models, self.models, cache, workers)
+        draw_classes(names, references, models, self.models.load, cache, workers)
         manifest, _ = build_references(
             names,
             models,

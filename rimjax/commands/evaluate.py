@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,7 +22,7 @@ from rimjax.commands.console import (
     warn,
     write_labels,
 )
-from rimjax.commands.fill import draw_classes, extract_regions
+from rimjax.commands.fill import draw_classes, evaluate_images, locate_labels
 from rimjax.commands.merge import Merge, report_figures
 from rimjax.commands.options import (
     CACHE_DEFAULT,
@@ -34,12 +35,14 @@ from rimjax.commands.options import (
     parse_shard,
 )
 from rimjax.commands.report import add_report
-from rimjax.datasets.dataset import IGNORED, Dataset, Item
+from rimjax.datasets.dataset import Dataset, Item, check_labels
+from rimjax.distributed.fill import Load
+from rimjax.distributed.units import Workers
 from rimjax.evaluation import run_folder
 from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
 from rimjax.evaluation.run_folder import REPORT, ImageResult, Results
 from rimjax.files import WriteError, check_writable, digest
-from rimjax.models.protocols import Models, Pixels
+from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder
 from rimjax.references import store
 from rimjax.references.build import assemble_bank, build_references
@@ -139,7 +142,8 @@ class Evaluate:
             check_classes(manifest.names, dataset)
         items = dataset.items[: self.limit]
         finished = run_folder.read_finished(self.output) if self.output else set()
-        check_labels(dataset, [item for item in items[start::step] if item.id not in finished])
+        unchecked = [item for item in items[start::step] if item.id not in finished]
+        check_labels(dataset, progress(unchecked, "check labels", "image"))
         models = self._load_models(manifest)
         keep_compilations(store.locate_cache(self.cache_dir))
         description = {
@@ -156,17 +160,15 @@ class Evaluate:
             run_folder.check_run(self.output, description, unknown=("bank",))
             check_writable(self.output)
             check_outputs(self.output / REPORT)
-        cache = store.locate_cache(self.cache_dir)
+        load = partial(self.models.load, with_bank=manifest is not None)
         if manifest is None:  # workers fill the cache, which is then read
-            drawn = {name: () for name in dataset.prompts}
-            draw_classes(drawn, models, self.models, cache, workers)
-        if not isinstance(models.proposer, Pixels):
-            todo = [item for item in items[start::step] if item.id not in finished]
-            extract_regions(todo, models, self.models, cache, workers)
+            cache = store.locate_cache(self.cache_dir)
+            draw_classes(dataset.prompts, {}, models, load, cache, workers)
         bank, manifest = self._open_bank(manifest, dataset, models)
         description["bank"] = store.digest_references(manifest)
         description["sources"] = self._locate_sources(manifest)
-        results = self._evaluate_items(items[start::step], dataset, bank, models, description)
+        setup = (dataset, bank, models, load, workers)
+        results = self._evaluate_items(items[start::step], *setup, description)
         if not results:
             print(f"shard {self.shard} of {len(items)} images is empty; merge it with the others")
             return None
@@ -215,43 +217,59 @@ class Evaluate:
         dataset: Dataset,
         bank: ReferenceBank,
         models: Models,
+        load: Load,
+        workers: Workers | None,
         description: dict[str, Any],
     ) -> Results:
         """Evaluate the images that have no result yet; return all results of the run."""
+        cache = store.locate_cache(self.cache_dir)
         memory: Results = {}
         run = nullcontext((memory, lambda result: memory.update({result.image: result})))
         with (
             run_folder.open_run(self.output, description) if self.output else run as (
                 results,
                 append,
-            )
+            ),
+            _say_what_is_kept(results),
         ):
             todo = [
                 item
                 for item in items
                 if item.id not in results or results[item.id].error is not None
             ]
-            load = load_or_extract(store.locate_cache(self.cache_dir), models)
+            if workers is not None:
+                done = evaluate_images(
+                    todo,
+                    bank,
+                    models,
+                    load,
+                    cache,
+                    workers,
+                    background=dataset.background,
+                    output=self.output,
+                    save_labels=self.save_labels,
+                )
+                todo = []
+                for item, result in done:
+                    if isinstance(result, ChildProcessError):
+                        append(_note_failure(item, result))
+                    elif isinstance(result, Exception):  # this machine may see the image
+                        todo.append(item)
+                    else:
+                        append(result)
             rows = {"": (bank, models.segmentation)}
-            outcomes = evaluate_items(todo, load, rows, background=dataset.background)
+            load_regions = load_or_extract(cache, models)
+            outcomes = evaluate_items(todo, load_regions, rows, background=dataset.background)
             for outcome in progress(outcomes, "evaluate", "image", len(todo)):
-                try:
-                    append(self._keep_outcome(outcome))
-                except WriteError as error:
-                    raise WriteError(
-                        f"{error}; the results of {len(results)} images are kept, and the same "
-                        "command resumes the run"
-                    ) from error
+                append(self._keep_outcome(outcome))
         return results
 
     def _keep_outcome(self, outcome: Outcome) -> ImageResult:
         if outcome.error is not None:
-            warn(f"{outcome.item.id}: {shorten(outcome.error)}")
-            return ImageResult(outcome.item.id, error=shorten(outcome.error))
+            return _note_failure(outcome.item, outcome.error)
         seg = outcome.segmentations[""]
         if self.output is not None and self.save_labels:
-            path = self.output / f"labels/{outcome.item.id}.png"
-            write_labels(path, seg.labels)
+            write_labels(locate_labels(self.output, outcome.item.id), seg.labels)
         return ImageResult.from_confusion(outcome.item.id, outcome.confusions[""], seg.timings)
 
     def _override(self, settings: Settings) -> Settings:
@@ -260,19 +278,18 @@ class Evaluate:
         return replace(settings, **{k: value for k, value in options.items() if value is not None})
 
 
-def check_labels(dataset: Dataset, items: Sequence[Item]) -> None:
-    """Raise ValueError, before any work is done, for a label outside the class list.
+def _note_failure(item: Item, error: Exception) -> ImageResult:
+    warn(f"{item.id}: {shorten(error)}")
+    return ImageResult(item.id, error=shorten(error))
 
-    Labels that can't be read are left to the run, which names them.
-    """
-    for item in progress(items, "check labels", "image"):
-        try:
-            labels = item.labels()
-        except (ValueError, OSError):
-            continue
-        largest = int(labels[labels != IGNORED].max(initial=0))
-        if largest > len(dataset.classes):
-            raise ValueError(
-                f"{item.id}: labels must lie in [0, {len(dataset.classes)}], the classes of "
-                f"{dataset.name}, or be {IGNORED} where ignored, got {largest}"
-            )
+
+@contextmanager
+def _say_what_is_kept(results: Results) -> Iterator[None]:
+    """Add to the error of a full disk that the same command goes on."""
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(
+            f"{error}; the results of {len(results)} images are kept, and the same command resumes "
+            "the run"
+        ) from error

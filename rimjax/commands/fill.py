@@ -1,37 +1,86 @@
-"""How commands fill a cache folder by a cluster's workers, before they go on as on one machine."""
+"""How commands hand their costly work to a cluster's workers, and keep a record of who did what."""
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rimjax.commands.console import progress, shorten
+import numpy as np
+
+from rimjax.commands.console import (
+    describe_origin,
+    keep_compilations,
+    progress,
+    shorten,
+    write_labels,
+)
 from rimjax.commands.devices import share_gpu_memory
-from rimjax.commands.options import ModelOptions
 from rimjax.datasets.dataset import Item
-from rimjax.distributed.fill import fill_references, fill_regions, list_missing
+from rimjax.distributed.fill import (
+    ImageWorker,
+    Load,
+    Target,
+    extract_image,
+    fill_references,
+    list_missing,
+    mark_folder,
+    run_images,
+)
 from rimjax.distributed.units import Outcome, Workers
+from rimjax.evaluation.loop import evaluate_items
+from rimjax.evaluation.run_folder import ImageResult
+from rimjax.files import append_line
 from rimjax.models.protocols import Models
-from rimjax.settings import ReferenceSettings
+from rimjax.references.arguments import check_call
+from rimjax.references.build import Names
+from rimjax.settings import SegmentSettings
+from rimjax.types import ReferenceBank
+
+RECORD = "workers.jsonl"
 
 
-def load_models(options: ModelOptions, settings: ReferenceSettings) -> Models:
-    """Load models in a worker, under the options and the settings of the driver's."""
-    share_gpu_memory()
-    return replace(options.load(), references=settings)
+def load_alike(load: Load, models: Models, cache: Path) -> Load:
+    """Return what loads a worker's models, with the settings of this machine's models.
+
+    Args:
+        load: loads them; it must be picklable.
+        models: this machine's.
+        cache: keeps compiled programs, where the worker sees it.
+
+    Returns:
+        A function that raises ValueError where a worker has other weights, or another version of
+        the method.
+    """
+    settings = {"references": models.references, "segmentation": models.segmentation}
+    origin = describe_origin(models)
+    return partial(_load_alike, load, settings, origin, cache.absolute(), Path.cwd())
 
 
 def draw_classes(
-    classes: Mapping[str, Sequence[str]],
+    names: Names,
+    references: Mapping[str, Sequence[Any]],
     models: Models,
-    options: ModelOptions,
+    load: Load,
     cache: Path,
     workers: Workers | None,
 ) -> None:
     """Draw the classes that a cache lacks by workers; without workers do nothing.
+
+    Args:
+        names: the classes, as of `build_references`.
+        references: the photographs of classes that aren't drawn.
+        models: this machine's.
+        load: loads the same models in a worker; it must be picklable.
+        cache: the folder.
+        workers: the workers.
 
     Raises:
         ValueError: a class isn't known to the generator.
@@ -39,60 +88,173 @@ def draw_classes(
     """
     if workers is None:
         return
-    settings = models.references
-    missing = list_missing(classes, models, settings, cache)
+    classes, given = check_call(names, models, models.references, references, None)
+    drawn = {name: prompts for name, prompts in classes.items() if name not in given}
+    missing = list_missing(drawn, models, models.references, cache)
     for name, prompts in missing:  # before any worker starts
         for words in prompts or (name,):
             models.generator.check(words)
-    load = partial(load_models, options, settings)
-    outcomes = fill_references(missing, models, settings, cache, load, workers)
+    start = load_alike(load, models, cache)
+    outcomes = fill_references(missing, models, models.references, cache, start, workers)
+    failed = {}
     names = [name for name, _ in missing]
-    failed = _watch(outcomes, "bank", "class", names)
-    if failed:
+    for outcome in watch(outcomes, "bank", "class", names, cache):
+        if outcome.error is not None:
+            failed[names[outcome.unit]] = outcome.error
+    for name, error in failed.items():
         raise ChildProcessError(
-            f"{names[failed[0][0]]}: {shorten(failed[0][1])}; the other classes are kept, and the "
-            "same command goes on from there"
+            f"{name}: {shorten(error)}; the other classes are kept, and the same command goes on "
+            "from there"
         )
 
 
 def extract_regions(
-    items: Sequence[Item],
-    models: Models,
-    options: ModelOptions,
-    cache: Path,
-    workers: Workers | None,
-) -> None:
-    """Extract the regions that a cache lacks by workers; without workers do nothing.
+    items: Sequence[Item], models: Models, load: Load, cache: Path, workers: Workers
+) -> tuple[dict[str, Exception], int]:
+    """Extract the regions that a cache lacks by workers; the other arguments as above.
 
-    Images that can't be read are left to what comes after, which names them.
-
-    Raises:
-        ChildProcessError: workers were lost over an image.
+    Returns:
+        The ids of the images that failed, and why; and how many images were computed now.
     """
-    if workers is None:
-        return
-    load = partial(load_models, options, models.references)
-    outcomes = fill_regions([item.image for item in items], models, cache, load, workers)
-    failed = _watch(outcomes, "regions", "image", [item.id for item in items])
-    lost = {items[unit].id: error for unit, error in failed if isinstance(error, ChildProcessError)}
-    if lost:
-        why = next(iter(lost.values()))
-        raise ChildProcessError(f"{', '.join(lost)}: {why}; the other images' regions are kept")
+    start = load_alike(load, models, cache)
+    images = [item.image for item in items]
+    outcomes = run_images(images, extract_image, models, cache, start, workers)
+    failed: dict[str, Exception] = {}
+    computed = 0
+    for outcome in watch(outcomes, "regions", "image", [item.id for item in items], cache):
+        computed += bool(outcome.result)
+        if outcome.error is not None:
+            failed[items[outcome.unit].id] = outcome.error
+    return failed, computed
 
 
-def _watch(
-    outcomes: Iterator[Outcome], title: str, unit: str, names: Sequence[str]
-) -> list[tuple[int, Exception]]:
-    """Show the progress over all workers, and say who did how much; return what failed, and why."""
-    failed: list[tuple[int, Exception]] = []
+def evaluate_images(
+    items: Sequence[Item],
+    bank: ReferenceBank,
+    models: Models,
+    load: Load,
+    cache: Path,
+    workers: Workers,
+    *,
+    background: bool,
+    output: Path | None,
+    save_labels: bool,
+) -> Iterator[tuple[Item, ImageResult | Exception]]:
+    """Evaluate images by workers, which keep their regions as well; other arguments as above.
+
+    Args:
+        bank: the bank.
+        background: whether regions may be named background.
+        output: folder of the run, for the record and label maps; None for none.
+        save_labels: whether to write label maps.
+
+    Yields:
+        Each image, as it comes, with its result or why there is none.
+    """
+    start = load_alike(load, models, cache)
+    with mark_folder(output or cache) as target:
+        labels = target if output is not None and save_labels else None
+        work = partial(
+            _evaluate,
+            bank=bank,
+            settings=models.segmentation,
+            background=background,
+            output=labels,
+        )
+        outcomes = run_images(items, work, models, cache, start, workers)
+        names = [item.id for item in items]
+        for outcome in watch(outcomes, "evaluate", "image", names, output or cache):
+            item = items[outcome.unit]
+            if outcome.error is not None:
+                yield item, outcome.error
+                continue
+            result, unwritten = outcome.result
+            if unwritten is not None and output is not None:
+                write_labels(locate_labels(output, item.id), unwritten)
+            yield item, result
+
+
+def locate_labels(run: Path, image: str) -> Path:
+    """Return where a run's folder keeps an image's label map."""
+    return run / f"labels/{image}.png"
+
+
+def watch(
+    outcomes: Iterator[Outcome], title: str, unit: str, names: Sequence[str], folder: Path
+) -> Iterator[Outcome]:
+    """Pass outcomes on; show the progress over all workers, and record who did what.
+
+    Args:
+        outcomes: of the units.
+        title: the work.
+        unit: what a unit is, in the singular.
+        names: of the units.
+        folder: gets workers.jsonl, a line for each unit.
+    """
     shares: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
+    run = time.strftime("%Y-%m-%dT%H:%M:%S")
     for outcome in progress(outcomes, title, unit, len(names)):
         shares[outcome.worker] += 1
         seconds[outcome.worker] += outcome.seconds
-        if outcome.error is not None:
-            failed.append((outcome.unit, outcome.error))
+        entry = {
+            "run": run,
+            "work": title,
+            unit: names[outcome.unit],
+            "worker": outcome.worker or None,
+            "seconds": round(outcome.seconds, 3),
+            "given_to": outcome.given,
+            "error": None if outcome.error is None else shorten(outcome.error),
+        }
+        append_line(folder / RECORD, json.dumps(entry, ensure_ascii=False))
+        yield outcome
     for worker in sorted(shares):
         each = seconds[worker] / shares[worker]
         print(f"{title}, {worker or 'given up'}: {shares[worker]}, {each:.2f} s each")
-    return failed
+    if shares:
+        print(f"{title}: who did what is in {folder / RECORD}")
+
+
+# ---- what workers do; functions of a module, which can be sent to them by name
+
+
+def _load_alike(
+    load: Load, settings: Mapping[str, Any], origin: Mapping[str, Any], cache: Path, folder: Path
+) -> Models:
+    share_gpu_memory()
+    with suppress(OSError):  # the driver's, for relative paths
+        os.chdir(folder)
+    if cache.is_dir():
+        keep_compilations(cache)
+    models = replace(load(), **settings)
+    own = describe_origin(models)
+    for part in ("weights", "steps"):
+        if own[part] != origin[part]:
+            raise ValueError(
+                f"a worker's {part} must be this machine's, got {own[part]} instead of "
+                f"{origin[part]}; install the same release and weights on all machines"
+            )
+    return models
+
+
+def _evaluate(
+    worker: ImageWorker,
+    item: Item,
+    *,
+    bank: ReferenceBank,
+    settings: SegmentSettings,
+    background: bool,
+    output: Target | None,
+) -> tuple[ImageResult, np.ndarray | None]:
+    """Evaluate an image; its label map is returned where it can't be written here."""
+    rows = {"": (bank, settings)}
+    for outcome in evaluate_items([item], worker.load_regions, rows, background=background):
+        if outcome.error is not None:
+            raise outcome.error
+        seg = outcome.segmentations[""]
+        result = ImageResult.from_confusion(item.id, outcome.confusions[""], seg.timings)
+        if output is None or not output.is_seen():
+            return result, None if output is None else seg.labels
+        write_labels(locate_labels(output.folder, item.id), seg.labels)
+        return result, None
+    raise AssertionError("an item has an outcome")

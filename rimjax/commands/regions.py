@@ -64,9 +64,16 @@ class RegionsBuild:
         if isinstance(models.proposer, Pixels):
             raise ValueError("proposer must not be pixels, which have no regions to keep")
         keep_compilations(cache)
-        extract_regions(items, models, self.models, cache, workers)
         store = RegionStore.open(cache, models)
         bad, kept, computed = [], 0, 0
+        if workers is not None:
+            failed, computed = extract_regions(items, models, self.models.load, cache, workers)
+            kept = len(items) - len(failed)
+            bad = [name for name, error in failed.items() if isinstance(error, ChildProcessError)]
+            for name in bad:
+                warn(f"{name}: {shorten(failed[name])}")
+            # What a worker can't read, this machine may see.
+            items = [item for item in items if item.id in failed and item.id not in bad]
         reading = read_ahead(items, lambda item: item.image())
         for item, picture in progress(reading, "regions", "image", len(items)):
             timings: dict[str, float] = {}
@@ -85,7 +92,7 @@ class RegionsBuild:
         store.join()
         print(f"{kept} images, {computed} of them computed now: {store.folder}")
         if bad:
-            warn(f"{len(bad)} of {len(items)} images could not be used: {', '.join(bad)}")
+            warn(f"{len(bad)} of {kept + len(bad)} images could not be used: {', '.join(bad)}")
             sys.exit(1)
 
 

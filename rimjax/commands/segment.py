@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
 
-from rimjax.commands.class_options import Classes, ClassOptions
+from rimjax.commands.class_options import ClassOptions
 from rimjax.commands.console import (
     describe_origin,
     keep_compilations,
     progress,
     shorten,
-    show_class_progress,
     warn,
 )
 from rimjax.commands.explanation import ExplainOptions
@@ -30,30 +30,26 @@ from rimjax.commands.options import (
     NO_DEFAULT,
     Flag,
     ModelOptions,
+    RayOptions,
     UnknownOptions,
     default,
     report_stage,
 )
-from rimjax.commands.segment_files import (
-    Outputs,
-    list_pictures,
-    read_record,
-    warn_of_unfamiliar,
-)
+from rimjax.commands.segment_bank import check_label_format, open_bank
+from rimjax.commands.segment_files import Outputs, list_pictures, warn_of_unfamiliar
+from rimjax.commands.segment_run import Run, segment_images
 from rimjax.datasets.dataset import read_ahead
-from rimjax.files import digest, fingerprint, sha256, write_json
+from rimjax.distributed.fill import Load
+from rimjax.distributed.units import Workers
+from rimjax.files import write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models
-from rimjax.pipeline import UnfamiliarImageWarning, check_encoder, segment
+from rimjax.pipeline import UnfamiliarImageWarning, segment
 from rimjax.references import store
-from rimjax.references.build import assemble_bank, build_references, load_bank
 from rimjax.results import Segmentation
 from rimjax.settings import name_configuration
 from rimjax.show.draw import OPACITY
 from rimjax.types import BACKGROUND, ReferenceBank
-
-MOST_CLASSES = 65534
-"""As many as a 16-bit PNG can tell apart, beside the background and "unknown"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +62,7 @@ class Segment:
     Example: rimjax segment photo.jpg --classes "sneaker,bag" --output out.png --json out.json
     Example: rimjax segment photos --classes "sneaker,bag" --output out --format labels,coco
     Example: rimjax segment photo.jpg --bank BANK.json --explain why.png --explain-at 120,80
+    Example: rimjax segment photos --bank BANK.json --output out --ray auto --ray-gpus 1
 
     Attributes:
         files: Image files, folders, or patterns such as "photos/*.jpg".
@@ -99,6 +96,7 @@ class Segment:
     overwrite: Flag = False
     stop_on_error: Flag = False
     cache_dir: Annotated[Path | None, CACHE_DEFAULT] = None
+    cluster: RayOptions = field(default_factory=RayOptions)
     naming: UnknownOptions = field(default_factory=UnknownOptions)
     explaining: ExplainOptions = field(default_factory=ExplainOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
@@ -121,6 +119,9 @@ class Segment:
         settings = (formats, self.json, self.coco_ids, self.opacity, self.explaining.explain)
         outputs = Outputs(files, self.output, *settings)
         outputs.check(self.overwrite)
+        workers = self.cluster.open()
+        if workers is not None:
+            outputs.check_for_workers()
         if self.bank is None:
             outputs.check_ids((BACKGROUND, *classes[0]))
         bad: dict[Path, str] = {}
@@ -135,7 +136,8 @@ class Segment:
         models = self.naming.apply(models)
         named = classes[0] if manifest is None else manifest.names
         models.segmentation.list_names((BACKGROUND, *named))  # before a bank is drawn
-        bank, manifest = _open_bank(manifest, classes, models, self.cache_dir)
+        load = partial(self.models.load, with_bank=manifest is not None)
+        bank, manifest = open_bank(manifest, classes, models, load, self.cache_dir, workers)
         shown = models.segmentation.list_names(bank.names)
         outputs.check_ids(shown)
         configuration = name_configuration(models.references, models.segmentation)
@@ -146,7 +148,11 @@ class Segment:
         results: list[dict[str, Any]] = []
         report: dict[str, Any] = {"results": results, "bad_images": {}, **origin}
         try:
-            found = self._segment_files(outputs, bank, manifest, models, origin, bad, results)
+            resumes = self.explaining.explain is None  # a stored result can't be explained
+            done = Run(outputs, bank, models, origin, resumes)
+            if workers is not None:
+                self._segment_by_workers(outputs, bank, models, load, workers, done, bad)
+            found = self._segment_files(outputs, bank, manifest, models, done, bad, results)
             for count, _ in enumerate(progress(found, "segment", "image", len(files)), 1):
                 report["bad_images"] = {str(path): reason for path, reason in bad.items()}
                 if self.json is not None and count % max(1, count // 20) == 0:
@@ -163,13 +169,34 @@ class Segment:
         if bad:
             self._end(bad, len(files))
 
+    def _segment_by_workers(
+        self,
+        outputs: Outputs,
+        bank: ReferenceBank,
+        models: Models,
+        load: Load,
+        workers: Workers,
+        done: Run,
+        bad: dict[Path, str],
+    ) -> None:
+        """Segment the images that aren't done by workers; leave what they can't read."""
+        folder, cache = outputs.check_for_workers(), store.locate_cache(self.cache_dir)
+        todo = [path for path in outputs.files if not done.has(path)]
+        made = segment_images(todo, outputs, folder, bank, models, load, cache, workers)
+        for path, entry in made:
+            if isinstance(entry, ChildProcessError):
+                self._note(path, f"{path}: {shorten(entry)}", bad)
+                warn(bad[path])
+            elif not isinstance(entry, Exception):
+                done.add(path, entry)
+
     def _segment_files(
         self,
         outputs: Outputs,
         bank: ReferenceBank,
         manifest: store.Manifest,
         models: Models,
-        origin: Mapping[str, Any],
+        done: Run,
         bad: dict[Path, str],
         results: list[dict[str, Any]],
     ) -> Iterator[Path]:
@@ -177,24 +204,19 @@ class Segment:
 
         Images are read before their turn, and written after it, in threads.
         """
-        known = None if models.calibration is None else models.calibration.fingerprint
-        depends = [digest_bank(bank), origin["settings"], origin["weights"], outputs.settings]
-        key = digest([*depends, known])
-        done, kept = read_record(outputs.folder, key), 0
-        if self.explaining.explain is not None:
-            done = {}  # a stored result can't be explained
         writing: deque[Future[dict[str, Any]]] = deque()
 
         def read(path: Path) -> np.ndarray | None:
             """Read an image; None where its results are there."""
-            entry = done.get(path.name)
-            if entry is not None and path.is_file() and entry["sha256"] == sha256(path):
-                return None
-            return read_image(path)
+            return None if done.has(path) else read_image(path)
 
+        def write(path: Path, image: np.ndarray, seg: Segmentation) -> dict[str, Any]:
+            return done.add(path, outputs.write(path, image, seg))
+
+        files, kept = [path for path in outputs.files if path not in bad], 0
         with ThreadPoolExecutor(self.jobs) as writers:
             try:
-                for path, reading in read_ahead(outputs.files, read, self.jobs):
+                for path, reading in read_ahead(files, read, self.jobs):
                     try:
                         image = reading.result()
                         seg = None if image is None else segment(image, bank, models)
@@ -205,13 +227,12 @@ class Segment:
                         warn(bad[path])
                     else:
                         if image is None or seg is None:
-                            kept += 1
-                            result = done[path.name]["result"]
-                            writing.append(writers.submit(outputs.describe, path, result))
+                            kept += path not in done.fresh
+                            writing.append(writers.submit(done.describe, path))
                         else:
                             self._report_timings(path, seg)
                             self.explaining.write(image, seg, bank, models, manifest)
-                            writing.append(writers.submit(outputs.write, path, image, seg, key))
+                            writing.append(writers.submit(write, path, image, seg))
                     yield path
                     while len(writing) > 2 * self.jobs:
                         results.append(writing.popleft().result())
@@ -245,49 +266,3 @@ class Segment:
         unusable = f"{len(bad)} of {count} images could not be used"
         print(f"rimjax: {unusable}: {'; '.join(bad.values())}", file=sys.stderr)
         sys.exit(1)
-
-
-def check_label_format(names: Collection[str]) -> None:
-    """Raise ValueError, before any work is done, for more classes than a label PNG can tell."""
-    if len(names) > MOST_CLASSES:
-        raise ValueError(
-            f"classes must be at most {MOST_CLASSES}, as many as a 16-bit label PNG can tell "
-            f"apart, got {len(names)}; segment with several banks"
-        )
-
-
-def digest_bank(bank: ReferenceBank) -> str:
-    """Return a digest of what a bank's matching depends on."""
-    arrays = {"prototypes": bank.prototypes, "owners": bank.owners, "classes": bank.classes}
-    if bank.whitening is not None:
-        arrays |= {"mean": bank.whitening.mean, "matrix": bank.whitening.matrix}
-    return fingerprint([bank.names, bank.encoder], arrays)
-
-
-def _open_bank(
-    manifest: store.Manifest | None,
-    classes: Classes,
-    models: Models,
-    cache_dir: Path | None,
-) -> tuple[ReferenceBank, store.Manifest]:
-    names, references = classes
-    if manifest is None:
-        manifest, groups = build_references(
-            names,
-            models,
-            cache_dir=cache_dir,
-            references=references,
-            progress=show_class_progress,
-        )
-        return assemble_bank(groups, models.references, models.features), manifest
-    bank = load_bank(manifest, models.references)
-    check_encoder(bank, models)
-    if names and (tuple(names) != bank.names[1:]):
-        held = ", ".join(bank.names[1:])
-        raise ValueError(
-            f"classes must be the bank's ({held}), got {', '.join(names)}; leave --classes out"
-        )
-    kept = {name: prompts for name, prompts in names.items() if prompts}
-    if kept and kept != manifest.prompts:
-        raise ValueError("classes must have the bank's prompts or none; leave --classes out")
-    return bank, manifest

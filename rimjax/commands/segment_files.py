@@ -1,29 +1,26 @@
-"""The files that `rimjax segment` reads and writes, and the record by which a run goes on."""
+"""The files that `rimjax segment` reads and writes."""
 
 from __future__ import annotations
 
 import glob
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from rimjax.commands.console import check_outputs, is_result, warn, write_labels, write_picture
-from rimjax.files import append_line, atomic_file, sha256
+from rimjax.commands.segment_record import read_lines
+from rimjax.files import atomic_file, sha256
 from rimjax.references.photographs import SUFFIXES, list_photographs
 from rimjax.results import Segmentation
 from rimjax.results.coco import CocoIds, read_ids, write_annotations
-from rimjax.sealed import seal, unseal
 from rimjax.show import draw
 
-RECORD = "segmented.jsonl"
 IMAGE_FORMATS = {
     "overlay": "_segmented.png",
     "labels": "_labels.png",
@@ -170,25 +167,34 @@ class Outputs:
         ours = self._list_recorded()
         check_outputs(*(path for path in written if path not in ours), overwrite=overwrite)
 
+    def check_for_workers(self) -> Path:
+        """Return the folder, by whose record images are told that workers have done.
+
+        Raises:
+            ValueError: there is none, or a region shall be explained.
+        """
+        if self.folder is None:
+            raise ValueError(f"output must be a folder with --ray, got {self.output}")
+        if self.explanation is not None:
+            raise ValueError("explain must be left out with --ray, which segments many images")
+        return self.folder
+
     def _list_recorded(self) -> set[Path]:
         """Return the files that the folder's record lists, and thereby knows to be rimjax's."""
-        listed: set[Path] = set()
-        for entry in read_lines(self.folder):
-            listed |= {self._record.with_name(name) for name in entry["files"]}
-        return listed | ({self._record.with_name(CLASSES)} if listed else set())
+        folder = self.folder or Path()
+        listed = {folder / name for entry in read_lines(self.folder) for name in entry["files"]}
+        return listed | ({folder / CLASSES} if listed else set())
 
-    @property
-    def _record(self) -> Path:
-        return (self.folder or Path()) / RECORD
-
-    def write(self, image: Path, pixels: np.ndarray, seg: Segmentation, key: str) -> dict[str, Any]:
-        """Write an image's files, record them, and return what the report says of the image.
+    def write(self, image: Path, pixels: np.ndarray, seg: Segmentation) -> dict[str, Any]:
+        """Write an image's files.
 
         Args:
             image: its path.
             pixels: uint8[H, W, 3].
             seg: its segmentation.
-            key: digest of everything that the files depend on besides the image.
+
+        Returns:
+            Digests of image and files, where they lie in a folder; and what the report says of it.
 
         Raises:
             OSError: a file can't be written; the message names it.
@@ -213,16 +219,10 @@ class Outputs:
         }
         if "coco" in self.formats or "coco-results" in self.formats:
             result["annotations"] = seg.to_coco()
-        if self.folder is not None:
-            files = {place.name: sha256(place) for place in places.values()}
-            entry = {"image": image.name, "sha256": sha256(image), "key": key, "files": files}
-            append_line(self._record, json.dumps(seal({**entry, "result": result})))
-        present = ", ".join(
-            f"{name} {100 * share:.0f} %" for name, share in shares.items() if share
-        )
-        arrow = f" -> {', '.join(map(str, places.values()))}" if places else ""
-        tqdm.write(f"{image}: {present}{arrow}")
-        return self.describe(image, result)
+        if self.folder is None:
+            return {"result": result}
+        files = {place.name: sha256(place) for place in places.values()}
+        return {"image": image.name, "sha256": sha256(image), "files": files, "result": result}
 
     def write_shared(self, results: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]) -> None:
         """Write the files of all images.
@@ -262,31 +262,6 @@ def describe_segments(seg: Segmentation) -> list[dict[str, Any]]:
         }
         for segment in seg.segments
     ]
-
-
-def read_lines(folder: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a folder's record, in order."""
-    path = None if folder is None else folder / RECORD
-    for line in path.read_bytes().splitlines() if path is not None and path.is_file() else ():
-        with suppress(ValueError):  # a line that a kill cut short
-            yield unseal(line)
-
-
-def read_record(folder: Path | None, key: str) -> dict[str, dict[str, Any]]:
-    """Return the entries of the images that were finished under a key, by their file names.
-
-    An image of which a file has changed since, or is gone, is left out.
-    """
-    entries = {entry["image"]: entry for entry in read_lines(folder)}
-
-    def is_whole(entry: Mapping[str, Any]) -> bool:
-        assert folder is not None
-        places = {folder / name: digest for name, digest in entry["files"].items()}
-        return all(place.is_file() and sha256(place) == each for place, each in places.items())
-
-    return {
-        name: entry for name, entry in entries.items() if entry["key"] == key and is_whole(entry)
-    }
 
 
 def warn_of_unfamiliar(results: Sequence[Mapping[str, Any]], preset: str) -> None:

@@ -31,6 +31,8 @@ Content = TypeVar("Content")
 class Item:
     """An image of a data set; files are read when a function is called.
 
+    The functions must be picklable, for workers in other processes: no closures.
+
     Attributes:
         id: unique in its data set, fit for a file name.
         image: reads uint8[H, W, 3].
@@ -125,13 +127,13 @@ class Dataset:
         table = np.full(256, IGNORED, np.uint8)
         table[0] = 0
         table[[1 + index for index in kept]] = np.arange(1, 1 + len(kept))
-
-        def read_kept(item: Item) -> UInt8[np.ndarray, "H W"]:
-            return table[item.labels()]
-
-        items = [replace(item, labels=partial(read_kept, item)) for item in self.items]
+        items = [replace(item, labels=partial(_read_kept, item, table)) for item in self.items]
         classes = tuple(self.classes[index] for index in kept)
         return replace(self, classes=classes, items=items, published_size=None)
+
+
+def _read_kept(item: Item, table: UInt8[np.ndarray, 256]) -> UInt8[np.ndarray, "H W"]:
+    return table[item.labels()]
 
 
 def read_labels(path: Path, background: bool = True) -> UInt8[np.ndarray, "H W"]:
@@ -235,3 +237,21 @@ def first_existing(root: Path, *places: str) -> Path:
         )
     existing = (root / place for place in places if (root / place).is_dir())
     return next(existing, root / places[0])
+
+
+def check_labels(dataset: Dataset, items: Iterable[Item]) -> None:
+    """Raise ValueError, before any work is done, for a label outside the class list.
+
+    Labels that can't be read are left to the run, which names them.
+    """
+    for item in items:
+        try:
+            labels = item.labels()
+        except (ValueError, OSError):
+            continue
+        largest = int(labels[labels != IGNORED].max(initial=0))
+        if largest > len(dataset.classes):
+            raise ValueError(
+                f"{item.id}: labels must lie in [0, {len(dataset.classes)}], the classes of "
+                f"{dataset.name}, or be {IGNORED} where ignored, got {largest}"
+            )

@@ -226,9 +226,13 @@ def open_benchmark() -> Dataset:
     items = [
         Item(
             f"scene-{index:03d}",
-            lambda index=index: render_benchmark_scene(index).image,
-            lambda index=index: render_benchmark_scene(index).labels,
+            partial(_render_part, index, "image"),
+            partial(_render_part, index, "labels"),
         )
         for index in range(BENCHMARK_SCENES)
     ]
     return Dataset("fashion-scenes", CLASSES, items)
+
+
+def _render_part(index: int, part: str) -> np.ndarray:
+    return getattr(render_benchmark_scene(index), part)

@@ -1,8 +1,8 @@
 """Fill the stores of a cache folder by a cluster's workers: references of classes, and regions.
 
 Workers write into the folder where they see it, and otherwise send back what they made, which is
-then written here. The command that comes after finds everything stored, and its results are those
-of one machine.
+then written here. What comes after finds everything stored, and its results are those of one
+machine.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rimjax.distributed.units import Outcome, Workers, run_units
-from rimjax.models.protocols import Models
+from rimjax.models.protocols import Models, Pixels
 from rimjax.references import store as references_store
 from rimjax.references.build import draw_class, locate_class
 from rimjax.references.contents import ClassReferences
 from rimjax.regions.archive import Record
-from rimjax.regions.store import RegionStore, digest_image
+from rimjax.regions.store import LoadRegions, RegionStore, digest_image, load_or_extract
 from rimjax.settings import ReferenceSettings
+from rimjax.types import Regions
 
 Load = Callable[[], Models]
 Read = Callable[[], np.ndarray]
@@ -32,7 +34,7 @@ Read = Callable[[], np.ndarray]
 
 @dataclass(frozen=True)
 class Target:
-    """The cache folder that workers fill.
+    """A folder that workers write into.
 
     Attributes:
         folder: as this machine calls it.
@@ -42,10 +44,14 @@ class Target:
     folder: Path
     mark: str
 
+    def is_seen(self) -> bool:
+        """Return whether this machine sees the folder."""
+        return (self.folder / self.mark).is_file()
+
     @contextmanager
     def open(self) -> Iterator[tuple[Path, bool]]:
         """Open the folder, or a temporary folder where it isn't seen; and tell which."""
-        if (self.folder / self.mark).is_file():
+        if self.is_seen():
             yield self.folder, True
             return
         with tempfile.TemporaryDirectory(prefix="rimjax-") as folder:
@@ -53,9 +59,9 @@ class Target:
 
 
 @contextmanager
-def mark_folder(cache: Path) -> Iterator[Target]:
-    """Put a mark into a cache folder while workers fill it."""
-    target = Target(cache.absolute(), f"ray-{uuid.uuid4().hex}.mark")
+def mark_folder(folder: Path) -> Iterator[Target]:
+    """Put a mark into a folder while workers write into it."""
+    target = Target(folder.absolute(), f"ray-{uuid.uuid4().hex}.mark")
     mark = target.folder / target.mark
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -98,7 +104,7 @@ def fill_references(
         workers: the workers.
 
     Yields:
-        The outcome of each class.
+        The outcome of each class; the references are stored.
     """
     with mark_folder(cache) as target:
         draw = partial(_draw, target=target, settings=settings)
@@ -107,16 +113,49 @@ def fill_references(
                 name, prompts = missing[outcome.unit]
                 path = locate_class(name, models, settings, cache, prompts)
                 references_store.write_references(path, outcome.result)
-            yield outcome
+            yield replace(outcome, result=None)
 
 
-def fill_regions(
-    images: Sequence[Read], models: Models, cache: Path, load: Load, workers: Workers
+class ImageWorker:
+    """The models in a worker, and what loads an image's regions.
+
+    Attributes:
+        models: the models.
+        load_regions: loads regions from the driver's region store, or fills it, where it is seen.
+        records: of the last image, for the driver to write, where the store isn't seen.
+    """
+
+    def __init__(self, load: Load, cache: Target) -> None:
+        self.models = load()
+        self.records: tuple[str, Record, Record] | None = None
+        self.load_regions: LoadRegions = self._extract
+        if cache.is_seen() or isinstance(self.models.proposer, Pixels):
+            # One store for all images, since it remembers what its files hold.
+            self.load_regions = load_or_extract(cache.folder, self.models)
+
+    def _extract(self, image: np.ndarray, timings: dict[str, float]) -> Regions:
+        with tempfile.TemporaryDirectory(prefix="rimjax-") as folder:
+            store = RegionStore.open(Path(folder), self.models)
+            regions, key = store.load(image, timings), digest_image(image)
+            proposals, features = store.proposals.get(key), store.features.get(key)
+        assert proposals is not None and features is not None
+        self.records = key, proposals, features
+        return regions
+
+
+def run_images(
+    images: Sequence[Any],
+    work: Callable[[ImageWorker, Any], Any],
+    models: Models,
+    cache: Path,
+    load: Load,
+    workers: Workers,
 ) -> Iterator[Outcome]:
-    """Propose and encode the regions of images that the cache lacks; a unit is an image.
+    """Work on images by workers that load regions from the region store and fill it.
 
     Args:
-        images: each reads an image, uint8[H, W, 3], in a worker.
+        images: what a worker is sent of each image.
+        work: what it does with it.
         models: this machine's.
         cache: the folder.
         load: loads the same models in a worker.
@@ -125,16 +164,25 @@ def fill_regions(
     Yields:
         The outcome of each image.
     """
-    store = RegionStore.open(cache, models)
     with mark_folder(cache) as target:
-        extract = partial(_extract, target=target)
-        for outcome in run_units(images, load, extract, workers):
-            if outcome.result is not None:
-                key, proposals, features = outcome.result
+        start, run = partial(ImageWorker, load, target), partial(_run_image, work=work)
+        for outcome in run_units(images, start, run, workers):
+            result, records = outcome.result or (None, None)
+            if records is not None:
+                key, proposals, features = records
+                store = RegionStore.open(cache, models)
                 store.proposals.put(key, proposals)
                 store.features.put(key, features)
-            yield outcome
-    store.join()
+            yield replace(outcome, result=result)
+    if not isinstance(models.proposer, Pixels):
+        RegionStore.open(cache, models).join()
+
+
+def extract_image(worker: ImageWorker, read: Read) -> bool:
+    """Load an image's regions in a worker; return whether they had to be computed."""
+    timings: dict[str, float] = {}
+    worker.load_regions(read(), timings)
+    return "encode" in timings
 
 
 # ---- what workers do; functions of a module, which can be sent to them by name
@@ -154,14 +202,8 @@ def _draw(
         return None if is_shared else references_store.read_references(path, pictures=True)
 
 
-def _extract(models: Models, read: Read, *, target: Target) -> tuple[str, Record, Record] | None:
-    image = read()
-    with target.open() as (folder, is_shared):
-        store = RegionStore.open(folder, models)
-        store.load(image)
-        if is_shared:
-            return None
-        key = digest_image(image)
-        proposals, features = store.proposals.get(key), store.features.get(key)
-        assert proposals is not None and features is not None
-        return key, proposals, features
+def _run_image(
+    worker: ImageWorker, image: Any, *, work: Callable[[ImageWorker, Any], Any]
+) -> tuple[Any, tuple[str, Record, Record] | None]:
+    worker.records = None
+    return work(worker, image), worker.records

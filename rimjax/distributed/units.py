@@ -15,6 +15,7 @@ import os
 import socket
 import statistics
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Outcome:
         error: why it failed; None if it didn't.
         worker: host and process that did it; "" if it was given up.
         seconds: that the work took.
+        given: how many workers it was given to.
     """
 
     unit: int
@@ -62,6 +64,7 @@ class Outcome:
     error: Exception | None = None
     worker: str = ""
     seconds: float = 0.0
+    given: int = 1
 
 
 class Worker:
@@ -101,7 +104,10 @@ def connect(workers: Workers) -> int:
     if not ray.is_initialized():
         address = None if workers.address == "local" else workers.address
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with warnings.catch_warnings():
+                # Ray starts programs by fork and exec, against which JAX warns in vain.
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise ValueError(
                 f"ray must be a cluster's address, auto or local, got {workers.address!r} "
@@ -158,7 +164,8 @@ class _Run:
         make = ray.remote(Worker).options(**resources, max_restarts=0)
         self._ray, self._units, self._make = ray, units, lambda: make.remote(load, work)
         self._waiting = deque(range(len(units)))
-        self._attempts, self._done = [0] * len(units), set[int]()
+        self._given, self._lost = [0] * len(units), [0] * len(units)
+        self._done = set[int]()
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[int, Any, float]] = {}  # reference -> unit, actor, start
         self._idle: list[Any] = []
@@ -175,6 +182,7 @@ class _Run:
                     yield from self._welcome(ref) if ref in self._starting else self._finish(ref)
                 while self._idle and (unit := self._choose()) is not None:
                     actor = self._idle.pop()
+                    self._given[unit] += 1
                     ref = actor.run.remote(self._units[unit])
                     self._running[ref] = unit, actor, time.monotonic()
         finally:
@@ -203,23 +211,24 @@ class _Run:
             result, error, seconds = self._ray.get(ref)
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError):
             self._start()
-            self._attempts[unit] += 1
+            self._lost[unit] += 1
             if unit in self._done or any(unit == other for other, *_ in self._running.values()):
                 return
-            if self._attempts[unit] < ATTEMPTS:
+            if self._lost[unit] < ATTEMPTS:
                 self._waiting.appendleft(unit)
                 return
             self._done.add(unit)
             lost = ChildProcessError(
                 f"{ATTEMPTS} workers were lost over it, for want of memory perhaps"
             )
-            yield Outcome(unit, error=lost)
+            yield Outcome(unit, error=lost, given=self._given[unit])
             return
         self._idle.append(actor)
         if unit not in self._done:
             self._done.add(unit)
             self._seconds.append(seconds)
-            yield Outcome(unit, result, error, self._names[actor], seconds)
+            worker, given = self._names[actor], self._given[unit]
+            yield Outcome(unit, result, error, worker, seconds, given)
 
     def _choose(self) -> int | None:
         """Choose a unit for an idle worker: the next, or one that holds up the end."""

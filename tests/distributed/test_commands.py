@@ -12,6 +12,7 @@ from cli import refused, run
 
 from rimjax.distributed import fill
 from rimjax.references import store
+from rimjax.sealed import unseal
 
 pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
 
@@ -20,6 +21,16 @@ SMALL = ("--classes", "sneaker,bag", "--images", "2")
 
 def digest(printed: str) -> str:
     return store.digest_references(store.read_manifest(printed.split()[-1]))
+
+
+def read_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line]
+
+
+def read_cells(folder: Path) -> dict[str, Any]:
+    """Read the pixel counts of a run's images."""
+    lines = [unseal(line) for line in read_lines(folder / "images.jsonl")]
+    return {line["image"]: line["cells"] for line in lines}
 
 
 @contextmanager
@@ -37,16 +48,25 @@ def test_workers_results_are_those_of_one_process(
     assert digest(built) == digest(expected) and "bank, " in built
 
     def evaluate(cache: Path, bank: str, *more: object) -> tuple[dict[str, Any], str]:
-        file = cache / "figures.json"
-        words = ("--only-bank-classes", "--limit", "5", "--cache-dir", cache, "--json", file)
+        words = ("--only-bank-classes", "--limit", "5", "--cache-dir", cache)
+        words += ("--json", cache / "figures.json", "--output", cache / "run")
         printed = run("evaluate", "--bank", bank, *words, *more, capsys=capsys)
-        figures = json.loads(file.read_text())
-        return {key: figures[key] for key in ("miou", "iou") if key in figures}, printed
+        figures = json.loads((cache / "figures.json").read_text())
+        return {key: figures[key] for key in ("miou", "per_class", "bank")}, printed
 
     figures, printed = evaluate(shared, built.split()[-1], "--ray", "auto")
-    assert figures == evaluate(alone, expected)[0] and figures
-    assert "regions, " in printed
-    assert "propose" not in printed.split("per image")[1], "all regions were stored"
+    assert figures == evaluate(alone, expected)[0]
+    assert read_cells(shared / "run") == read_cells(alone / "run")
+    labels = sorted((alone / "run/labels").iterdir())
+    assert [(shared / "run/labels" / path.name).read_bytes() for path in labels] == [
+        path.read_bytes() for path in labels
+    ]
+    assert len(labels) == 5 and "evaluate, " in printed
+    entries = [json.loads(line) for line in read_lines(shared / "run/workers.jsonl")]
+    assert sorted(entry["image"] for entry in entries) == [f"scene-{i:03d}" for i in range(5)]
+    assert {(entry["given_to"], entry["error"]) for entry in entries} == {(1, None)}
+    words = ("--limit", "5", "--cache-dir", shared)
+    assert "5 images, 0 of them computed now" in run("regions", "build", *words, capsys=capsys)
 
 
 def test_an_unknown_class_is_refused_before_any_worker_starts(
