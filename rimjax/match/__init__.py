@@ -22,6 +22,8 @@ those before it:
     classify       regions and prototypes: agents, similarities, class scores, decision
     checks         settings and their errors
     array_checks   arrays and their errors
+    placement      a bank on several devices: which device holds what
+    sharded        regions and such a bank
     similarities   the public functions that name no class
 """
 
@@ -55,6 +57,8 @@ from rimjax.match.classify import (
     classify_regions,
     list_agent_references,
 )
+from rimjax.match.placement import ShardedBank, check_regions_placement, shard_bank
+from rimjax.match.sharded import classify_sharded, count_held
 from rimjax.match.similarities import (
     Bytes,
     Number,
@@ -67,16 +71,18 @@ from rimjax.types import AnyArray, Match, ReferenceBank, Regions, bucket_size
 
 __all__ = [
     "CHOICES",
+    "ShardedBank",
     "match",
     "permutation_probabilities",
     "permutation_similarity",
     "relation_aware_similarity",
+    "shard_bank",
 ]
 
 
 def match(
     regions: Float[AnyArray, "P D"] | Regions,
-    bank: ReferenceBank,
+    bank: ReferenceBank | ShardedBank,
     *,
     num_agents: Integer = 4,
     score_map: str = "clip",
@@ -154,7 +160,7 @@ def match(
     )
     options, scalars = check_options(options, Scalars(temperature, relation_weight, key))
     check_max_bytes(max_bytes)
-    if not isinstance(bank, ReferenceBank):
+    if not isinstance(bank, ReferenceBank | ShardedBank):
         raise ValueError(
             f"bank must be a ReferenceBank, got a {type(bank).__name__}; "
             "build it with ReferenceBank.create"
@@ -164,8 +170,10 @@ def match(
     else:
         features, valid = regions, None
     check_features(regions=features, prototypes=bank.prototypes, classes=bank.classes)
-    check_bank_arrays(bank)
-    count, r, c = len(features), len(bank.prototypes), len(bank.classes)
+    if isinstance(bank, ReferenceBank):  # shard_bank has checked
+        check_bank_arrays(bank)
+    count = len(features)
+    c = bank.num_classes if isinstance(bank, ShardedBank) else len(bank.classes)
     if valid is None:
         valid = np.ones(count, bool)
     valid = check_mask("regions.valid", valid, f"region, P={count}", count)
@@ -179,7 +187,12 @@ def match(
     )
     traced = [isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arrays, scalars))]
     size = count if any(traced) or find_sharding(features) else bucket_size(count)
-    columns, agents = int(min(options.top_k or c, c)), len(list_agent_references(bank, options))
+    if isinstance(bank, ShardedBank):
+        check_regions_placement(features, bank)
+        r, agents, columns = count_held(bank, options)
+    else:
+        r, agents = len(bank.prototypes), len(list_agent_references(bank, options))
+        columns = int(min(options.top_k or c, c))
     # Padding copies the features, and cutting it off copies the result.
     row = features.shape[1] * features.dtype.itemsize
     copies = size * row + 4 * count * columns if size > count else 0
@@ -188,15 +201,19 @@ def match(
     copies += 0 if isinstance(features, jax.Array) else size * row  # onto the device
     sizes = (size, r, agents, features.shape[1])
     tiling = plan_tiling(features, max_bytes, size * columns, sizes, copies)
-    check_finite(
-        {"regions": features, "prototypes": bank.prototypes, "classes": bank.classes}, valid
-    )
+    given = {"regions": features}
+    if isinstance(bank, ReferenceBank):
+        given |= {"prototypes": bank.prototypes, "classes": bank.classes}
+    check_finite(given, valid)
     if size > count:
         features, valid = pad_rows(features, valid, size)
-    result = classify_regions(features, valid, bank, allowed, scalars, options, tiling)
+    if isinstance(bank, ShardedBank):
+        result = classify_sharded(features, valid, bank, allowed, scalars, options, tiling)
+    else:
+        result = classify_regions(features, valid, bank, allowed, scalars, options, tiling)
     if size == count:
         return result
-    if isinstance(features, jax.Array):
+    if isinstance(features, jax.Array) or isinstance(bank, ShardedBank):
         return jax.tree.map(lambda leaf: leaf[:count], result)
     # On the host, where slicing compiles nothing.
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:count]), result)
