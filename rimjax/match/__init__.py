@@ -111,10 +111,16 @@ def match(
     transformation: use `pad_regions` before. Nor are regions whose padded copy would take an eighth
     of `max_bytes` or more. No array takes P*R memory.
 
+    With a bank from `shard_bank` regions are copied to every device, unless they are sharded over
+    another axis of the bank's mesh. The result is the same but for rounding, in the bank's own
+    order of classes, and whole on every device that has the region. Only the scores of all classes
+    (no `top_k`) stay with the devices that hold the classes, if all hold equally many; if not,
+    every device gets them whole. Random numbers for all references are drawn on every device.
+
     Args:
         regions: features as the encoder gives them, or `Regions`, whose invalid rows get label -1
             and scores 0 whatever they hold.
-        bank: the references.
+        bank: the references, or those of `shard_bank` on several devices.
         num_agents: see `relation_aware_similarity`.
         score_map: see `relation_aware_similarity`.
         temperature: of the score map "exp".
@@ -139,11 +145,13 @@ def match(
         top_k: None for the scores of all C classes; a number for those of the k best only, the
             winner first, with their `classes`: memory then doesn't grow with P*C either. A number
             above C becomes C.
-        max_bytes: see `relation_aware_similarity`; the result is P*C floats.
+        max_bytes: see `relation_aware_similarity`; the result is P*C floats. With a bank from
+            `shard_bank` the bound is on each device.
 
     Raises:
         ValueError: as `relation_aware_similarity`; also parts of the bank that don't fit each
-            other, and an `allowed` of another length or type or without any True.
+            other, an `allowed` of another length or type or without any True, and regions sharded
+            over the axis of a bank from `shard_bank`, or over another mesh.
     """
     options = MatchOptions(
         num_agents=num_agents,

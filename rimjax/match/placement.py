@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
@@ -139,7 +138,7 @@ def share_out(sizes: Int[np.ndarray, " C"], devices: int) -> tuple[int, ...]:
 
 
 def _place(
-    rows: AnyArray, pieces: Sequence[Int[np.ndarray, " piece"]], fill: int, sharding: NamedSharding
+    rows: AnyArray, pieces: Sequence[Int[np.ndarray, " _"]], fill: int, sharding: NamedSharding
 ) -> jax.Array:
     """Place one piece of the rows on each device, padded to the longest.
 
@@ -148,7 +147,7 @@ def _place(
     size = max(map(len, pieces))
     dtype = jax.dtypes.canonicalize_dtype(rows.dtype)
 
-    def fetch(index: tuple[slice, ...]) -> np.ndarray:
+    def fetch(index: Any) -> np.ndarray:
         piece = pieces[(index[0].start or 0) // size]
         part = np.full((size, *rows.shape[1:]), fill, dtype)
         part[: len(piece)] = rows[piece]
