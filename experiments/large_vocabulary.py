@@ -14,6 +14,7 @@ cores save no time; what they cost shows what sending and padding cost.
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def make_bank(classes: int, per_class: int, dim: int) -> ReferenceBank:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print a row for each number of devices."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=20_000)
     parser.add_argument("--per-class", type=int, default=8)
     parser.add_argument("--dim", type=int, default=768)
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for count in given.devices:
         mesh = Mesh(np.array(jax.devices()[:count]), ("classes",))
         placed = jax.device_put(bank) if count == 1 else m.shard_bank(bank, mesh, "classes")
-        memory = jax.jit(match).lower(regions, placed).compile().memory_analysis()
+        memory: Any = jax.jit(match).lower(regions, placed).compile().memory_analysis()
         seconds = time_call(partial(match, regions, placed))[1]
         labels.append(np.asarray(match(regions, placed).labels))
         print(
