@@ -27,7 +27,7 @@ _STATIC = {"static": True}  # a field that is part of the pytree's structure, no
 T = TypeVar("T")
 
 
-def _register_pytree(cls: type[T]) -> type[T]:
+def register_pytree(cls: type[T]) -> type[T]:
     """Register a dataclass as a pytree that is rebuilt without its constructor.
 
     JAX also rebuilds pytrees from placeholders, which a type-checked constructor would refuse,
@@ -50,7 +50,7 @@ def _register_pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-@_register_pytree
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Regions:
     """Region proposals of one image with their pooled features (Eq. 5).
@@ -111,7 +111,7 @@ def normalise_rows(rows: Float[AnyArray, "*rows D"]) -> Float[Array, "*rows D"]:
     return rows / jnp.sqrt(jnp.where(top > 0, squared, 1))
 
 
-@_register_pytree
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Whitening:
     """An affine map of features: `(unit(features) - mean) @ matrix`.
@@ -140,7 +140,7 @@ class Whitening:
         return jnp.where(jnp.any(units != 0, axis=-1, keepdims=True), whitened, 0)
 
 
-@_register_pytree
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class ReferenceBank:
     """The references that regions are matched against.
@@ -229,7 +229,7 @@ class ReferenceBank:
         )
 
 
-@_register_pytree
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Match:
     """The classes that `match` gives to regions.

@@ -22,6 +22,8 @@ those before it:
     classify       regions and prototypes: agents, similarities, class scores, decision
     checks         settings and their errors
     array_checks   arrays and their errors
+    placement      a bank on several devices: which device holds what
+    sharded        regions and such a bank
     similarities   the public functions that name no class
 """
 
@@ -55,6 +57,8 @@ from rimjax.match.classify import (
     classify_regions,
     list_agent_references,
 )
+from rimjax.match.placement import ShardedBank, check_regions_placement, shard_bank
+from rimjax.match.sharded import classify_sharded, count_held
 from rimjax.match.similarities import (
     Bytes,
     Number,
@@ -67,16 +71,18 @@ from rimjax.types import AnyArray, Match, ReferenceBank, Regions, bucket_size
 
 __all__ = [
     "CHOICES",
+    "ShardedBank",
     "match",
     "permutation_probabilities",
     "permutation_similarity",
     "relation_aware_similarity",
+    "shard_bank",
 ]
 
 
 def match(
     regions: Float[AnyArray, "P D"] | Regions,
-    bank: ReferenceBank,
+    bank: ReferenceBank | ShardedBank,
     *,
     num_agents: Integer = 4,
     score_map: str = "clip",
@@ -105,10 +111,16 @@ def match(
     transformation: use `pad_regions` before. Nor are regions whose padded copy would take an eighth
     of `max_bytes` or more. No array takes P*R memory.
 
+    With a bank from `shard_bank` regions are copied to every device, unless they are sharded over
+    another axis of the bank's mesh. The result is the same but for rounding, in the bank's own
+    order of classes, and whole on every device that has the region. Only the scores of all classes
+    (no `top_k`) stay with the devices that hold the classes, if all hold equally many; if not,
+    every device gets them whole. Random numbers for all references are drawn on every device.
+
     Args:
         regions: features as the encoder gives them, or `Regions`, whose invalid rows get label -1
             and scores 0 whatever they hold.
-        bank: the references.
+        bank: the references, or those of `shard_bank` on several devices.
         num_agents: see `relation_aware_similarity`.
         score_map: see `relation_aware_similarity`.
         temperature: of the score map "exp".
@@ -133,11 +145,13 @@ def match(
         top_k: None for the scores of all C classes; a number for those of the k best only, the
             winner first, with their `classes`: memory then doesn't grow with P*C either. A number
             above C becomes C.
-        max_bytes: see `relation_aware_similarity`; the result is P*C floats.
+        max_bytes: see `relation_aware_similarity`; the result is P*C floats. With a bank from
+            `shard_bank` the bound is on each device.
 
     Raises:
         ValueError: as `relation_aware_similarity`; also parts of the bank that don't fit each
-            other, and an `allowed` of another length or type or without any True.
+            other, an `allowed` of another length or type or without any True, and regions sharded
+            over the axis of a bank from `shard_bank`, or over another mesh.
     """
     options = MatchOptions(
         num_agents=num_agents,
@@ -154,7 +168,7 @@ def match(
     )
     options, scalars = check_options(options, Scalars(temperature, relation_weight, key))
     check_max_bytes(max_bytes)
-    if not isinstance(bank, ReferenceBank):
+    if not isinstance(bank, ReferenceBank | ShardedBank):
         raise ValueError(
             f"bank must be a ReferenceBank, got a {type(bank).__name__}; "
             "build it with ReferenceBank.create"
@@ -164,8 +178,10 @@ def match(
     else:
         features, valid = regions, None
     check_features(regions=features, prototypes=bank.prototypes, classes=bank.classes)
-    check_bank_arrays(bank)
-    count, r, c = len(features), len(bank.prototypes), len(bank.classes)
+    if isinstance(bank, ReferenceBank):  # shard_bank has checked
+        check_bank_arrays(bank)
+    count = len(features)
+    c = bank.num_classes if isinstance(bank, ShardedBank) else len(bank.classes)
     if valid is None:
         valid = np.ones(count, bool)
     valid = check_mask("regions.valid", valid, f"region, P={count}", count)
@@ -179,7 +195,12 @@ def match(
     )
     traced = [isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arrays, scalars))]
     size = count if any(traced) or find_sharding(features) else bucket_size(count)
-    columns, agents = int(min(options.top_k or c, c)), len(list_agent_references(bank, options))
+    if isinstance(bank, ShardedBank):
+        check_regions_placement(features, bank)
+        r, agents, columns = count_held(bank, options)
+    else:
+        r, agents = len(bank.prototypes), len(list_agent_references(bank, options))
+        columns = int(min(options.top_k or c, c))
     # Padding copies the features, and cutting it off copies the result.
     row = features.shape[1] * features.dtype.itemsize
     copies = size * row + 4 * count * columns if size > count else 0
@@ -188,15 +209,19 @@ def match(
     copies += 0 if isinstance(features, jax.Array) else size * row  # onto the device
     sizes = (size, r, agents, features.shape[1])
     tiling = plan_tiling(features, max_bytes, size * columns, sizes, copies)
-    check_finite(
-        {"regions": features, "prototypes": bank.prototypes, "classes": bank.classes}, valid
-    )
+    given = {"regions": features}
+    if isinstance(bank, ReferenceBank):
+        given |= {"prototypes": bank.prototypes, "classes": bank.classes}
+    check_finite(given, valid)
     if size > count:
         features, valid = pad_rows(features, valid, size)
-    result = classify_regions(features, valid, bank, allowed, scalars, options, tiling)
+    if isinstance(bank, ShardedBank):
+        result = classify_sharded(features, valid, bank, allowed, scalars, options, tiling)
+    else:
+        result = classify_regions(features, valid, bank, allowed, scalars, options, tiling)
     if size == count:
         return result
-    if isinstance(features, jax.Array):
+    if isinstance(features, jax.Array) or isinstance(bank, ShardedBank):
         return jax.tree.map(lambda leaf: leaf[:count], result)
     # On the host, where slicing compiles nothing.
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:count]), result)

@@ -102,8 +102,10 @@ def compare_regions(
 
     def compare_block(rows: Any, shared: Any) -> Float[Array, "P R"]:
         (features, index), (prototypes, classes, scalars) = rows, shared
-        compare, columns, _ = prepare_comparison(
-            features, index, normalise_rows(classes), None, scalars, options, tiling
+        references = normalise_rows(classes)
+        agents = choose_agents(features, index, references, None, scalars.key, options)
+        compare, columns = prepare_comparison(
+            features, *agents, references, scalars, options, tiling
         )
         return tiles.map_prototypes(compare, prototypes, columns)
 
@@ -138,9 +140,11 @@ def classify_regions(
         references, owned = bank.classes, jnp.arange(classes)
         if options.agent_source == "prototypes":
             references, owned = bank.prototypes, owners
+        references = normalise_rows(references)
         eligible = None if options.background_agent else owned != 0
-        compare, columns, agents = prepare_comparison(
-            features, index, normalise_rows(references), eligible, scalars, options, tiling
+        own, agents = choose_agents(features, index, references, eligible, scalars.key, options)
+        compare, columns = prepare_comparison(
+            features, own, agents, references, scalars, options, tiling
         )
         scores, sizes = tiles.score_classes(
             compare, bank.prototypes, owners, classes, columns, options.class_score
@@ -160,54 +164,64 @@ def classify_regions(
 
 
 def choose_agents(
-    cosines: Float[Array, "P A"],
-    index: Int[Array, " P"],
-    eligible: Bool[Array, " A"] | None,
-    key: Any,
-    options: MatchOptions,
-) -> Int[Array, "P N"]:
-    """Choose each region's agents (Eq. 6): the nearest references, or random references."""
-    nearness = cosines
-    if options.agent_policy == "random":
-        # A key from the region's index: its agents don't depend on how many other regions, or how
-        # much padding, there are.
-        def draw(region: Array) -> Float[Array, " A"]:
-            shape = cosines.shape[1:]
-            return jax.random.uniform(jax.random.fold_in(key, region), shape, jnp.float32)
-
-        nearness = jax.vmap(draw)(index)
-    if eligible is not None:
-        nearness = jnp.where(eligible, nearness, -jnp.inf)
-    return lax.top_k(nearness, min(int(options.num_agents), cosines.shape[1]))[1]
-
-
-def prepare_comparison(
     features: Float[AnyArray, "P D"],
     index: Int[Array, " P"],
     references: Float[Array, "A D"],
     eligible: Bool[Array, " A"] | None,
+    key: Any,
+    options: MatchOptions,
+) -> tuple[Float[Array, "P N"], Int[Array, "P N"]]:
+    """Choose each region's agents (Eq. 6): the nearest references, or random references.
+
+    `index` numbers the regions; `references` are of length 1; `eligible` says which of them may be
+    agents. Returns the regions' cosines to their agents, and the agents as rows of `references`.
+    """
+    nearness = cosines = compute_cosines(features, references)
+    if options.agent_policy == "random":
+        nearness = draw_nearness(key, index, len(references))
+    if eligible is not None:
+        nearness = jnp.where(eligible, nearness, -jnp.inf)
+    agents = lax.top_k(nearness, min(int(options.num_agents), len(references)))[1]
+    return jnp.take_along_axis(cosines, agents, axis=1), agents
+
+
+def draw_nearness(key: Any, index: Int[Array, " P"], count: int) -> Float[Array, "P count"]:
+    """Draw how near each region is to `count` references, for random agents.
+
+    A key from the region's index: its agents don't depend on how many other regions, or how much
+    padding, there are.
+    """
+
+    def draw(region: Array) -> Float[Array, " count"]:
+        return jax.random.uniform(jax.random.fold_in(key, region), (count,), jnp.float32)
+
+    return jax.vmap(draw)(index)
+
+
+def prepare_comparison(
+    features: Float[AnyArray, "P D"],
+    own: Float[Array, "P N"],
+    agents: Int[Array, "P N"],
+    references: Float[Array, "A D"],
     scalars: Scalars,
     options: MatchOptions,
     tiling: Tiling,
-) -> tuple[tiles.Compare, int, Int[Array, "P N"]]:
-    """Choose the regions' agents, and prepare to compare the regions with prototypes (Eq. 6-9).
+) -> tuple[tiles.Compare, int]:
+    """Prepare to compare the regions with prototypes, through their agents (Eq. 7-9).
 
     Args:
         features: the regions'.
-        index: the regions' numbers.
-        references: of length 1; the agents are rows of them.
-        eligible: which of them may be agents; None for all.
-        scalars: temperature, weight and random key.
+        own: their cosines to their agents.
+        agents: rows of `references`, which are of length 1.
+        references: see `agents`.
+        scalars: temperature and weight.
         options: the reading, and how rankings are compared.
         tiling: the bound on temporary arrays.
 
     Returns:
-        The function that compares, how many prototypes to pass to it at a time, and the agents.
+        The function that compares, and how many prototypes to pass to it at a time.
     """
-    reading, dim = READINGS[options.similarity], references.shape[1]
-    cosines = compute_cosines(features, references)
-    chosen = agents = choose_agents(cosines, index, eligible, scalars.key, options)
-    own, n = jnp.take_along_axis(cosines, agents, axis=1), agents.shape[1]
+    reading, dim, n = READINGS[options.similarity], references.shape[1], agents.shape[1]
     if 0 < agents.size < len(references):  # a huge vocabulary: only the references that are agents
         used, agents = jnp.unique(agents, return_inverse=True, size=agents.size, fill_value=0)
         references, agents = references[used], agents.reshape(own.shape)
@@ -232,12 +246,12 @@ def prepare_comparison(
         )
 
     if not reading.uses_rankings:
-        return compare, tiles.fit_columns(tiling, dim), chosen
+        return compare, tiles.fit_columns(tiling, dim)
     row = max(4 * len(references), dim)
     if is_unrolled(n, options.method):
-        return compare, tiles.fit_columns(tiling, row), chosen
+        return compare, tiles.fit_columns(tiling, row)
     # Level by level, every member's array is gathered.
-    return compare, tiles.fit_columns(tiling, row, count_elements(n, options.method), n), chosen
+    return compare, tiles.fit_columns(tiling, row, count_elements(n, options.method), n)
 
 
 def find_candidates(

@@ -1,9 +1,6 @@
 """Regions on several devices: the same call and answers, and nothing is sent."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from eight_devices import run_on_eight_devices
 
 SHARDED = """
 import re, jax, numpy as np
@@ -81,13 +78,4 @@ print("equal on", len(jax.devices()))
 
 def test_regions_sharded_over_eight_devices():
     """Labels equal a single device's, devices keep their own regions, and nothing is sent."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "equal on 8"
+    assert run_on_eight_devices(SHARDED) == "equal on 8"
