@@ -6,6 +6,8 @@ Command:  python experiments/reproduce.py
               VOC 2012, Context and COCO Object; a GPU, hours: the plan says how many
           python experiments/reproduce.py --plan
               only the plan
+          python experiments/reproduce.py --ray auto --ray-gpus 1 --preset paper --data data
+              the workers of a Ray cluster draw the classes and extract the regions
 
 The plan comes first: what is drawn, proposed and encoded, and how long it takes at the speed of two
 classes and two images, which are kept like all others. Each step is a script of this folder. A
@@ -87,7 +89,22 @@ def reproduce(options: Reproduce) -> dict[str, str]:
         done = [] if options.again else [s for s in steps if is_finished(s, options, finished)]
         todo = [step for step in steps if step not in done]
         show_plan(options, todo, done, missing)
-        return {} if options.plan else run_steps(options, todo, finished, missing)
+        if options.plan:
+            return {}
+        if todo and options.cluster.ray is not None:
+            fill_cache(options, todo)
+        return run_steps(options, todo, finished, missing)
+
+
+def fill_cache(options: Reproduce, todo: Sequence[Step]) -> None:
+    """Have workers draw the classes and extract the regions that steps read.
+
+    Raises:
+        ValueError: they couldn't.
+    """
+    names = [step.name for step in todo]
+    if failure := run_script("fill", *options.words, *options.worker_words, "--only", *names):
+        raise ValueError(f"the workers failed: {failure}")
 
 
 def run_steps(
@@ -165,7 +182,7 @@ def digest_step(step: Step, options: Reproduce) -> str:
     chosen = [options.preset, options.limit, options.images, str(options.data)]
     chosen += [options.dtype, options.encoder_dtype]
     scripts = {path.name: sha256(path) for path in sorted(FOLDER.glob("*.py"))}
-    for name in ("reproduce.py", "scripts.py", "plan.py", "page.py", "processes.py"):
+    for name in ("reproduce.py", "scripts.py", "plan.py", "fill.py", "page.py", "processes.py"):
         del scripts[name]
     folder = locate_weights(options.preset, options.weights_dir)
     weights = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +15,7 @@ from rimjax.commands.options import (
     NO_DEFAULT,
     WEIGHTS_DEFAULT,
     Flag,
+    RayOptions,
     default,
 )
 from rimjax.presets import Precision
@@ -97,6 +98,7 @@ class Reproduce:
     output: Annotated[Path | None, default("experiments/results/PRESET")] = None
     plan: Flag = False
     again: Flag = False
+    cluster: RayOptions = field(default_factory=RayOptions)
 
     @property
     def folder(self) -> Path:
@@ -116,6 +118,7 @@ class Reproduce:
         for name in ("limit", "images"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
+        self.cluster.open()
         check_outputs(self.folder / "any")
 
     def open_experiment(self, dataset: str | None) -> Experiment:
@@ -152,3 +155,13 @@ class Reproduce:
         }
         pairs = [(flag, str(value)) for flag, value in given.items() if value is not None]
         return [word for pair in pairs for word in pair]
+
+    @property
+    def worker_words(self) -> list[str]:
+        """The options of the workers, as words of a command line."""
+        return [
+            word
+            for each in fields(self.cluster)
+            if (value := getattr(self.cluster, each.name)) != each.default
+            for word in (f"--{each.name.replace('_', '-')}", str(value))
+        ]
