@@ -130,7 +130,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         return
     path = path.resolve() if path.is_symlink() else path
     with _name_file(path):
-        temporary = _make_temporary(path)
+        temporary = make_temporary(path)
         try:
             yield temporary
             _sync(temporary)
@@ -163,7 +163,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         WriteError: the folder can't be written; the message names it.
     """
     with _name_file(path):
-        temporary = _make_temporary(path)
+        temporary = make_temporary(path)
         try:
             temporary.mkdir()
             yield temporary
@@ -254,7 +254,7 @@ def remove_stale(folder: Path) -> None:
             continue
 
 
-def _make_temporary(path: Path) -> Path:
+def make_temporary(path: Path) -> Path:
     """Return an unused hidden name beside `path`, unique across threads, processes and hosts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent)

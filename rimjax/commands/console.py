@@ -77,7 +77,10 @@ def _format_count(
 ) -> str:
     of_total = "" if total is None else f" of {total}"
     left = f", {seconds / count * (total - count):.0f} s left" if total and count < total else ""
-    return f"{description}: {count}{of_total}, {seconds / count:.2f} s per {unit}{left}"
+    each = seconds / count
+    units = unit + ("es" if unit.endswith("s") else "s")
+    rate = f"{1 / each:.1f} {units}/s" if 0 < each < 1 else f"{each:.2f} s per {unit}"
+    return f"{description}: {count}{of_total}, {rate}{left}"
 
 
 def show_class_progress(names: Iterable[str]) -> Iterator[str]:

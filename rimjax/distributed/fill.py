@@ -8,7 +8,6 @@ machine.
 from __future__ import annotations
 
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rimjax.distributed.units import Outcome, Workers, run_units
+from rimjax.files import make_temporary
 from rimjax.models.protocols import Models, Pixels
 from rimjax.references import store as references_store
 from rimjax.references.build import draw_class, locate_class
@@ -61,12 +61,10 @@ class Target:
 @contextmanager
 def mark_folder(folder: Path) -> Iterator[Target]:
     """Put a mark into a folder while workers write into it."""
-    target = Target(folder.absolute(), f"ray-{uuid.uuid4().hex}.mark")
-    mark = target.folder / target.mark
-    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark = make_temporary(folder.absolute() / "seen.mark")
     mark.touch()
     try:
-        yield target
+        yield Target(mark.parent, mark.name)
     finally:
         mark.unlink(missing_ok=True)
 

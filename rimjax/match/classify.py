@@ -18,14 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rimjax.match import tiling as tiles
 from rimjax.match.rankings import MEASURES
-from rimjax.match.readings import (
-    BLOCK_ELEMENTS,
-    READINGS,
-    compare_rankings,
-    compute_cosines,
-    count_elements,
-    is_unrolled,
-)
+from rimjax.match.readings import READINGS, compare_rankings, compute_cosines, count_elements
 from rimjax.match.tiling import Tiling
 from rimjax.types import AnyArray, Match, ReferenceBank, normalise_rows
 
@@ -238,7 +231,7 @@ def prepare_comparison(
                 score_map=options.score_map,
                 measure=options.measure,
                 method=options.method,
-                elements=min(BLOCK_ELEMENTS, tiling.elements),
+                elements=tiling.elements,
             )
 
         return reading.combine(
@@ -248,10 +241,8 @@ def prepare_comparison(
     if not reading.uses_rankings:
         return compare, tiles.fit_columns(tiling, dim)
     row = max(4 * len(references), dim)
-    if is_unrolled(n, options.method):
-        return compare, tiles.fit_columns(tiling, row)
     # Level by level, every member's array is gathered.
-    return compare, tiles.fit_columns(tiling, row, count_elements(n, options.method), n)
+    return compare, tiles.fit_columns(tiling, row, count_elements(n, options.method), copies=n)
 
 
 def find_candidates(

@@ -20,7 +20,7 @@ Compute = Callable[[], Array]
 
 # Elements of a temporary array of a block of regions on a GPU or TPU: 16 MiB. On an H200 10 to 16
 # times as fast as one region at a time at N = 8 and 7; a block 4 times larger or smaller is slower.
-BLOCK_ELEMENTS = 2**22
+_BLOCK_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def compare_rankings(
     score_map: str = "clip",
     measure: str = "cosine",
     method: str = "lattice",
-    elements: int = BLOCK_ELEMENTS,
+    elements: int = _BLOCK_ELEMENTS,
 ) -> Float[Array, "P R"]:
     """Compare how regions and prototypes rank the regions' agents (Eq. 7-9).
 
@@ -127,9 +127,10 @@ def compare_rankings(
         )
 
     count, n = own.shape
-    if is_unrolled(n, method):
+    per_pair = count_elements(n, method)
+    if not per_pair:
         return compare_block(own, agents)  # one elementwise loop over all pairs
-    size = max(1, min(count, elements // (count_elements(n, method) * table.shape[1])))
+    size = max(1, min(count, min(elements, _BLOCK_ELEMENTS) // (per_pair * table.shape[1])))
 
     def compare_blocks(own: Float[Array, "P N"], agents: Int[Array, "P N"]) -> Float[Array, "P R"]:
         blocks = [
@@ -144,13 +145,11 @@ def compare_rankings(
     return lax.platform_dependent(own, agents, cpu=compare_one_by_one, default=compare_blocks)
 
 
-def is_unrolled(num_agents: int, method: str) -> bool:
-    """Return whether a comparison of rankings is one loop without temporary arrays."""
-    return method == "lattice" and num_agents <= UNROLLED
-
-
 def count_elements(num_agents: int, method: str) -> int:
-    """Count the elements that a pair adds to the largest temporary array, if it isn't unrolled."""
+    """Count the elements that a pair adds to the largest temporary array.
+
+    0 where the comparison is one loop without temporary arrays.
+    """
     if method == "enumerate":
         return math.factorial(num_agents) * num_agents
-    return math.comb(num_agents, num_agents // 2)
+    return math.comb(num_agents, num_agents // 2) if num_agents > UNROLLED else 0

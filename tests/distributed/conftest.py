@@ -12,13 +12,21 @@ import pytest
 from rimjax.distributed.units import import_ray
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
+@pytest.fixture(scope="session")
+def started_cluster() -> Iterator[Any]:
     ray = import_ray()
     make = importlib.import_module("ray.cluster_utils").Cluster
     cluster: Any = make(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.second = cluster.add_node(num_cpus=1)
+    cluster.second = None
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(started_cluster: Any) -> Any:
+    """The cluster, whose second node a test may remove."""
+    if started_cluster.second is None:
+        started_cluster.second = started_cluster.add_node(num_cpus=1)
+    return started_cluster

@@ -9,28 +9,17 @@ from typing import Any
 
 import pytest
 from cli import refused, run
+from distributed_runs import digest, read_cells, read_lines
+from PIL import Image
 
+from rimjax import datasets
+from rimjax.commands import fill as commands_fill
+from rimjax.commands import segment_run
 from rimjax.distributed import fill
-from rimjax.references import store
-from rimjax.sealed import unseal
 
 pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
 
 SMALL = ("--classes", "sneaker,bag", "--images", "2")
-
-
-def digest(printed: str) -> str:
-    return store.digest_references(store.read_manifest(printed.split()[-1]))
-
-
-def read_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line]
-
-
-def read_cells(folder: Path) -> dict[str, Any]:
-    """Read the pixel counts of a run's images."""
-    lines = [unseal(line) for line in read_lines(folder / "images.jsonl")]
-    return {line["image"]: line["cells"] for line in lines}
 
 
 @contextmanager
@@ -45,7 +34,7 @@ def test_workers_results_are_those_of_one_process(
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     expected = run("bank", "build", *SMALL, "--cache-dir", alone, capsys=capsys).split()[-1]
     built = run("bank", "build", *SMALL, "--cache-dir", shared, "--ray", "auto", capsys=capsys)
-    assert digest(built) == digest(expected) and "bank, " in built
+    assert digest(built.split()[-1]) == digest(expected) and "bank, " in built
 
     def evaluate(cache: Path, bank: str, *more: object) -> tuple[dict[str, Any], str]:
         words = ("--only-bank-classes", "--limit", "5", "--cache-dir", cache)
@@ -82,11 +71,63 @@ def test_workers_that_do_not_see_the_folder_send_back_what_they_made(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fill, "mark_folder", hide_folder)
-    built = run("bank", "build", *SMALL, "--cache-dir", tmp_path, "--ray", "auto", capsys=capsys)
-    assert len(list((tmp_path / "references").iterdir())) == 2 and "bank, " in built
-    words = ("--limit", "3", "--cache-dir", tmp_path, "--ray", "auto")
-    assert "3 images, 0 of them computed now" in run("regions", "build", *words, capsys=capsys)
+    for module in (fill, commands_fill, segment_run):
+        monkeypatch.setattr(module, "mark_folder", hide_folder)
+    words = ("--cache-dir", tmp_path / "cache", "--ray", "auto")
+    built = run("bank", "build", *SMALL, *words, capsys=capsys)
+    bank = built.split()[-1]
+    assert len(list((tmp_path / "cache/references").iterdir())) == 2 and "bank, " in built
+    evaluate = ("evaluate", "--bank", bank, "--only-bank-classes", "--limit", "3")
+    run(*evaluate, *words, "--output", tmp_path / "run", capsys=capsys)
+    assert len(list((tmp_path / "run/labels").iterdir())) == 3
+    regions = ("regions", "build", "--limit", "4", *words)
+    assert "4 images, 1 of them computed now" in run(*regions, capsys=capsys)
+    write_pictures(tmp_path / "photos", 2)
+    segment = ("segment", tmp_path / "photos", "--bank", bank)
+    run(*segment, *words, "--output", tmp_path / "out", capsys=capsys)
+    run(*segment, "--output", tmp_path / "alone", capsys=capsys)
+    assert read_pictures(tmp_path / "out") == read_pictures(tmp_path / "alone") != {}
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for item in datasets.load("fashion-scenes").items[:count]:
+        Image.fromarray(item.image()).save(folder / f"{item.id}.png")
+
+
+def read_pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_a_folder_is_segmented_by_workers(
+    cluster: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The files are those of one process; what can't be read is named, and the rest goes on."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("photos"), 3)
+    Path("photos/bad.png").write_bytes(b"not a picture")
+    words = ("--cache-dir", tmp_path / "cache", "--format", "overlay,labels,coco")
+    segment = ("segment", "photos", *SMALL, *words, "--output")
+    why = "1 of 4 images could not be used: photos/bad.png"
+    assert why in refused(capsys, *segment, "alone", status=1)
+    assert why in refused(capsys, *segment, "out", "--ray", "auto", status=1)
+    assert read_pictures(Path("out")) == read_pictures(Path("alone")) != {}
+    annotations = [
+        json.loads(Path(name, "annotations.json").read_text()) for name in ("out", "alone")
+    ]
+    assert annotations[0]["annotations"] == annotations[1]["annotations"] != []
+    entries = [json.loads(line) for line in read_lines(Path("out/workers.jsonl"))]
+    assert [entry["image"] for entry in entries if entry["error"]] == ["photos/bad.png"]
+    assert len(entries) == 4
+
+    assert why in refused(capsys, *segment, "out", "--ray", "auto", status=1)
+    assert len(read_lines(Path("out/workers.jsonl"))) == 5, "only the bad image is tried again"
+    assert "output must be a folder with --ray" in refused(
+        capsys, "segment", "photos/scene-000.png", *SMALL, "--ray", "auto", "--output", "out.png"
+    )
 
 
 @pytest.mark.parametrize(
