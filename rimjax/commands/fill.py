@@ -30,6 +30,7 @@ from rimjax.distributed.fill import (
     Target,
     extract_image,
     fill_references,
+    is_seen,
     list_missing,
     mark_folder,
     run_images,
@@ -41,6 +42,7 @@ from rimjax.files import append_line
 from rimjax.models.protocols import Models
 from rimjax.references.arguments import check_call
 from rimjax.references.build import Names
+from rimjax.regions.store import RegionStore
 from rimjax.settings import SegmentSettings
 from rimjax.types import ReferenceBank
 
@@ -116,6 +118,9 @@ def extract_regions(
     Returns:
         The ids of the images that failed, and why; and how many images were computed now.
     """
+    store = RegionStore.open(cache, models)
+    if not is_seen(cache, workers):  # they can't find what is stored
+        items = [item for item in progress(items, "find stored", "image") if _lacks(store, item)]
     start = load_alike(load, models, cache)
     images = [item.image for item in items]
     outcomes = run_images(images, extract_image, models, cache, start, workers)
@@ -126,6 +131,13 @@ def extract_regions(
         if outcome.error is not None:
             failed[items[outcome.unit].id] = outcome.error
     return failed, computed
+
+
+def _lacks(store: RegionStore, item: Item) -> bool:
+    try:
+        return not store.has(item.image())
+    except (ValueError, OSError):
+        return True  # a worker may see it
 
 
 def evaluate_images(
@@ -232,7 +244,7 @@ def _load_alike(
         if own[part] != origin[part]:
             raise ValueError(
                 f"a worker's {part} must be this machine's, got {own[part]} instead of "
-                f"{origin[part]}; install the same release and weights on all machines"
+                f"{origin[part]}; install the same release and weights everywhere, and give --dtype"
             )
     return models
 

@@ -114,6 +114,13 @@ def fill_references(
             yield replace(outcome, result=None)
 
 
+def is_seen(folder: Path, workers: Workers) -> bool:
+    """Ask a worker whether it sees a folder of this machine."""
+    with mark_folder(folder) as target:
+        one = replace(workers, count=1)
+        return all(each.result for each in run_units([None], target.is_seen, _return_state, one))
+
+
 class ImageWorker:
     """The models in a worker, and what loads an image's regions.
 
@@ -198,6 +205,10 @@ def _draw(
         made = draw_class(name, models, settings, folder, prompts)[0]
         path = folder / "references" / made
         return None if is_shared else references_store.read_references(path, pictures=True)
+
+
+def _return_state(state: bool, unit: None) -> bool:
+    return state
 
 
 def _run_image(

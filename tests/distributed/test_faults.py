@@ -62,7 +62,6 @@ def test_a_node_killed_twice_loses_nothing(
 ) -> None:
     def kill() -> None:
         cluster.remove_node(cluster.second, allow_graceful=False)
-        cluster.second = cluster.add_node(num_cpus=1)
 
     moments = random.randint(0, 2), random.randint(0, 8)
     print(f"killed after {moments} units")
@@ -72,9 +71,11 @@ def test_a_node_killed_twice_loses_nothing(
     words = ("--cache-dir", cache, "--ray", "auto")
     bank = run("bank", "build", *CLASSES, *words, capsys=capsys).split()[-1]
     first.join()
+    cluster.second = cluster.add_node(num_cpus=1)  # not by the thread, whose end would end it
     second = kill_when(lambda: count_lines(done) >= moments[1] and done.parent.exists(), kill)
     run("evaluate", "--bank", bank, *IMAGES, *words, "--output", evaluation, capsys=capsys)
     second.join()
+    cluster.second = None
 
     assert (digest(bank), read_cells(evaluation)) == expected
     for path, unit, units in ((drawn, "class", 4), (done, "image", 12)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
 import shutil
@@ -81,6 +82,17 @@ def test_steps_run_once_and_the_page_shows_them(small: tuple[object, ...], tmp_p
     third = reproduce(*small, tmp_path / "out", "--only", "fig3")
     assert "finished" not in third and "to do: fig3" in third
     assert read_results(tmp_path / "out") == before  # the page still has the others
+
+
+def test_workers_fill_the_cache_first(small: tuple[object, ...], tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
+    words = (*small, tmp_path / "out", "--only", "table5", "--ray", "local", "--ray-workers", "1")
+    printed = reproduce(*words)
+    assert "bank, " in printed and "regions, " in printed and "table5: " in printed
+    record = (tmp_path / "cache/workers.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in record if line]
+    assert {line["work"] for line in lines} == {"bank", "regions"}
+    assert (tmp_path / "out/table5.csv").exists()
 
 
 def test_what_cannot_be_run_is_refused(small: tuple[object, ...], tmp_path: Path) -> None:

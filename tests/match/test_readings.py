@@ -242,8 +242,9 @@ def test_another_weight_needs_no_other_compilation():
 @pytest.mark.parametrize("elements", [1, 35 * 18 * 5, 2**22])  # blocks of 1, of 5, all regions
 def test_blocks_of_regions_as_on_a_gpu(monkeypatch, num_agents, method, elements):
     """What GPUs and TPUs compute gives a CPU's similarities; 13 regions leave a part of a block."""
-    own, agents, table = start_from_cosines(*make_features(0, 13, 18, 9, dim=16), num_agents)
-    compare = partial(compare_rankings, *map(jnp.asarray, (own, agents, table)), method=method)
+    regions, prototypes, classes = make_features(0, 13, 18, 9, dim=16)
+    started = start_from_cosines(regions, prototypes, classes, num_agents)
+    compare = partial(compare_rankings, *map(jnp.asarray, started), method=method)
     expected = compare()
     monkeypatch.setattr(
         lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments)
