@@ -7,7 +7,7 @@ Command:  export OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
           python experiments/scaling.py --plan
               measures nothing: what the model says of the paper preset on many GPUs
           python experiments/scaling.py --only driver
-              one of the parts: workers, driver, bank, dispatch, store, vocabulary
+              one of the parts: workers, overhead, driver, bank, dispatch, store, vocabulary
 
 One thread for each process makes the runs comparable: Ray gives a worker as many threads as it has
 CPUs, while a process alone takes all cores. Ray also runs workers at niceness 15, so that other
@@ -60,7 +60,7 @@ from rimjax.regions.store import RegionStore
 from rimjax.settings import CONFIGURATIONS, ReferenceSettings, SegmentSettings
 from rimjax.types import BACKGROUND, ReferenceBank
 
-Part = Literal["workers", "driver", "bank", "dispatch", "store", "vocabulary"]
+Part = Literal["workers", "overhead", "driver", "bank", "dispatch", "store", "vocabulary"]
 PARTS: tuple[Part, ...] = get_args(Part)
 MIB = 2**20
 
@@ -181,15 +181,17 @@ def time_units(results: Iterable[Any], begun: float | None = None) -> Run:
     """
     called, before, all_before = time.perf_counter(), list_own(), count_busy()
     begun = called if begun is None else begun
-    times, own, everything = [], [], 0.0
+    times, looks = [], []
     for _ in results:
         times.append(time.perf_counter())
-        own.append(sum(taken - before.get(pid, 0) for pid, taken in list_own().items()))
-        everything = count_busy() - all_before
+        if not looks or times[-1] - looks[-1][0] > 0.5:  # a look takes some milliseconds
+            own = sum(taken - before.get(pid, 0) for pid, taken in list_own().items())
+            looks.append((times[-1], own, count_busy() - all_before - own))
     unit = (times[-1] - times[0]) / max(1, len(times) - 1)
     whole = time.perf_counter() - begun
-    free = len(os.sched_getaffinity(0)) - (everything - own[-1]) / (times[-1] - called)
-    return Run(times[0] - begun - unit, unit, whole, own[0] - unit, free)
+    until, _, others = looks[-1]
+    free = len(os.sched_getaffinity(0)) - others / (until - called)
+    return Run(times[0] - begun - unit, unit, whole, looks[0][1] - unit, free)
 
 
 def count_busy() -> float:
@@ -292,14 +294,45 @@ def print_workers(options: Scaling, found: dict[int, Measured]) -> None:
             f"| {units[stage]} x {stage} | {count} | {free:.2f} | {expected:.1f} s | {whole:.1f} s "
             f"| {expected / whole - 1:+.0%}{' (fitted)' if count == 1 else ''} |"
         )
-    print("\n| images a second, start-up excluded | ratios of the turns | median |")
-    print("|---|---|---|")
-    for count, base in [(1, 0), *((count, 1) for count in found if count > 1)]:
-        pairs = zip(found[base].stages["image"], found[count].stages["image"], strict=True)
-        ratios = sorted(first.unit / second.unit for first, second in pairs)
-        listed = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        title = f"{count} workers over {'1' if base else 'no Ray'}"
-        print(f"| {title} | {listed} | {statistics.median(ratios):.2f} |")
+    print("\n| workers over 1 | turn | cores left | left to 1 | faster | expected |")
+    print("|---|---|---|---|---|---|")
+    for count in found.keys() - {0, 1}:
+        pairs = zip(one.stages["image"], found[count].stages["image"], strict=True)
+        for turn, (first, second) in enumerate(pairs, start=1):
+            expected = min(count, second.free) / min(1, first.free)
+            print(
+                f"| {count} | {turn} | {second.free:.2f} | {first.free:.2f} "
+                f"| {first.unit / second.unit:.2f} | {expected:.2f} |"
+            )
+
+
+def measure_overhead(options: Scaling) -> None:
+    """Extract the regions of each image by one worker and without Ray, one after the other.
+
+    Only one of the two works at a time, so that other jobs slow both alike.
+    """
+    stages, ratios = Stages(options), []
+    models, (_, images) = stages.models.load(), stages.list_units()
+    load = partial(load_models, stages.models, models.references)
+    import_ray().init("local", num_cpus=1, log_to_driver=False)
+    for _ in range(options.turns):
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            regions = RegionStore.open(Path(first), models)
+            workers = Workers(address="local", count=1)
+            worker = check_outcomes(fill_regions(images, models, Path(second), load, workers))
+            seconds = []
+            for read in images:
+                begun = time.perf_counter()
+                regions.load(read())
+                alone = time.perf_counter()
+                next(worker)
+                seconds.append((alone - begun, time.perf_counter() - alone))
+            list(worker)
+        alone, by_worker = np.mean(seconds[1:], 0)  # the first one includes the start
+        ratios.append(alone / by_worker)
+        print(f"an image: {alone:.4f} s alone, {by_worker:.4f} s by a worker", flush=True)
+    import_ray().shutdown()
+    print(f"one worker's rate over no Ray: {statistics.median(ratios):.3f} (median of the turns)")
 
 
 def measure_driver(images: int = 30) -> None:
@@ -325,7 +358,7 @@ def measure_driver(images: int = 30) -> None:
     )
 
 
-def measure_bank(sizes: Sequence[int] = (20, 80), per_class: int = 32) -> None:
+def measure_bank(sizes: Sequence[int] = (2, 100, 400), per_class: int = 32) -> None:
     """Time putting a bank together from stored references, which the driver does by itself."""
     print("\n| classes | printed: 8 sub-categories | rimjax: whitened |\n|---|---|---|")
     rng = np.random.default_rng(0)
@@ -355,8 +388,9 @@ def measure_dispatch(units: int = 2000, waiting: int = 2048) -> None:
     """Time handing out units that do nothing, and waiting for one of many workers."""
     ray = import_ray()
     ray.init("local", num_cpus=2, log_to_driver=False)
-    workers = Workers(address="local", count=1)
+    workers, begun = Workers(address="local", count=1), time.process_time()
     run = time_units(run_units(range(units), _nothing, _return, workers))
+    driver = (time.process_time() - begun) / units
     never = ray.remote(_nothing).options(num_cpus=3)  # more than there are: it never runs
     refs, ready = [never.remote() for _ in range(waiting)], ray.put(0)
     begun = time.perf_counter()
@@ -364,7 +398,10 @@ def measure_dispatch(units: int = 2000, waiting: int = 2048) -> None:
         ray.wait([*refs, ready], num_returns=1, timeout=1)
     each = (time.perf_counter() - begun) / 100
     ray.shutdown()
-    print(f"\na unit that does nothing: {run.unit * 1000:.2f} ms over one worker")
+    print(
+        f"\na unit that does nothing: {run.unit * 1000:.2f} ms over one worker, "
+        f"of which the driver works {driver * 1000:.2f} ms"
+    )
     print(f"waiting for one of {waiting:,} workers: {each * 1000:.2f} ms")
 
 
@@ -444,6 +481,8 @@ def main() -> None:
         raise SystemExit(f"scaling.py: --workers must hold 1, got {options.workers}")
     if "workers" in options.only:
         print_workers(options, measure_workers(options))
+    if "overhead" in options.only:
+        measure_overhead(options)
     others = {
         "driver": measure_driver,
         "bank": measure_bank,
