@@ -12,6 +12,7 @@ GPUS = (8, 64, 512)
 CLASSES, PER_CLASS, IMAGES = 1_000, 32, 1_000_000
 KIB, GB = 1024, 1e9
 START = 19.0  # seconds: Ray and models; one H200, 16 CPU cores: 10 to 19 s
+WEIGHTS, GPUS_PER_MACHINE, SHARED = 5e9, 8, 2e9  # bytes; bytes a second of a shared file system
 COMPILE = 40.0  # seconds: Stable Diffusion, once a worker; accelerator.py on that H200
 
 
@@ -112,7 +113,7 @@ def print_plan() -> None:
         "a network of 10 Gbit/s to the driver, likewise": 1.25e9 / rates.image_bytes,
         "one driver hands out units to 2,048 workers": 1 / driver.hand_out,
         "one process at a time joins files to parts": 1 / driver.join,
-        "a shared file system of 2 GB/s": 2e9 / (2 * rates.image_bytes),
+        "a shared file system of 2 GB/s": SHARED / (2 * rates.image_bytes),
     }
     for what, rate in sorted(limits.items(), key=lambda pair: pair[1]):
         print(f"| {what} | {rate:,.0f} | {rate * rates.image_seconds:,.0f} GPUs |")
@@ -120,3 +121,6 @@ def print_plan() -> None:
         f"\n{IMAGES:,} images lie in {parts:,.0f} parts of each archive. Reading all headers takes "
         f"{2 * parts * driver.header:.1f} s."
     )
+    machines = {gpus: math.ceil(gpus / GPUS_PER_MACHINE) for gpus in GPUS}
+    listed = ", ".join(f"{n}: {n * WEIGHTS / SHARED:,.0f} s" for n in machines.values())
+    print(f"Weights of 5 GB, read once a machine from that file system, by machines: {listed}.")
