@@ -42,13 +42,14 @@ def test_a_stages_start_and_units_are_told_apart(scaling: Any) -> None:
 
 
 def test_the_work_of_child_processes_counts_as_own(scaling: Any) -> None:
-    before = scaling.list_own()
+    clock = importlib.import_module("scaling_clock")
+    before = clock.list_own()
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=work, args=(0.5,))
     child.start()
     most = 0.0
     while child.is_alive():
-        own = scaling.list_own()
+        own = clock.list_own()
         most = max(most, own.get(child.pid, 0.0))
         time.sleep(0.02)
     assert child.pid not in before
@@ -84,7 +85,7 @@ def test_the_plan_is_that_of_the_page(scaling: Any, capsys: pytest.CaptureFixtur
 
 
 def test_the_store_is_measured(scaling: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    scaling.measure_store(parts=(2, 4), folders=10)
+    scaling.scaling_parts.measure_store(parts=(2, 4), folders=10)
     printed = capsys.readouterr().out
     assert "| 512 |" in printed and "| 1,024 |" in printed
     assert "among 10 classes" in printed
