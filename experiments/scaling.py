@@ -154,6 +154,7 @@ def predict(one: Measured, stage: str, units: int, workers: int, free: float) ->
         workers: their number.
         free: cores.
     """
+    workers = min(workers, units)
     start = max(one.take(stage, "start"), workers * one.take(stage, "busy") / free)
     rounds = max(math.ceil(units / workers), units / free)
     return start + rounds * one.take(stage, "unit")

@@ -64,6 +64,7 @@ def test_the_work_of_child_processes_counts_as_own(scaling: Any) -> None:
         (11, 2, 2.0, 6 + 6 * 2),  # an odd unit takes a round of its own
         (10, 4, 2.0, 12 + 5 * 2),  # more workers than cores
         (10, 2, 1.0, 12 + 10 * 2),  # another job has a core
+        (1, 4, 2.0, 5 + 2),  # no more workers than units start
     ],
 )
 def test_the_model(scaling: Any, units: int, workers: int, free: float, seconds: float) -> None:
