@@ -102,12 +102,11 @@ def connect(workers: Workers) -> int:
     """
     ray = import_ray()
     if not ray.is_initialized():
-        address = None if workers.address == "local" else workers.address
         try:
             with warnings.catch_warnings():
                 # Ray starts programs by fork and exec, against which JAX warns in vain.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=workers.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise ValueError(
                 f"ray must be a cluster's address, auto or local, got {workers.address!r} "
