@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -242,16 +243,21 @@ def first_existing(root: Path, *places: str) -> Path:
 def check_labels(dataset: Dataset, items: Iterable[Item]) -> None:
     """Raise ValueError, before any work is done, for a label outside the class list.
 
-    Labels that can't be read are left to the run, which names them.
+    Labels that can't be read are left to the run, which names them. They are read in as many
+    threads as there are CPUs.
     """
-    for item in items:
+    for item, reading in read_ahead(items, _find_largest, os.cpu_count() or 1):
         try:
-            labels = item.labels()
+            largest = reading.result()
         except (ValueError, OSError):
             continue
-        largest = int(labels[labels != IGNORED].max(initial=0))
         if largest > len(dataset.classes):
             raise ValueError(
                 f"{item.id}: labels must lie in [0, {len(dataset.classes)}], the classes of "
                 f"{dataset.name}, or be {IGNORED} where ignored, got {largest}"
             )
+
+
+def _find_largest(item: Item) -> int:
+    labels = item.labels()
+    return int(labels[labels != IGNORED].max(initial=0))
