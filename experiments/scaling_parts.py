@@ -53,7 +53,8 @@ def measure_evaluation(images: int = 30) -> None:
         each = statistics.median(np.diff(times))
         size = measure_folder(folder)[0] / images
         done = (Outcome(index, worker="host:1", seconds=each) for index in range(images))
-        with open_run(folder / "run", {"dataset": "large"}) as (_, append):
+        about = {"classes": bank.names[1:], "background": True, "num_images": images, "shard": None}
+        with open_run(folder / "run", about) as (_, append):
             begun = time.perf_counter()
             names = [result.image for result in results]
             for outcome in watch(done, "evaluate", "image", names, folder / "run"):

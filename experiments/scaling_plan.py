@@ -30,7 +30,7 @@ class Rates:
         class_bytes: of a class of 32 images: 450 KiB a drawn photograph as PNG and 3 KiB a mask
             (assumed), 3 x 768 features and 64 x 64 attention in float32 an image.
         class_files: two pictures an image, and two files.
-        name: seconds of matching, counting and writing an image: 0.045 s of a CPU core (scaling.py
+        name: seconds of matching, counting and writing an image: 0.041 s of a CPU core (scaling.py
             --only evaluation), by four workers at once.
         image_bytes: 45 KiB of proposals and 290 KiB of features, 100 regions (docs/regions.md).
     """
@@ -39,7 +39,7 @@ class Rates:
     mask: float = 0.023 + 0.005
     encode: float = 1 / 126
     propose: float = 1 / 5.48
-    name: float = 0.045 / 4
+    name: float = 0.041 / 4
     class_bytes: float = PER_CLASS * (450 + 3 + 9 + 16) * KIB
     class_files: int = 2 * PER_CLASS + 2
     image_bytes: float = (45 + 290) * KIB
@@ -63,7 +63,7 @@ class Driver:
 
     Attributes:
         bank: of a class, in putting a bank together: 8 clusters (`printed`); `rimjax` takes 0.010.
-        hand_out: of handing out a unit: 0.5 ms, and 0.8 ms where 2,048 workers are waited for.
+        hand_out: of handing out a unit: 0.4 ms, and 0.4 ms where 2,048 workers are waited for.
         receive: of writing an image that a worker sent back: features 6 ms, proposals 4 ms
             (assumed).
         join: of joining an image's features to a part.
@@ -72,10 +72,10 @@ class Driver:
     """
 
     bank: float = 0.043
-    hand_out: float = 0.0013
+    hand_out: float = 0.0008
     receive: float = 0.010
     join: float = 0.0043
-    record: float = 0.001
+    record: float = 0.0015
     header: float = 0.00018
 
 
