@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ATTEMPTS = 3
-"""Workers that may be lost over a unit before it is given up."""
+"""Workers that a unit is given to; it is given up when all of them are lost."""
 
 STRAGGLER = 4.0
 """A unit that takes this many times the median is done by an idle worker too."""
@@ -161,7 +161,8 @@ class _Run:
         count = min(connect(workers), len(units))
         resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
         make = ray.remote(Worker).options(**resources, max_restarts=0)
-        self._ray, self._units, self._make = ray, units, lambda: make.remote(load, work)
+        parts = ray.put(load), ray.put(work)  # sent once to a machine: work may hold a large bank
+        self._ray, self._units, self._make = ray, units, lambda: make.remote(*parts)
         self._waiting = deque(range(len(units)))
         self._given, self._lost = [0] * len(units), [0] * len(units)
         self._done = set[int]()
@@ -238,6 +239,7 @@ class _Run:
         late = time.monotonic() - STRAGGLER * statistics.median(self._seconds)
         running = [unit for unit, *_ in self._running.values()]
         for unit, _, start in self._running.values():
-            if start < late and running.count(unit) == 1 and unit not in self._done:
+            is_late = start < late and self._given[unit] < ATTEMPTS
+            if is_late and running.count(unit) == 1 and unit not in self._done:
                 return unit
         return None
