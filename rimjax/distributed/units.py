@@ -27,6 +27,9 @@ ATTEMPTS = 3
 STRAGGLER = 4.0
 """A unit that takes this many times the median is done by an idle worker too."""
 
+GRACE = 2.0
+"""Seconds that workers have at the end to finish what they write."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
@@ -186,6 +189,8 @@ class _Run:
                     ref = actor.run.remote(self._units[unit])
                     self._running[ref] = unit, actor, time.monotonic()
         finally:
+            if self._running:
+                self._ray.wait([*self._running], num_returns=len(self._running), timeout=GRACE)
             running = [actor for _, actor, _ in self._running.values()]
             for actor in [*self._idle, *self._starting.values(), *running]:
                 self._ray.kill(actor)

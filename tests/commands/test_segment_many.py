@@ -21,7 +21,7 @@ from PIL import Image
 from scenes import NAMES, make_scene
 
 from rimjax import files
-from rimjax.commands import class_options, options, segment
+from rimjax.commands import class_options, options, segment, segment_bank
 from rimjax.datasets.dataset import READ_AHEAD
 from rimjax.models.memory import BatchLimit
 from rimjax.models.protocols import Models
@@ -162,7 +162,7 @@ def test_more_classes_than_a_png_can_hold_are_refused_before_the_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(segment, "MOST_CLASSES", 2)
+    monkeypatch.setattr(segment_bank, "MOST_CLASSES", 2)
     line = refused(capsys, *IMAGES)
     assert "--classes must be at most 2" in line and not list_drawn(models)
 

@@ -96,7 +96,7 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def read_pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.png"))}
 
 
 def test_a_folder_is_segmented_by_workers(
