@@ -180,6 +180,11 @@ def run_units(
         yield from _Run(units, load, work, workers).do()
 
 
+def _find_cause(error: Exception) -> str:
+    """Find what was raised in a worker: Ray puts a traceback before it."""
+    return str(error).strip().splitlines()[-1]
+
+
 class _Run:
     def __init__(self, units: Sequence[Any], load: Any, work: Any, workers: Workers) -> None:
         ray = import_ray()
@@ -228,7 +233,8 @@ class _Run:
         except self._ray.exceptions.RayError as error:
             self._ray.kill(actor)
             if getattr(error, "actor_init_failed", False):
-                raise ChildProcessError(f"a worker couldn't load its models: {error}") from error
+                why = _find_cause(error)
+                raise ChildProcessError(f"a worker couldn't load its models: {why}") from error
             self._unstarted += 1  # its process or its node is gone
             if self._unstarted < self._most_unstarted:
                 self._start()
@@ -244,8 +250,8 @@ class _Run:
         try:
             result, error, seconds = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as failure:  # it couldn't be sent the unit
-            line = str(failure).strip().splitlines()[-1]
-            result, error, seconds = None, ChildProcessError(f"can't be sent: {line}"), 0.0
+            why = _find_cause(failure)
+            result, error, seconds = None, ChildProcessError(f"can't be sent: {why}"), 0.0
         except self._ray.exceptions.RayError:  # lost: its process, its node, or the result
             self._ray.kill(actor)  # a worker that is cut off may live, and keep its room
             self._start()

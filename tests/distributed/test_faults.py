@@ -74,6 +74,14 @@ def test_workers_that_die_while_they_load_end_the_run(cluster: Any) -> None:
         list(run_units([1], partial(os._exit, 1), pow, workers))
 
 
+def test_what_a_worker_cannot_load_is_said_in_one_line(cluster: Any) -> None:
+    workers = Workers(address="auto", count=1)
+    with pytest.raises(ChildProcessError) as failure:
+        list(run_units([1], partial(operator.truediv, 1, 0), pow, workers))
+    assert "couldn't load its models: ZeroDivisionError: division by zero" in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+
+
 def test_a_unit_that_no_worker_can_receive_does_not_stop_the_rest(cluster: Any) -> None:
     workers = Workers(address="auto", count=1)
     outcomes = list(run_units([Unsendable(), ()], int, operator.eq, workers))
