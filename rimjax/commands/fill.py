@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from rimjax.commands.console import (
     keep_compilations,
     progress,
     shorten,
+    warn,
     write_labels,
 )
 from rimjax.commands.devices import share_gpu_memory
@@ -196,6 +198,9 @@ def watch(
 ) -> Iterator[Outcome]:
     """Pass outcomes on; show the progress over all workers, and record who did what.
 
+    Standard error gets a line for each worker, and a warning of images that workers can't use,
+    which callers try by themselves.
+
     Args:
         outcomes: of the units.
         title: the work.
@@ -205,6 +210,7 @@ def watch(
     """
     shares: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
+    unused: list[str] = []
     run = time.strftime("%Y-%m-%dT%H:%M:%S")
     for outcome in progress(outcomes, title, unit, len(names)):
         shares[outcome.worker] += 1
@@ -219,12 +225,19 @@ def watch(
             "error": None if outcome.error is None else shorten(outcome.error),
         }
         append_line(folder / RECORD, json.dumps(entry, ensure_ascii=False))
+        if unit == "image" and isinstance(outcome.error, ValueError):
+            name, why = names[outcome.unit], shorten(outcome.error)
+            unused.append(why if why.startswith(name) else f"{name}: {why}")
         yield outcome
+    if unused:
+        of_all = f"{len(unused)} of {len(names)} images, which are tried without them"
+        warn(f"workers couldn't use {of_all}; the first is {unused[0]}")
     for worker in sorted(shares):
         each = seconds[worker] / shares[worker]
-        print(f"{title}, {worker or 'given up'}: {shares[worker]}, {each:.2f} s each")
+        did = f"{worker} did {shares[worker]}, {each:.2f} s each"
+        print(f"{title}: {did if worker else f'{shares[worker]} given up'}", file=sys.stderr)
     if shares:
-        print(f"{title}: who did what is in {folder / RECORD}")
+        print(f"{title}: who did what is in {folder / RECORD}", file=sys.stderr)
 
 
 # ---- what workers do; functions of a module, which can be sent to them by name

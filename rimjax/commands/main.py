@@ -25,6 +25,7 @@ from rimjax.commands.regions import Regions
 from rimjax.commands.report import Report
 from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
+from rimjax.distributed.units import FullClusterWarning
 from rimjax.images import PictureWarning
 from rimjax.models.memory import MemoryRunsOut
 from rimjax.references.reference import ReferenceWarning
@@ -50,7 +51,7 @@ CONFIG = (
     tyro.conf.HelptextFromCommentsOff,
 )
 
-_IN_ONE_LINE = (PictureWarning, ReferenceWarning, MemoryRunsOut)
+_IN_ONE_LINE = (FullClusterWarning, PictureWarning, ReferenceWarning, MemoryRunsOut)
 
 
 def main() -> None:

@@ -17,18 +17,25 @@ import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ATTEMPTS = 3
 """Workers that a unit is given to; it is given up when all of them are lost."""
 
+PATIENCE = 3.0
+"""Seconds that a cluster may be full before a warning says so."""
+
 STRAGGLER = 4.0
 """A unit that takes this many times the median is done by an idle worker too."""
 
 GRACE = 2.0
 """Seconds that workers have at the end to finish what they write."""
+
+
+class FullClusterWarning(UserWarning):
+    """Others use all of the cluster's room for now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +108,10 @@ def connect(workers: Workers) -> int:
 
     Raises:
         ImportError: Ray is missing.
-        ValueError: there is no such cluster, or it has no room for a worker.
+        ValueError: there is no such cluster, or none of its machines has room for a worker.
+
+    Warns:
+        FullClusterWarning: others use all of the room, so that workers have to wait for it.
     """
     ray = import_ray()
     if not ray.is_initialized():
@@ -110,23 +120,38 @@ def connect(workers: Workers) -> int:
                 # Ray starts programs by fork and exec, against which JAX warns in vain.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(address=workers.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise ValueError(
                 f"ray must be a cluster's address, auto or local, got {workers.address!r} "
-                f"({str(error).splitlines()[0]})"
+                f"({str(error).splitlines()[0]}); if that cluster runs, set RAY_AUTH_MODE=token "
+                "where it asks for a token, and install the same versions of Ray and Python"
             ) from error
-    have = ray.cluster_resources()
-    room = [
-        int(have.get(name, 0) / each)
-        for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus))
-        if each > 0
-    ]
-    if not room or not min(room):
-        raise ValueError(
-            f"ray's cluster must have room for a worker of {workers.cpus:g} CPUs and "
-            f"{workers.gpus:g} GPUs, got {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_count_room(machine, workers) for machine in machines)
+    if not room:
+        have = ", ".join(
+            f"{each.get('CPU', 0):g} and {each.get('GPU', 0):g}" for each in machines[:5]
         )
-    return min(room) if workers.count is None else workers.count
+        raise ValueError(
+            f"ray's cluster must have a machine with room for a worker of {workers.cpus:g} CPUs "
+            f"and {workers.gpus:g} GPUs, got {have}; lower --ray-cpus or --ray-gpus"
+        )
+    end = time.monotonic() + PATIENCE  # Ray hears of workers that have just ended a little later
+    while not _count_room(ray.available_resources(), workers):
+        if time.monotonic() > end:
+            others = "the cluster is full for now; workers start when others leave room"
+            warnings.warn(others, FullClusterWarning, stacklevel=2)
+            break
+        time.sleep(0.1)
+    return room if workers.count is None else workers.count
+
+
+def _count_room(resources: Mapping[str, float], workers: Workers) -> int:
+    """Count the workers that resources suffice for."""
+    needs = {"CPU": workers.cpus, "GPU": workers.gpus}
+    return min(
+        int(resources.get(name, 0) / each + 1e-6) for name, each in needs.items() if each > 0
+    )
 
 
 def import_ray() -> Any:
@@ -152,10 +177,15 @@ def run_units(
         workers: the workers.
 
     Raises:
-        ChildProcessError: a worker can't load its models.
+        ChildProcessError: a worker can't load its models, or every worker is lost over that.
     """
     if units:
         yield from _Run(units, load, work, workers).do()
+
+
+def _find_cause(error: Exception) -> str:
+    """Find what was raised in a worker: Ray puts a traceback before it."""
+    return str(error).strip().splitlines()[-1]
 
 
 class _Run:
@@ -169,6 +199,7 @@ class _Run:
         self._waiting = deque(range(len(units)))
         self._given, self._lost = [0] * len(units), [0] * len(units)
         self._done = set[int]()
+        self._unstarted, self._most_unstarted = 0, ATTEMPTS * count  # since a worker was ready
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[int, Any, float]] = {}  # reference -> unit, actor, start
         self._idle: list[Any] = []
@@ -204,17 +235,31 @@ class _Run:
         try:
             self._names[actor] = self._ray.get(ref)
             self._idle.append(actor)
-        except self._ray.exceptions.RayActorError as error:
-            if error.actor_init_failed:
-                raise ChildProcessError(f"a worker couldn't load its models: {error}") from error
-            self._start()  # its node is gone
+            self._unstarted = 0
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(actor)
+            if getattr(error, "actor_init_failed", False):
+                why = _find_cause(error)
+                raise ChildProcessError(f"a worker couldn't load its models: {why}") from error
+            self._unstarted += 1  # its process or its node is gone
+            if self._unstarted < self._most_unstarted:
+                self._start()
+            elif not (self._idle or self._starting or self._running):
+                raise ChildProcessError(
+                    f"{self._unstarted} workers were lost while they loaded their models, for want "
+                    "of memory perhaps; give fewer --ray-workers, or more --ray-cpus to each"
+                ) from error
         yield from ()
 
     def _finish(self, ref: Any) -> Iterator[Outcome]:
         unit, actor, _ = self._running.pop(ref)
         try:
             result, error, seconds = self._ray.get(ref)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError):
+        except self._ray.exceptions.RayTaskError as failure:  # it couldn't be sent the unit
+            why = _find_cause(failure)
+            result, error, seconds = None, ChildProcessError(f"can't be sent: {why}"), 0.0
+        except self._ray.exceptions.RayError:  # lost: its process, its node, or the result
+            self._ray.kill(actor)  # a worker that is cut off may live, and keep its room
             self._start()
             self._lost[unit] += 1
             if unit in self._done or any(unit == other for other, *_ in self._running.values()):

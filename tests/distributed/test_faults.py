@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import signal
@@ -12,12 +13,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import run
 from distributed_runs import digest, read_cells, read_lines
+
+from rimjax.distributed.units import (
+    FullClusterWarning,
+    Worker,
+    Workers,
+    connect,
+    import_ray,
+    run_units,
+)
 
 pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
 
@@ -48,6 +59,46 @@ def kill_when(happened: Callable[[], bool], kill: Callable[[], None]) -> threadi
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     return thread
+
+
+class Unsendable:
+    """What a worker fails to unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.truediv, (1, 0)
+
+
+def test_workers_that_die_while_they_load_end_the_run(cluster: Any) -> None:
+    workers = Workers(address="auto", count=1)
+    with pytest.raises(ChildProcessError, match="lost while they loaded their models"):
+        list(run_units([1], partial(os._exit, 1), pow, workers))
+
+
+def test_what_a_worker_cannot_load_is_said_in_one_line(cluster: Any) -> None:
+    workers = Workers(address="auto", count=1)
+    with pytest.raises(ChildProcessError) as failure:
+        list(run_units([1], partial(operator.truediv, 1, 0), pow, workers))
+    assert "couldn't load its models: ZeroDivisionError: division by zero" in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+
+
+def test_a_unit_that_no_worker_can_receive_does_not_stop_the_rest(cluster: Any) -> None:
+    workers = Workers(address="auto", count=1)
+    outcomes = list(run_units([Unsendable(), ()], int, operator.eq, workers))
+    assert [outcome.unit for outcome in outcomes] == [0, 1]
+    assert "division by zero" in str(outcomes[0].error)
+
+
+def test_a_full_cluster_is_said_to_be_full(cluster: Any) -> None:
+    ray = import_ray()
+    held = [ray.remote(Worker).options(num_cpus=1).remote(int, format) for _ in range(2)]
+    ray.get([actor.introduce.remote() for actor in held])
+    try:
+        with pytest.warns(FullClusterWarning, match="full for now"):
+            assert connect(Workers(address="auto")) == 2
+    finally:
+        for actor in held:
+            ray.kill(actor)
 
 
 def count_lines(path: Path) -> int:
