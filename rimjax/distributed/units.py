@@ -28,7 +28,7 @@ PATIENCE = 3.0
 """Seconds that a cluster may be full before a warning says so."""
 
 STRAGGLER = 4.0
-"""A unit that takes this many times the median is done by an idle worker too."""
+"""A unit that takes this many times the median, and a second, is done by an idle worker too."""
 
 GRACE = 2.0
 """Seconds that workers have at the end to finish what they write."""
@@ -286,7 +286,7 @@ class _Run:
             return self._waiting.popleft()
         if not self._seconds:
             return None
-        late = time.monotonic() - STRAGGLER * statistics.median(self._seconds)
+        late = time.monotonic() - max(1.0, STRAGGLER * statistics.median(self._seconds))
         running = [unit for unit, *_ in self._running.values()]
         for unit, _, start in self._running.values():
             is_late = start < late and self._given[unit] < ATTEMPTS

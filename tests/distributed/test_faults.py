@@ -33,7 +33,8 @@ from rimjax.distributed.units import (
 pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
 
 CLASSES = ("--classes", "sneaker,bag,coat,dress", "--images", "2")
-IMAGES = ("--only-bank-classes", "--limit", "12")
+COUNT = 24
+IMAGES = ("--only-bank-classes", "--limit", str(COUNT))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def kill_when(happened: Callable[[], bool], kill: Callable[[], None]) -> threadi
     def wait() -> None:
         while not happened():
             time.sleep(0.02)
-        time.sleep(random.uniform(0, 1))
+        time.sleep(random.uniform(0, 0.3))  # the run isn't over by then, on a fast machine either
         kill()
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -114,7 +115,7 @@ def test_a_node_killed_twice_loses_nothing(
     def kill() -> None:
         cluster.remove_node(cluster.second, allow_graceful=False)
 
-    moments = random.randint(0, 2), random.randint(0, 8)
+    moments = random.randint(0, 2), random.randint(0, COUNT - 4)
     print(f"killed after {moments} units")
     cache, evaluation = tmp_path / "cache", tmp_path / "run"
     drawn, done = cache / "workers.jsonl", evaluation / "workers.jsonl"
@@ -129,7 +130,7 @@ def test_a_node_killed_twice_loses_nothing(
     cluster.second = None
 
     assert (digest(bank), read_cells(evaluation)) == expected
-    for path, unit, units in ((drawn, "class", 4), (done, "image", 12)):
+    for path, unit, units in ((drawn, "class", 4), (done, "image", COUNT)):
         entries = [json.loads(line) for line in read_lines(path)]
         assert {entry["error"] for entry in entries} == {None}
         assert set(Counter(entry[unit] for entry in entries).values()) == {1}
@@ -154,10 +155,10 @@ def test_a_killed_driver_goes_on(
     kill_when(lambda: count_lines(images) >= 2, lambda: os.killpg(driver.pid, signal.SIGKILL))
     assert driver.wait() == -signal.SIGKILL
     before = count_lines(tmp_path / "run/workers.jsonl")
-    assert before < 12, "the driver was killed in time"
+    assert before < COUNT, "the driver was killed in time"
 
     run(*evaluate, "auto", capsys=capsys)
     assert (digest(bank), read_cells(tmp_path / "run")) == expected
     entries = [json.loads(line) for line in read_lines(tmp_path / "run/workers.jsonl")]
     assert Counter(entry["image"] for entry in entries).most_common(2)[1][1] == 1
-    assert len(entries) <= 13, "one image at most whose result the dead driver hadn't kept"
+    assert len(entries) <= COUNT + 1, "one image at most whose result the dead driver hadn't kept"

@@ -26,6 +26,15 @@ def note(folder: Path, unit: int) -> None:
         file.write(f"{os.getpid()}\n")
 
 
+def wait_for_both(folder: Path) -> None:
+    """Wait until both workers, which may start seconds apart, have begun a unit."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if len({line for path in folder.iterdir() for line in path.read_text().split()}) > 1:
+            return
+        time.sleep(0.05)
+
+
 def count(folder: Path) -> Counter[int]:
     return Counter({int(path.name): len(path.read_text().split()) for path in folder.iterdir()})
 
@@ -34,7 +43,7 @@ def test_each_unit_is_done_once_by_workers_that_load_once(cluster: Any, tmp_path
     def work(state: str, unit: int) -> int:
         assert state == "loaded"
         note(tmp_path, unit)
-        time.sleep(0.05)
+        wait_for_both(tmp_path)
         return unit * unit
 
     outcomes = list(run_units(range(20), load, work, LOCAL))
@@ -77,6 +86,7 @@ def test_a_unit_that_kills_its_workers_is_given_up(cluster: Any, tmp_path: Path)
 def test_a_lost_nodes_unit_is_done_elsewhere(cluster: Any, tmp_path: Path) -> None:
     def work(state: str, unit: int) -> int:
         note(tmp_path, unit)
+        wait_for_both(tmp_path)
         time.sleep(0.2)
         return unit
 
