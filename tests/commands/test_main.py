@@ -126,6 +126,16 @@ def test_help_does_not_load_the_model_libraries() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+def test_ray_is_imported_for_its_option_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rimjax.commands import main as m; "
+        f"sys.argv = 'rimjax regions build --limit 1 --cache-dir'.split() + [{str(tmp_path)!r}]; "
+        "m.main(); print('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
 def test_only_the_command_line_names_flags() -> None:
     command = Evaluate(dataset="voc")
     assert console.name_flag("num_agents must be 1", command) == "--num-agents must be 1"
