@@ -12,7 +12,7 @@ import pytest
 from rimjax.distributed.units import import_ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started_cluster() -> Iterator[Any]:
     ray = import_ray()
     make = importlib.import_module("ray.cluster_utils").Cluster
