@@ -100,15 +100,13 @@ def draw_classes(
             models.generator.check(words)
     start = load_alike(load, models, cache)
     outcomes = fill_references(missing, models, models.references, cache, start, workers)
-    failed = {}
-    names = [name for name, _ in missing]
-    for outcome in watch(outcomes, "bank", "class", names, cache):
-        if outcome.error is not None:
-            failed[names[outcome.unit]] = outcome.error
-    for name, error in failed.items():
+    watched = watch(outcomes, "bank", "class", [name for name, _ in missing], cache)
+    failed = [(each.unit, each.error) for each in watched if each.error is not None]
+    if failed:
+        unit, error = failed[0]
         raise ChildProcessError(
-            f"{name}: {shorten(error)}; the other classes are kept, and the same command goes on "
-            "from there"
+            f"{missing[unit][0]}: {shorten(error)}; the other classes are kept, and the same "
+            "command goes on from there"
         )
 
 
@@ -273,13 +271,12 @@ def _evaluate(
 ) -> tuple[ImageResult, np.ndarray | None]:
     """Evaluate an image; its label map is returned where it can't be written here."""
     rows = {"": (bank, settings)}
-    for outcome in evaluate_items([item], worker.load_regions, rows, background=background):
-        if outcome.error is not None:
-            raise outcome.error
-        seg = outcome.segmentations[""]
-        result = ImageResult.from_confusion(item.id, outcome.confusions[""], seg.timings)
-        if output is None or not output.is_seen():
-            return result, None if output is None else seg.labels
-        write_labels(locate_labels(output.folder, item.id), seg.labels)
-        return result, None
-    raise AssertionError("an item has an outcome")
+    (outcome,) = evaluate_items([item], worker.load_regions, rows, background=background)
+    if outcome.error is not None:
+        raise outcome.error
+    seg = outcome.segmentations[""]
+    result = ImageResult.from_confusion(item.id, outcome.confusions[""], seg.timings)
+    if output is None or not output.is_seen():
+        return result, None if output is None else seg.labels
+    write_labels(locate_labels(output.folder, item.id), seg.labels)
+    return result, None

@@ -169,18 +169,18 @@ def run_images(
     Yields:
         The outcome of each image.
     """
+    store = RegionStore.open(cache, models)
     with mark_folder(cache) as target:
         start, run = partial(ImageWorker, load, target), partial(_run_image, work=work)
         for outcome in run_units(images, start, run, workers):
             result, records = outcome.result or (None, None)
             if records is not None:
                 key, proposals, features = records
-                store = RegionStore.open(cache, models)
                 store.proposals.put(key, proposals)
                 store.features.put(key, features)
             yield replace(outcome, result=result)
     if not isinstance(models.proposer, Pixels):
-        RegionStore.open(cache, models).join()
+        store.join()
 
 
 def extract_image(worker: ImageWorker, read: Read) -> bool:
