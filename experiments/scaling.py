@@ -45,8 +45,8 @@ from rimjax import datasets
 from rimjax.commands.fill import load_alike
 from rimjax.commands.main import CONFIG
 from rimjax.commands.options import Flag, ModelOptions
+from rimjax.distributed.cluster import Workers, import_ray
 from rimjax.distributed.fill import extract_image, fill_references, list_missing, run_images
-from rimjax.distributed.units import Workers, import_ray
 from rimjax.models.protocols import Models
 from rimjax.references.build import draw_class
 from rimjax.regions.store import RegionStore

@@ -19,7 +19,8 @@ from rimjax import match
 from rimjax.bench.timing import time_call
 from rimjax.commands.console import write_labels
 from rimjax.commands.fill import watch
-from rimjax.distributed.units import Outcome, Workers, import_ray, run_units
+from rimjax.distributed.cluster import Workers, import_ray
+from rimjax.distributed.units import Outcome, run_units
 from rimjax.evaluation.loop import evaluate_items, summarise_timings
 from rimjax.evaluation.run_folder import ImageResult, open_run
 from rimjax.references import store

@@ -36,8 +36,8 @@ from rimjax.commands.options import (
 )
 from rimjax.commands.report import add_report
 from rimjax.datasets.dataset import Dataset, Item, check_labels
+from rimjax.distributed.cluster import Workers
 from rimjax.distributed.fill import Load
-from rimjax.distributed.units import Workers
 from rimjax.evaluation import run_folder
 from rimjax.evaluation.loop import Outcome, check_classes, evaluate_items
 from rimjax.evaluation.run_folder import REPORT, ImageResult, Results

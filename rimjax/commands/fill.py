@@ -26,6 +26,7 @@ from rimjax.commands.console import (
 )
 from rimjax.commands.devices import share_gpu_memory
 from rimjax.datasets.dataset import Item
+from rimjax.distributed.cluster import Workers
 from rimjax.distributed.fill import (
     ImageWorker,
     Load,
@@ -37,7 +38,7 @@ from rimjax.distributed.fill import (
     mark_folder,
     run_images,
 )
-from rimjax.distributed.units import Outcome, Workers
+from rimjax.distributed.units import Outcome
 from rimjax.evaluation.loop import evaluate_items
 from rimjax.evaluation.run_folder import ImageResult
 from rimjax.files import append_line

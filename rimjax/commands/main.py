@@ -25,7 +25,7 @@ from rimjax.commands.regions import Regions
 from rimjax.commands.report import Report
 from rimjax.commands.segment import Segment
 from rimjax.commands.weights import Weights
-from rimjax.distributed.units import FullClusterWarning
+from rimjax.distributed.cluster import FullClusterWarning
 from rimjax.images import PictureWarning
 from rimjax.models.memory import MemoryRunsOut
 from rimjax.references.reference import ReferenceWarning

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from rimjax.distributed.units import Workers
+from rimjax.distributed.cluster import Workers
 from rimjax.models.protocols import Models, Pixels
 from rimjax.models.sam import SamPrecision
 from rimjax.models.trust import find_confidence

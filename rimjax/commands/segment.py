@@ -39,8 +39,8 @@ from rimjax.commands.segment_bank import check_label_format, open_bank
 from rimjax.commands.segment_files import Outputs, list_pictures, warn_of_unfamiliar
 from rimjax.commands.segment_run import Run, segment_images
 from rimjax.datasets.dataset import read_ahead
+from rimjax.distributed.cluster import Workers
 from rimjax.distributed.fill import Load
-from rimjax.distributed.units import Workers
 from rimjax.files import write_json
 from rimjax.images import read_image
 from rimjax.models.protocols import Models

@@ -8,8 +8,8 @@ from pathlib import Path
 from rimjax.commands.class_options import Classes
 from rimjax.commands.console import show_class_progress
 from rimjax.commands.fill import draw_classes
+from rimjax.distributed.cluster import Workers
 from rimjax.distributed.fill import Load
-from rimjax.distributed.units import Workers
 from rimjax.files import fingerprint
 from rimjax.models.protocols import Models
 from rimjax.pipeline import check_encoder

@@ -14,8 +14,9 @@ from rimjax.commands.fill import load_alike, watch
 from rimjax.commands.segment_bank import digest_bank
 from rimjax.commands.segment_files import Outputs
 from rimjax.commands.segment_record import append_entry, read_record
+from rimjax.distributed.cluster import Workers
 from rimjax.distributed.fill import Load, Target, mark_folder
-from rimjax.distributed.units import Workers, run_units
+from rimjax.distributed.units import run_units
 from rimjax.files import atomic_file, digest, sha256
 from rimjax.images import read_image
 from rimjax.models.protocols import Models

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from rimjax.distributed.units import Outcome, Workers, run_units
+from rimjax.distributed.cluster import Workers
+from rimjax.distributed.units import Outcome, run_units
 from rimjax.files import make_temporary
 from rimjax.models.protocols import Models, Pixels
 from rimjax.references import store as references_store

@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -134,6 +136,25 @@ def test_ray_is_imported_for_its_option_alone(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "[::1]:{}", "auto", "no-such-host:{}"])
+def test_a_cluster_that_does_not_answer_is_refused_soon(
+    address: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    build = ("bank", "build", "--classes", "bag,coat", "--cache-dir", tmp_path)
+    start = time.monotonic()
+    line = refused(capsys, *build, "--ray", address.format(port))
+    assert "where nothing answers" in line and "ray start --head" in line and "bag" not in line
+    assert time.monotonic() - start < 15
 
 
 def test_only_the_command_line_names_flags() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rimjax.distributed.units import import_ray
+from rimjax.distributed.cluster import import_ray
 
 
 @pytest.fixture(scope="module")

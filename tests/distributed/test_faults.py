@@ -21,14 +21,8 @@ import pytest
 from cli import run
 from distributed_runs import digest, read_cells, read_lines
 
-from rimjax.distributed.units import (
-    FullClusterWarning,
-    Worker,
-    Workers,
-    connect,
-    import_ray,
-    run_units,
-)
+from rimjax.distributed.cluster import FullClusterWarning, Workers, connect, import_ray
+from rimjax.distributed.units import Worker, run_units
 
 pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
 

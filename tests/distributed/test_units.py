@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rimjax.distributed.units import ATTEMPTS, Workers, run_units
+from rimjax.distributed.cluster import Workers
+from rimjax.distributed.units import ATTEMPTS, run_units
 
 pytest.importorskip("ray", reason='Ray is missing: pip install ".[ray]"')
 
