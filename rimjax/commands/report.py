@@ -13,6 +13,8 @@ from rimjax.commands.options import NO_DEFAULT, default
 from rimjax.evaluation.run_folder import REPORT
 from rimjax.show.report.contents import Contents, read_run
 
+RECORDED = default("where the run recorded it")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -26,19 +28,29 @@ class Report:
 
     Example: rimjax report shard-1 shard-2 --output report.html
 
+    Example: rimjax report run-1 --data /mnt/data --bank clothes/banks/4d0bdee13f01.json
+
     Attributes:
         runs: Folder of a finished run, as `rimjax evaluate --output` writes it; or the folders of
             all its shards.
         output: The HTML file; its name ends in .html.
+        dataset: Folder of your own data set, if it was moved after the run.
+        data: Folder that holds the published data set, if it was moved.
+        bank: The bank of the run, if it was moved.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
     output: Annotated[Path | None, default(f"{REPORT} in the first folder")] = None
+    dataset: Annotated[Path | None, RECORDED] = None
+    data: Annotated[Path | None, RECORDED] = None
+    bank: Annotated[Path | None, RECORDED] = None
 
     def run(self) -> None:
         if self.output is not None and self.output.suffix.lower() != ".html":
             raise ValueError(f"output must be an HTML file, got {self.output}; name it NAME.html")
-        contents = read_run(self.runs)
+        places = {"dataset": self.dataset, "data": self.data, "bank": self.bank}
+        moved = {name: path for name, path in places.items() if path is not None}
+        contents = read_run(self.runs, moved)
         path = self.output or self.runs[0] / REPORT
         check_outputs(path)
         write_report(contents, path)

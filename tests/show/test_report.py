@@ -235,6 +235,37 @@ def test_without_pictures_the_page_says_why(fake_run: Path, folder: Path, tmp_pa
     assert "the run kept no label maps" in (tmp_path / "bare/report.html").read_text()
 
 
+def test_what_was_moved_is_read_where_it_is_now(
+    fake_run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_data(fake_run / "report.html")
+    moved = folder.rename(tmp_path / "moved")
+    cache = (tmp_path / "cache").rename(tmp_path / "taken")
+    (bank,) = (cache / "banks").iterdir()
+    report = ("report", fake_run)
+    run(*report, "--dataset", moved, "--bank", bank)
+    text, after = (fake_run / "report.html").read_text(), read_data(fake_run / "report.html")
+    assert "No pictures" not in text and "No references" not in text
+    old, new = (
+        [image.pop("command", None) for image in data["images"].values()]
+        for data in (before, after)
+    )
+    assert after == before
+    for was, now in zip(old, new, strict=True):
+        assert (was is None) == (now is None)
+        assert now is None or (str(bank) in now and str(moved) in now)
+    for words, why in (
+        (("--data", moved), "data must be given with voc"),
+        (("--dataset", tmp_path / "gone"), "gone"),
+        (("--bank", tmp_path / "gone.json"), "gone.json: no such bank"),
+    ):
+        assert why in refused(capsys, *report, *words)
+    for path in [*(moved / "images").iterdir(), *(moved / "labels").iterdir()]:
+        path.rename(path.with_name(f"other-{path.name}"))
+    assert "none of the run's images" in refused(capsys, *report, "--dataset", moved)
+    assert (fake_run / "report.html").read_text() == text
+
+
 def test_without_plotly_a_run_goes_on_and_says_so(
     fake_run: Path,
     folder: Path,

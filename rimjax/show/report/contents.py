@@ -101,33 +101,46 @@ class Contents:
         return np.divide(ious.sum(1), count, out=means, where=count > 0)
 
 
-def read_run(folders: Sequence[Path]) -> Contents:
+def read_run(folders: Sequence[Path], moved: Mapping[str, Path] | None = None) -> Contents:
     """Read what the report of a run shows.
 
     Args:
         folders: the run's folder, or those of all its shards.
+        moved: where something lies now, if not where the run recorded it: a "dataset" folder, the
+            "data" that holds a published data set, or the "bank".
 
     Raises:
         FileNotFoundError: a folder isn't a run's.
-        ValueError: a run is damaged or unfinished, or the folders aren't shards of the same run.
+        ValueError: a run is damaged or unfinished, the folders aren't shards of the same run, or
+            what is said to have moved isn't there.
     """
+    moved = moved or {}
     description, results = merge_runs(folders)
-    sources = description.get("sources", {})
-    read, files = _open_images(description, sources, folders)
-    return Contents(description, results, read, _open_references(description, sources), files)
+    places = {name: str(path.absolute()) for name, path in moved.items()}
+    sources = description.get("sources", {}) | places
+    description = description | {"sources": sources}
+    read, files = _open_images(description, results, folders)
+    if isinstance(read, str) and moved.keys() & {"dataset", "data"}:
+        raise ValueError(read)
+    references = _open_references(description)
+    if isinstance(references, str) and "bank" in moved:
+        raise ValueError(references)
+    return Contents(description, results, read, references, files)
 
 
 def _open_images(
-    description: Mapping[str, Any], sources: Mapping[str, Any], folders: Sequence[Path]
+    description: Mapping[str, Any], results: Results, folders: Sequence[Path]
 ) -> tuple[Callable[[str], Labelled] | str, dict[str, Path]]:
     """Return a function that reads an image, or the reason why none can be read; and the files."""
     if not description.get("save_labels"):
         return "the run kept no label maps (it was started with --no-save-labels)", {}
     try:
-        dataset = _open_dataset(description, sources)
+        dataset = _open_dataset(description)
     except (ValueError, OSError) as error:
         return f"the data set can't be read: {error}", {}
     items = {item.id: item for item in dataset.items}
+    if not items.keys() & results.keys():
+        return f"{description['sources']['dataset']}: the data set has none of the run's images", {}
     files = {item.id: path for item in dataset.items if (path := _locate_image(item)) is not None}
 
     def read(name: str) -> Labelled:
@@ -152,7 +165,8 @@ def _locate_image(item: Item) -> Path | None:
     return found if isinstance(found, Path) else None
 
 
-def _open_dataset(description: Mapping[str, Any], sources: Mapping[str, Any]) -> Dataset:
+def _open_dataset(description: Mapping[str, Any]) -> Dataset:
+    sources = description["sources"]
     if not sources.get("dataset"):
         raise ValueError("the run doesn't record where it is")
     dataset = datasets.load(sources["dataset"], sources.get("data"))
@@ -164,14 +178,13 @@ def _open_dataset(description: Mapping[str, Any], sources: Mapping[str, Any]) ->
     return replace(dataset, background=description["background"])
 
 
-def _open_references(
-    description: Mapping[str, Any], sources: Mapping[str, Any]
-) -> Iterable[ClassReferences] | str:
+def _open_references(description: Mapping[str, Any]) -> Iterable[ClassReferences] | str:
     """Return the references of a run's bank, or the reason why they can't be shown."""
-    if not sources.get("bank"):
+    bank = description["sources"].get("bank")
+    if not bank:
         return "the run doesn't record where its bank is"
     try:
-        manifest = store.read_manifest(sources["bank"])
+        manifest = store.read_manifest(bank)
         if isinstance(manifest, PackedBank):
             return f"{manifest.path}: a packed bank holds no pictures"
         if store.digest_references(manifest) != description["bank"]:
