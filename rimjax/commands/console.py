@@ -240,8 +240,12 @@ def describe_origin(models: Models) -> dict[str, Any]:
 
 
 def keep_compilations(folder: Path) -> None:
-    """Keep XLA's compiled programs in a folder, so that a second start is fast."""
+    """Keep XLA's compiled programs in a folder, so that a second start is fast.
+
+    A folder that JAX was given already, as by JAX_COMPILATION_CACHE_DIR, is kept.
+    """
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "jit"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "jit"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -138,6 +138,18 @@ def test_ray_is_imported_for_its_option_alone(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
+def test_compiled_programs_are_kept_where_jax_is_told(tmp_path: Path) -> None:
+    cache, programs = tmp_path / "cache", tmp_path / "programs"
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    words = ("regions", "build", "--limit", "1", "--cache-dir", str(cache))
+    subprocess.run([sys.executable, "-m", "rimjax", *words], check=True, env=environment)
+    assert any(programs.glob("jit_*")) and not (cache / "jit").exists()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "[::1]:{}", "auto", "no-such-host:{}"])
 def test_a_cluster_that_does_not_answer_is_refused_soon(
     address: str,
