@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -242,10 +243,10 @@ def describe_origin(models: Models) -> dict[str, Any]:
 def keep_compilations(folder: Path) -> None:
     """Keep XLA's compiled programs in a folder, so that a second start is fast.
 
-    A folder that JAX was given already, as by JAX_COMPILATION_CACHE_DIR, is kept.
+    Where JAX_COMPILATION_CACHE_DIR is set, JAX keeps them there.
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "jit"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
