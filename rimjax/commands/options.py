@@ -112,6 +112,8 @@ class StageOptions:
         masker_dtype: Number format SAM computes in; bfloat16 and float16 are meant for GPUs and
             change a few masks.
         compile_masker: Compile SAM's image encoder by torch.compile; pays for many images.
+        points_per_side: Of SAM's grid of points; half as many take a quarter of the decoder's time
+            and find fewer masks (docs/speed.md).
         weights_dir: Folder that holds the paper preset's weights in paper/.
         random_weights: Self-test of the paper preset without its weights: reports the time and
             memory of each stage; results mean nothing.
@@ -129,6 +131,7 @@ class StageOptions:
     encoder_dtype: Precision = "float32"
     masker_dtype: SamPrecision = "float32"
     compile_masker: Flag = False
+    points_per_side: Annotated[int | None, default("32; 10 of mini")] = None
     weights_dir: Annotated[Path | None, WEIGHTS_DEFAULT] = None
     random_weights: Flag = False
 
@@ -155,6 +158,7 @@ class StageOptions:
             encoder_dtype=self.encoder_dtype,
             masker_dtype=self.masker_dtype,
             compile_masker=self.compile_masker,
+            points_per_side=self.points_per_side,
         )
         if self.random_weights:
             report_stage("load SAM and the encoder", time.perf_counter() - start)

@@ -128,6 +128,7 @@ def load_preset(
     encoder_dtype: Precision = "float32",
     masker_dtype: SamPrecision = "float32",
     compile_masker: bool = False,
+    points_per_side: int | None = None,
 ) -> Models:
     """Load the models of a preset. Stable Diffusion is loaded on first use.
 
@@ -157,6 +158,8 @@ def load_preset(
         masker_dtype: dtype of SAM; "bfloat16" and "float16" are meant for GPUs and change a few
             masks.
         compile_masker: compile SAM's image encoder, once, by `torch.compile`.
+        points_per_side: of SAM's grid of prompts; half as many take a quarter of the decoder's time
+            and find fewer masks. Default: 32, the paper's; 10 of `mini`.
 
     Raises:
         ValueError: there is no such preset or choice, or a weight file holds another model.
@@ -196,6 +199,13 @@ def load_preset(
     deferred = DeferredGenerator(
         find_diffusion_weights(paths["generator"]), diffusion, sources["generator"]
     )
+    proposals = preset.proposals
+    if points_per_side is not None:
+        if proposer is not None:
+            raise ValueError(
+                f"points_per_side must be left out with {proposer!r}, which takes no points"
+            )
+        proposals = replace(proposals, points_per_side=points_per_side)
     choice = choices["encoder"]
     if input_size is not None:
         choice = replace(choice, input_size=input_size)
@@ -203,7 +213,7 @@ def load_preset(
         paths.get("encoder"), choice, encoder_dtype, deferred, sources["encoder"]
     )
     sam, proposals = load_sam(
-        paths["masker"], choices["masker"], preset.proposals, masker_dtype, compile_masker
+        paths["masker"], choices["masker"], proposals, masker_dtype, compile_masker
     )
     if proposer is None:
         regions: Proposer = SamProposer(sam, proposals)

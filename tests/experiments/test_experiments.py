@@ -81,6 +81,22 @@ def test_every_script_writes_its_results(
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
 
 
+def test_lost_and_new_masks_add_up(harness: ModuleType, cache: Path, tmp_path: Path) -> None:
+    script: Any = importlib.import_module("proposal_settings")
+    script.main(make_experiment(harness, cache, tmp_path))
+    default, *rows = csv.DictReader((tmp_path / "proposal_settings.csv").open())
+    assert default["over the default"] == default["lost"] == "" and len(rows) == 5
+
+    def count(row: dict[str, str]) -> int:
+        return round(float(row["masks an image"]) * int(row["images"]))
+
+    for row in rows:
+        assert float(row["over the default"]) > 0 and 0 <= float(row["mIoU (%)"]) <= 100
+        assert count(default) - int(row["lost"]) + int(row["new"]) == count(row) > 0
+    cropped = rows[2]
+    assert cropped["setting"] == "crop_layers=1" and count(cropped) >= count(default)
+
+
 def test_the_tour_is_a_picture_of_an_image_and_its_explanation(
     harness: ModuleType, cache: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli import refused, run
 
 import ported_weights
 import rimjax
@@ -21,6 +22,7 @@ from rimjax.evaluation import evaluate
 from rimjax.files import sha256
 from rimjax.models import weight_record
 from rimjax.models.protocols import Models
+from rimjax.models.trust import find_confidence
 from rimjax.presets import PRESETS, load_image_text
 from rimjax.references import store
 from rimjax.references.build import build_references
@@ -166,3 +168,27 @@ def test_the_paper_preset_lists_missing_weights(tmp_path: Path) -> None:
         rimjax.load_preset("huge")
     with pytest.raises(ValueError, match="configuration must be one of rimjax, printed, paper"):
         rimjax.load_preset("mini", configuration="best")
+
+
+def test_a_coarser_grid_finds_fewer_masks_and_has_no_confidence(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = rimjax.load_preset("mini", points_per_side=5)
+    images = [item.image() for item in fashion_scenes.open_benchmark().items[:4]]
+    fine, few = (
+        sum(len(each.propose(image).masks) for image in images)
+        for each in (models.proposer, coarse.proposer)
+    )
+    assert 0 < few < fine
+    assert find_confidence(models, models.segmentation) is not None
+    assert find_confidence(coarse, coarse.segmentation) is None
+    build = ("regions", "build", "--limit", "1", "--cache-dir", tmp_path)
+    coarse_grid = ("--points-per-side", "5")
+    for words, computed in ((), 1), (coarse_grid, 1), (coarse_grid, 0):
+        assert f"{computed} of them computed now" in run(*build, *words, capsys=capsys)
+    assert len(list((tmp_path / "regions").glob("proposals-*"))) == 2
+    refusals = (("0", "mini-maskformer"), "must be left out with"), (("0",), "at least 1")
+    for (count, *proposer), why in refusals:
+        others = ("--proposer", *proposer) if proposer else ()
+        line = refused(capsys, *build, "--points-per-side", count, *others)
+        assert "--points-per-side must be" in line and why in line
