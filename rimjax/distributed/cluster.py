@@ -58,9 +58,11 @@ def connect(workers: Workers) -> int:
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(address=workers.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            why = " ".join(dict.fromkeys([lines[0], lines[-1]]))  # a traceback may be between
             raise ValueError(
                 f"ray must be a cluster's address, auto or local, got {workers.address!r} "
-                f"({str(error).splitlines()[0]}); if that cluster runs, set RAY_AUTH_MODE=token "
+                f"({why}); if that cluster runs, set RAY_AUTH_MODE=token "
                 "where it asks for a token, and install the same versions of Ray and Python"
             ) from error
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
