@@ -5,8 +5,9 @@ Command:  python experiments/proposal_settings.py --validation
           python experiments/proposal_settings.py --preset paper --data data
               COCO Object, 5,000 images; a GPU
 
-Every image is proposed under each setting by turns, so that other jobs slow all of them alike. A
-mask is lost, or new, if no mask of the other setting overlaps it with an IoU above 0.9.
+Every image is proposed under each setting by turns, so that other jobs slow all of them alike, and
+encoded anew each time. A mask is lost, or new, if no mask of the other setting overlaps it with an
+IoU above 0.9; several masks may have the same counterpart.
 """
 
 import math
@@ -57,9 +58,16 @@ class Trial:
     new: list[int] = field(default_factory=list)
     confusions: list[Int64[np.ndarray, "C C"]] = field(default_factory=list)
 
+    @property
+    def proposer(self) -> SamProposer:
+        """SAM, of these models."""
+        assert isinstance(self.models.proposer, SamProposer)
+        return self.models.proposer
+
     def segment(self, item: Item, setup: Setup, background: bool) -> Masks:
         """Segment an image, and return its masks."""
         found: list[Masks] = []
+        self.proposer.sam.forget()  # settings share a SAM, which keeps the last image's encoding
 
         def load(image: np.ndarray, timings: dict[str, float]) -> Regions:
             regions = extract(self.models, image, timings)
@@ -112,8 +120,7 @@ def main(experiment: Experiment) -> None:
 def list_trials(experiment: Experiment) -> dict[str, Trial]:
     """List the settings to try, the default first."""
     default = experiment.load_models("rimjax")
-    proposer = default.proposer
-    assert isinstance(proposer, SamProposer)
+    proposer = Trial(default).proposer
     coarse = max(1, proposer.config.points_per_side // 2)
     changes = {
         "default": {},

@@ -233,6 +233,7 @@ def describe_origin(models: Models) -> dict[str, Any]:
             "references": asdict(models.references),
             "segmentation": asdict(models.segmentation),
             "antialias": models.antialias,
+            "proposals": getattr(models.proposer, "settings", {}),
         },
         "steps": dict(STEP_VERSIONS),
         "weights": {stage: getattr(models, stage).fingerprint for stage in stages},
@@ -243,10 +244,15 @@ def describe_origin(models: Models) -> dict[str, Any]:
 def keep_compilations(folder: Path) -> None:
     """Keep XLA's compiled programs in a folder, so that a second start is fast.
 
-    Where JAX_COMPILATION_CACHE_DIR is set, JAX keeps them there.
+    JAX's own environment variables, such as JAX_COMPILATION_CACHE_DIR, go before.
     """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "jit"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    programs = str(folder.absolute() / "jit")
+    options = {
+        "jax_compilation_cache_dir": programs,
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    for name, value in options.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)

@@ -112,8 +112,8 @@ class StageOptions:
         masker_dtype: Number format SAM computes in; bfloat16 and float16 are meant for GPUs and
             change a few masks.
         compile_masker: Compile SAM's image encoder by torch.compile; pays for many images.
-        points_per_side: Of SAM's grid of points; half as many take a quarter of the decoder's time
-            and find fewer masks (docs/speed.md).
+        points_per_side: Points on a side of SAM's grid of prompts for regions; half as many take a
+            quarter of the decoder's time and find fewer masks (docs/speed.md).
         weights_dir: Folder that holds the paper preset's weights in paper/.
         random_weights: Self-test of the paper preset without its weights: reports the time and
             memory of each stage; results mean nothing.

@@ -36,7 +36,7 @@ class Report:
         output: The HTML file; its name ends in .html.
         dataset: Folder of your own data set, if it was moved after the run.
         data: Folder that holds the published data set, if it was moved.
-        bank: The bank of the run, if it was moved.
+        bank: The bank of the run, if it was moved, with the cache folder around it.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], NO_DEFAULT]
@@ -48,6 +48,11 @@ class Report:
     def run(self) -> None:
         if self.output is not None and self.output.suffix.lower() != ".html":
             raise ValueError(f"output must be an HTML file, got {self.output}; name it NAME.html")
+        if self.dataset is not None and not self.dataset.is_dir():
+            raise ValueError(
+                f"dataset must be the folder that your own data set was moved to, got "
+                f"{self.dataset}; for a published data set give --data instead"
+            )
         places = {"dataset": self.dataset, "data": self.data, "bank": self.bank}
         moved = {name: path for name, path in places.items() if path is not None}
         contents = read_run(self.runs, moved)

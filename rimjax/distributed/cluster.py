@@ -61,9 +61,9 @@ def connect(workers: Workers) -> int:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             why = " ".join(dict.fromkeys([lines[0], lines[-1]]))  # a traceback may be between
             raise ValueError(
-                f"ray must be a cluster's address, auto or local, got {workers.address!r} "
-                f"({why}); if that cluster runs, set RAY_AUTH_MODE=token "
-                "where it asks for a token, and install the same versions of Ray and Python"
+                f"ray must be a cluster's address HOST:PORT, auto or local, got "
+                f"{workers.address!r} ({why}); if that cluster runs, set RAY_AUTH_MODE=token where "
+                "it asks for a token, and install the same versions of Ray and Python"
             ) from error
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(_count_room(machine, workers) for machine in machines)
@@ -92,9 +92,11 @@ def _check_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "/" in host or not port.isdecimal():
         return  # auto, local, another protocol's, or what Ray refuses at once
+    if not 0 < int(port) < 2**16:
+        raise ValueError(f"ray must be HOST:PORT with a port from 1 to 65535, got {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(
             f"ray must be the address of a cluster that runs, got {address!r}, where nothing "
             f"answers ({error}); `ray start --head` prints it"

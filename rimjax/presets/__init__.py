@@ -158,8 +158,9 @@ def load_preset(
         masker_dtype: dtype of SAM; "bfloat16" and "float16" are meant for GPUs and change a few
             masks.
         compile_masker: compile SAM's image encoder, once, by `torch.compile`.
-        points_per_side: of SAM's grid of prompts; half as many take a quarter of the decoder's time
-            and find fewer masks. Default: 32, the paper's; 10 of `mini`.
+        points_per_side: points on a side of SAM's grid of prompts for regions; half as many take a
+            quarter of the decoder's time and find fewer masks. Default: 32, the paper's; 10 of
+            `mini`.
 
     Raises:
         ValueError: there is no such preset or choice, or a weight file holds another model.

@@ -256,10 +256,19 @@ def test_what_was_moved_is_read_where_it_is_now(
         assert now is None or (str(bank) in now and str(moved) in now)
     for words, why in (
         (("--data", moved), "data must be given with voc"),
-        (("--dataset", tmp_path / "gone"), "gone"),
+        (("--dataset", tmp_path / "gone"), "--dataset must be the folder"),
         (("--bank", tmp_path / "gone.json"), "gone.json: no such bank"),
     ):
         assert why in refused(capsys, *report, *words)
+    labels = sorted((moved / "labels").iterdir())
+    first = labels[0].read_bytes()
+    Image.fromarray(np.full_like(np.asarray(Image.open(labels[0])), 1)).save(labels[0])
+    run(*report, "--dataset", moved, "--bank", bank, "--output", tmp_path / "other.html")
+    assert labels[0].stem not in read_data(tmp_path / "other.html")["images"]
+    assert "the labels aren&#39;t those" in (tmp_path / "other.html").read_text()
+    labels[0].write_bytes(first)
+    line = refused(capsys, *report, "--dataset", "voc")
+    assert "--dataset must be the folder" in line and "give --data instead" in line
     for path in [*(moved / "images").iterdir(), *(moved / "labels").iterdir()]:
         path.rename(path.with_name(f"other-{path.name}"))
     assert "none of the run's images" in refused(capsys, *report, "--dataset", moved)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -117,14 +117,19 @@ class SamProposer(CopiedByFields):
     sam: Sam
     config: ProposalConfig = field(default_factory=ProposalConfig)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of the SAM and the settings that proposals depend on."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that proposals depend on."""
         settings = asdict(replace(self.config, points_per_batch=None))
         for name in ("skip_covered", "crop_layers"):  # unchanged from before these settings
             if not settings[name]:
                 del settings[name]
-        return fingerprint([self.sam.fingerprint, settings])
+        return settings
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the SAM and the settings that proposals depend on."""
+        return fingerprint([self.sam.fingerprint, self.settings])
 
     @name_memory_error("proposing regions", SMALLER)
     def propose(self, image: np.ndarray) -> Proposals:

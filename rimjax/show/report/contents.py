@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from rimjax import datasets
 from rimjax.datasets.dataset import IGNORED, Dataset, Item, read_labels
 from rimjax.evaluation import Evaluation
+from rimjax.evaluation.metrics import confusion_matrix
 from rimjax.evaluation.run_folder import Results, merge_runs, summarise_run
 from rimjax.references import store
 from rimjax.references.contents import ClassReferences
@@ -120,7 +121,8 @@ def read_run(folders: Sequence[Path], moved: Mapping[str, Path] | None = None) -
     sources = description.get("sources", {}) | places
     description = description | {"sources": sources}
     read, files = _open_images(description, results, folders)
-    if isinstance(read, str) and moved.keys() & {"dataset", "data"}:
+    expected = moved.keys() & {"dataset", "data"} if description.get("save_labels") else ()
+    if isinstance(read, str) and expected:
         raise ValueError(read)
     references = _open_references(description)
     if isinstance(references, str) and "bank" in moved:
@@ -153,6 +155,9 @@ def _open_images(
             raise ValueError(f"{name}: the data set's labels have another size than the run's")
         if not description["background"]:
             truth = np.where(truth == 0, IGNORED, truth).astype(np.uint8)
+        counted = results[name].fill_confusion(len(description["classes"]) + 1)
+        if not np.array_equal(confusion_matrix(truth, prediction, len(counted)), counted):
+            raise ValueError(f"{name}: the labels aren't those that the run counted")
         return Labelled(image, truth, prediction)
 
     return read, files
