@@ -8,7 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# The tests' processes, and later runs, share what XLA compiled: a third of the time of scripts.
+# The tests' processes share what XLA compiled, and so do later runs, in which the experiments'
+# scripts take half of the time.
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache/programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
