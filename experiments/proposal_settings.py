@@ -120,15 +120,14 @@ def main(experiment: Experiment) -> None:
 def list_trials(experiment: Experiment) -> dict[str, Trial]:
     """List the settings to try, the default first."""
     default = experiment.load_models("rimjax")
-    proposer = Trial(default).proposer
+    trials = {"default": Trial(default)}
+    proposer = trials["default"].proposer
     coarse = max(1, proposer.config.points_per_side // 2)
     changes = {
-        "default": {},
         "skip_covered=True": {"skip_covered": True},
         f"points_per_side={coarse}": {"points_per_side": coarse},
         "crop_layers=1": {"crop_layers": 1},
     }
-    trials = {}
     for name, change in changes.items():
         own = replace(proposer, config=replace(proposer.config, **change))
         trials[name] = Trial(replace(default, proposer=own))
